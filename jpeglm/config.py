@@ -1,0 +1,79 @@
+"""Every key that a run's config may hold, with its default: the 7B JPEG-LM.
+
+Files in `configs/` start from `base()` and change what differs. The ConfigDict is locked, so a misspelt key is an
+error and not a silent default.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """JPEG-LM 7B on 256x256 colour images (JPEG-LM, sections 3 and 4); silent points as in BUILD_NOTES.md."""
+    config = ConfigDict()
+    config.seed = 0  # parameters and the order of chunks
+    config.platform = ""  # cpu, gpu or tpu; "" takes what JAX finds
+    config.steps = 74_000
+
+    config.codec = ConfigDict()
+    config.codec.name = "jpeg"
+    config.codec.height = 256  # pixels
+    config.codec.width = 256
+    config.codec.mode = "RGB"  # or "L", greyscale
+    config.codec.quality = 25
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.vocab_size = 320  # specials, bytes and merges together
+    config.tokenizer.documents = 10_000  # learnt from so many
+
+    config.data = ConfigDict()
+    config.data.path = ""  # folder that `jpeglm.prepare` wrote
+    config.data.seq_len = 12_288  # tokens a chunk
+    config.data.shards = 256
+    config.data.holdout = 0.001  # fraction of the documents, or (an integer) their number
+    config.data.seed = 0  # order of documents and held-out split
+
+    config.model = ConfigDict()
+    config.model.num_layers = 32
+    config.model.width = 4096
+    config.model.num_heads = 32
+    config.model.num_kv_heads = 32
+    config.model.head_dim = 128
+    config.model.ffn_width = 11_008
+    config.model.norm_eps = 1e-5
+    config.model.rope_theta = 10_000.0
+    config.model.qk_norm = False
+    config.model.mask_documents = False  # the papers concatenate without a mask
+    config.model.dtype = "bfloat16"  # of the computation; parameters, softmax and loss are float32
+    config.model.remat = "full"  # or "none"
+
+    config.optim = ConfigDict()
+    config.optim.batch_size = 256  # chunks a step, the same on every topology
+    config.optim.accumulate = 1  # microbatches a step; divides batch_size
+    config.optim.lr = 3e-4
+    config.optim.warmup_steps = 2_000
+    config.optim.final_lr_ratio = 0.1  # cosine down to this share of lr
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.95
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.1
+    config.optim.clip_norm = 1.0
+    config.optim.z_loss = 0.0
+
+    config.mesh = ConfigDict()  # one axis may be -1: all the devices that the others leave
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.context = 1
+    config.mesh.tensor = 1
+
+    config.eval = ConfigDict()
+    config.eval.every = 1_000  # steps
+    config.eval.batches = 16  # of batch_size held-out chunks; fewer where the split is smaller
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 500  # steps
+    config.checkpoint.keep = 3  # newest ones
+    config.checkpoint.keep_every = 10_000  # and each step divisible by this, for ever
+
+    config.log = ConfigDict()
+    config.log.every = 10  # steps
+    return config.lock()
