@@ -1,0 +1,76 @@
+"""What a run reports: JSON lines, TensorBoard, and the arithmetic of speed."""
+
+import json
+from typing import Any
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+# Dense bf16 multiply-add peaks in FLOP/s a device, from the makers' data sheets; keys are parts of `device_kind`,
+# the longer one first.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s of one device in bf16, or None where it is not known (a CPU)."""
+    return next((peak for kind, peak in PEAK_FLOPS.items() if kind in device.device_kind), None)
+
+
+class MetricsLog:
+    """Scalars by step: `metrics.jsonl` and TensorBoard events in a workdir.
+
+    Rows are written whole on `flush`, beside and then renamed, so that the file is never half-written and, flushed with
+    each checkpoint, never behind it. A resumed run drops the rows after the step that it goes on from.
+    """
+
+    def __init__(self, workdir: epath.Path, resume_step: int):
+        self._path = workdir / "metrics.jsonl"
+        self._rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        self._rows.append({"step": step, **scalars})
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        beside = self._path.with_name(self._path.name + ".tmp")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        beside.replace(self._path)
+        self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._board.close()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The rows of a workdir's `metrics.jsonl`, oldest first; none where it has not been written."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def human_count(number: float) -> str:
+    """12_345_678 -> '12.3M'."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def human_time(seconds: float) -> str:
+    """3_725 -> '1:02:05'; days in front where there are any."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,70 @@
+"""Causal attention that never holds a [length, length] array.
+
+`causal_attention` serves training and prefill, `cached_attention` one decoding step. Both take grouped queries:
+num_heads is a multiple of num_kv_heads. Scores and softmax are float32 whatever the inputs' dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Queries handled at once. A block's scores are [batch, heads, BLOCK, length], so memory grows linearly with length.
+BLOCK = 512
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T / sqrt(head_dim)) v over each position's past.
+
+    Each block of queries meets only the keys up to its own end, so the upper triangle is not computed, and its
+    scores are computed again in the backward pass instead of kept.
+
+    Args:
+      q: [batch, length, heads, head_dim].
+      k, v: [batch, length, kv_heads, head_dim].
+      segment_ids: [batch, length] int; where given, positions of different segments do not see each other.
+
+    Returns:
+      [batch, length, heads, head_dim] of q's dtype.
+    """
+    length = q.shape[1]
+    blocks = []
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        segments = None if segment_ids is None else (segment_ids[:, start:end], segment_ids[:, :end])
+        blocks.append(_attend_block(q[:, start:end], k[:, :end], v[:, :end], segments))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+@jax.checkpoint
+def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """The last q.shape[1] of k.shape[1] positions as queries."""
+    queries, keys = q.shape[1], k.shape[1]
+    visible = jnp.arange(keys)[None, :] <= jnp.arange(keys - queries, keys)[:, None]  # [queries, keys]
+    visible = visible[None]  # [1 or batch, queries, keys]
+    if segments is not None:
+        visible &= segments[0][:, :, None] == segments[1][:, None, :]
+    return _attend(q, k, v, visible)
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+    """One query a sequence against a cache that holds its keys and values up to and including its own.
+
+    Args:
+      q: [batch, heads, head_dim].
+      k, v: [batch, capacity, kv_heads, head_dim].
+      positions: [batch] int, the query's position; later places of the cache are not seen.
+
+    Returns:
+      [batch, heads, head_dim] of q's dtype.
+    """
+    visible = jnp.arange(k.shape[1])[None, None, :] <= positions[:, None, None]  # [batch, 1, capacity]
+    return _attend(q[:, None], k, v, visible)[:, 0]
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    batch, queries, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, -jnp.inf)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhgqk,bkhd->bqhgd", probabilities, v).reshape(q.shape)

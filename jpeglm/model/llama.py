@@ -1,0 +1,251 @@
+"""Llama-2: a decoder of RMSNorm, rotary attention and SwiGLU blocks, without biases, with an untied head.
+
+    x   = E[tokens]
+    x  += Wo attention(rope(Wq norm(x)), rope(Wk norm(x)), Wv norm(x))     for each layer
+    x  += Wdown (silu(Wgate norm(x)) * Wup norm(x))
+    logits = Whead norm(x)
+
+Touvron et al. 2023, "Llama 2"; rotary halves are laid out as in Hugging Face's LlamaForCausalLM. The layers are
+stacked and run by one `lax.scan`. This file holds only the mathematics: arrays carry logical axis names, and
+`jpeglm.sharding` alone knows what they mean on a mesh.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jpeglm.errors import InputError
+from jpeglm.model.attention import cached_attention, causal_attention
+from jpeglm.sharding import constrain
+
+INIT_STD = 0.02
+VOCAB_MULTIPLE = 128  # the arrays are padded to this: whole TPU lanes, and divisible over `tensor`
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shapes and numerics of one model. `vocab_size` counts every id; arrays hold `padded_vocab_size`."""
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_width: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    qk_norm: bool = False
+    mask_documents: bool = False
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"model.num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise InputError(f"model.head_dim={self.head_dim} is odd; rotary embedding turns pairs")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
+        if self.remat not in ("none", "full"):
+            raise InputError(f"model.remat={self.remat!r} is neither none nor full")
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "LlamaConfig":
+        """The model of a run's config."""
+        return cls(vocab_size=config.tokenizer.vocab_size, **config.model)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model proper, without the padding of the vocabulary."""
+        attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
+        attention += 2 * self.head_dim * self.qk_norm
+        per_layer = attention + 3 * self.width * self.ffn_width + 2 * self.width
+        return self.num_layers * per_layer + 2 * self.vocab_size * self.width + self.width
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Training FLOPs a token, forward and backward, causal, recomputation not counted.
+
+        Six for each weight of a matrix product (Kaplan et al. 2020, section 2.1) and, in each layer, six times the
+        2 * heads * head_dim * (seq_len + 1) / 2 multiply-adds of scores and mixing over a mean past of half a chunk.
+        """
+        norms = self.num_layers * (2 * self.width + 2 * self.head_dim * self.qk_norm) + self.width
+        matrices = self.num_parameters - self.vocab_size * self.width - norms
+        mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
+        return 6.0 * (matrices + mixing)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer, [layers, batch, capacity, kv_heads, head_dim]."""
+
+    k: jax.Array
+    v: jax.Array
+
+    @staticmethod
+    def zeros(config: LlamaConfig, batch: int, capacity: int) -> "Cache":
+        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
+        return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+def _matrix(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std: float = INIT_STD) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last dimension, in float32."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=("norm",))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...]).astype(x.dtype)
+
+
+def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [..., 1, head_dim / 2] in float32 for positions [...]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns the pairs (x[i], x[i + head_dim / 2]) of [..., heads, head_dim] by their position's angles."""
+    cos, sin = tables
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        width, ffn = config.width, config.ffn_width
+        residual_std = INIT_STD * (2 * config.num_layers) ** -0.5  # so that the residual stream keeps its scale
+        self.dtype = jnp.dtype(config.dtype)
+        self.attention_norm = RMSNorm(width, config.norm_eps)
+        self.wq = _matrix(rngs.params(), (width, heads, head_dim), ("embed", "heads", "head_dim"))
+        self.wk = _matrix(rngs.params(), (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"))
+        self.wv = _matrix(rngs.params(), (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"))
+        self.wo = _matrix(rngs.params(), (heads, head_dim, width), ("heads", "head_dim", "embed"), residual_std)
+        self.ffn_norm = RMSNorm(width, config.norm_eps)
+        self.w_gate = _matrix(rngs.params(), (width, ffn), ("embed", "ffn"))
+        self.w_up = _matrix(rngs.params(), (width, ffn), ("embed", "ffn"))
+        self.w_down = _matrix(rngs.params(), (ffn, width), ("ffn", "embed"), residual_std)
+        self.q_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
+
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable[..., Any]) -> Any:
+        """`attend(q, k, v)` gives the mixed values and whatever state the caller keeps: (x, state)."""
+        h = self.attention_norm(x)
+        q = jnp.einsum("...e,ehd->...hd", h, self.wq[...].astype(self.dtype))
+        k = jnp.einsum("...e,ehd->...hd", h, self.wk[...].astype(self.dtype))
+        v = jnp.einsum("...e,ehd->...hd", h, self.wv[...].astype(self.dtype))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
+        x = x + jnp.einsum("...hd,hde->...e", mixed, self.wo[...].astype(self.dtype))
+        h = self.ffn_norm(x)
+        gate = jnp.einsum("...e,ef->...f", h, self.w_gate[...].astype(self.dtype))
+        up = jnp.einsum("...e,ef->...f", h, self.w_up[...].astype(self.dtype))
+        x = x + jnp.einsum("...f,fe->...e", jax.nn.silu(gate) * up, self.w_down[...].astype(self.dtype))
+        return x, state
+
+
+class Llama(nnx.Module):
+    """The whole model. Parameters are float32; products run in `config.dtype`; logits are float32."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        vocab, width = config.padded_vocab_size, config.width
+        self.embedding = _matrix(rngs.params(), (vocab, width), ("vocab", "embed"))
+        keys = jax.random.split(rngs.params(), config.num_layers)
+        self.layers = nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+        self.final_norm = RMSNorm(width, config.norm_eps)
+        self.head = _matrix(rngs.params(), (width, vocab), ("embed", "vocab"))
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Logits [batch, length, padded_vocab_size] of the token after each position; all inputs [batch, length].
+
+        `segment_ids` matters only with `config.mask_documents`.
+        """
+        segments = segment_ids if self.config.mask_documents else None
+        x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments), None))
+        return self._logits(x)
+
+    def prefill(self, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+        """Runs prompts [batch, length] from position 0; logits at every position, and a cache of this length."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x, (k, v) = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v), (k, v)))
+        return self._logits(x), Cache(k, v)
+
+    def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """One step: tokens [batch] at positions [batch] -> logits [batch, padded_vocab_size] and the cache with them."""
+        x = self._embed(tokens)
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        rows = jnp.arange(tokens.shape[0])
+        graphdef, stacked = nnx.split(self.layers)
+
+        # The cache is carried and updated in place: as an output of the scan it would be copied whole at each step.
+        def layer(carry: Any, inputs: Any) -> Any:
+            x, cache = carry
+            index, parameters = inputs
+
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+                new = Cache(
+                    cache.k.at[index, rows, positions].set(k.astype(cache.k.dtype)),
+                    cache.v.at[index, rows, positions].set(v.astype(cache.v.dtype)),
+                )
+                return cached_attention(q, new.k[index], new.v[index], positions), new
+
+            return nnx.merge(graphdef, parameters)(x, rope, attend), None
+
+        (x, cache), _ = jax.lax.scan(layer, (x, cache), (jnp.arange(self.config.num_layers), stacked))
+        return self._logits(x), cache
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        return self.embedding[...].astype(self.config.dtype)[tokens]
+
+    def _layers(self, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> tuple[jax.Array, Any]:
+        x = constrain(self._embed(tokens), "batch", "sequence", None)
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def layer(x: jax.Array, parameters: Any) -> Any:
+            x, state = nnx.merge(graphdef, parameters)(x, rope, attend)
+            return constrain(x, "batch", "sequence", None), state
+
+        if self.config.remat == "full":
+            layer = jax.checkpoint(layer, prevent_cse=False)  # scan already keeps XLA from undoing it
+        return jax.lax.scan(layer, x, stacked)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        h = self.final_norm(x)
+        head = self.head[...].astype(self.config.dtype)
+        logits = jnp.einsum("...e,ev->...v", h, head, preferred_element_type=jnp.float32)
+        padding = jnp.arange(self.config.padded_vocab_size) >= self.config.vocab_size
+        return jnp.where(padding, -jnp.inf, logits)
+
+
+def abstract(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model without its numbers: its graph, and its parameters as shapes with their logical axes."""
+    return nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(params=0))))
+
+
+def init_params(config: LlamaConfig, seed: int) -> Any:
+    """Fresh parameters as a pure dict, the same for a seed on any mesh; call it inside `jax.jit`."""
+    return nnx.to_pure_dict(nnx.state(Llama(config, rngs=nnx.Rngs(params=seed))))

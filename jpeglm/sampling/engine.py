@@ -1,0 +1,199 @@
+"""Prefill and decode with a KV cache over a fixed number of slots.
+
+Every slot decodes one sequence; a finished one is replaced at once by the next request. Shapes never depend on the
+requests (prompts are padded to fixed buckets, the cache has a fixed capacity), and a draw depends only on its request
+and its position: so a sequence does not depend on its neighbours or its turn.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jpeglm import sharding
+from jpeglm.errors import InputError
+from jpeglm.model import llama
+from jpeglm.model.llama import Cache, LlamaConfig
+from jpeglm.sampling.logits import draw, filtered_probabilities
+
+STEPS_A_CALL = 16  # tokens decoded between two looks of the host
+SMALLEST_BUCKET = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sequence to continue.
+
+    prompt: ids, BOS first. key: two uint32 that alone decide the draws.
+    """
+
+    prompt: np.ndarray
+    key: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How tokens are drawn. `max_tokens` bounds prompt and continuation together."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    slots: int = 8
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError("sampling wants temperature >= 0, top_k >= 0 (0: all) and 0 < top_p <= 1")
+        if self.slots < 1 or self.max_tokens < 2:
+            raise InputError("sampling wants at least one slot and max_tokens of 2 or more")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Slots:
+    cache: Cache
+    tokens: jax.Array  # [slots, max_tokens] ids so far
+    lengths: jax.Array  # [slots] how many of them
+    keys: jax.Array  # [slots, 2] uint32
+    done: jax.Array  # [slots] bool
+
+
+class Engine:
+    """Decodes many requests with one set of parameters.
+
+    Args:
+      config: shapes of the model.
+      params: pure dict of its parameters, laid out on `mesh`.
+      mesh: `slots` are spread over data x fsdp, heads over tensor.
+      eos: the id that ends a sequence.
+    """
+
+    def __init__(self, config: LlamaConfig, params: Any, mesh: Mesh, settings: Settings, eos: int):
+        members = sharding.num_parts(mesh, "batch")
+        if settings.slots % members:
+            raise InputError(f"slots={settings.slots} do not divide over {members} devices")
+        self.settings = settings
+        self._config = config
+        self._mesh = mesh
+        self._eos = eos
+        self._params = jax.jit(functools.partial(_cast_matrices, dtype=config.dtype))(params)
+        self._graphdef, _ = llama.abstract(config)
+        self._insert = jax.jit(self._insert_impl, donate_argnums=1)
+        self._decode = jax.jit(self._decode_impl, donate_argnums=1)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """Yields (number of the request, new ids without EOS, whether EOS came), in the order in which they end."""
+        with jax.set_mesh(self._mesh):
+            yield from self._generate(requests)
+
+    def _generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
+        waiting = iter(enumerate(requests))
+        state = jax.jit(self._empty)()
+        running: dict[int, tuple[int, int]] = {}  # slot -> (number, prompt length)
+        while True:
+            for slot in range(self.settings.slots):
+                if slot in running:
+                    continue
+                number, request = next(waiting, (None, None))
+                if request is None:
+                    break
+                state = self._prefill(state, slot, request)
+                running[slot] = number, len(request.prompt)
+            if not running:
+                return
+            state = self._decode(self._params, state)
+            done = jax.device_get(state.done)
+            for slot in [slot for slot in running if done[slot]]:
+                number, prompt_length = running.pop(slot)
+                length = int(state.lengths[slot])
+                ids = np.asarray(state.tokens[slot])[prompt_length:length]
+                ended = bool(ids[-1] == self._eos)
+                yield number, ids[:-1] if ended else ids, ended
+
+    def _prefill(self, state: _Slots, slot: int, request: Request) -> _Slots:
+        length, limit = len(request.prompt), self.settings.max_tokens
+        if not 0 < length < limit:
+            raise InputError(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
+        padded = np.zeros((1, bucket(length, limit)), np.int32)
+        padded[0, :length] = request.prompt
+        return self._insert(self._params, state, padded, np.int32(length), np.int32(slot), request.key)
+
+    def _empty(self) -> _Slots:
+        slots, limit = self.settings.slots, self.settings.max_tokens
+        cache = Cache.zeros(self._config, slots, limit)
+        return _Slots(
+            cache=jax.tree.map(lambda x: sharding.constrain(x, None, "batch", None, "kv_heads", None), cache),
+            tokens=jnp.zeros((slots, limit), jnp.int32),
+            lengths=jnp.ones(slots, jnp.int32),
+            keys=jnp.zeros((slots, 2), jnp.uint32),
+            done=jnp.ones(slots, bool),
+        )
+
+    def _insert_impl(
+        self, params: Any, state: _Slots, prompt: jax.Array, length: jax.Array, slot: jax.Array, key: jax.Array
+    ) -> _Slots:
+        """Runs one prompt [1, bucket] and puts its cache and its first new token in a slot."""
+        logits, cache = nnx.merge(self._graphdef, params).prefill(prompt)
+        token = self._next(logits[:, length - 1], key[None], length[None])[0]
+
+        def into(all_slots: jax.Array, one: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(all_slots, one.astype(all_slots.dtype), (0, slot, 0, 0, 0))
+
+        row = jnp.zeros(self.settings.max_tokens, jnp.int32).at[: prompt.shape[1]].set(prompt[0]).at[length].set(token)
+        return _Slots(
+            cache=jax.tree.map(into, state.cache, cache),
+            tokens=state.tokens.at[slot].set(row),
+            lengths=state.lengths.at[slot].set(length + 1),
+            keys=state.keys.at[slot].set(key),
+            done=state.done.at[slot].set(self._ends(token, length + 1)),
+        )
+
+    def _decode_impl(self, params: Any, state: _Slots) -> _Slots:
+        model = nnx.merge(self._graphdef, params)
+        rows = jnp.arange(self.settings.slots)
+
+        def step(state: _Slots, _: None) -> tuple[_Slots, None]:
+            last = state.lengths - 1
+            logits, cache = model.decode(state.tokens[rows, last], last, state.cache)
+            token = self._next(logits, state.keys, state.lengths)
+            # A finished slot stands still until it is taken over.
+            place = jnp.where(state.done, last, state.lengths)
+            token = jnp.where(state.done, state.tokens[rows, last], token)
+            lengths = place + 1
+            done = state.done | self._ends(token, lengths)
+            return _Slots(cache, state.tokens.at[rows, place].set(token), lengths, state.keys, done), None
+
+        return jax.lax.scan(step, state, None, length=STEPS_A_CALL)[0]
+
+    def _next(self, logits: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
+        """Tokens [n] at `positions` [n] from logits [n, vocab] and the requests' keys [n, 2]."""
+        settings = self.settings
+        probabilities = filtered_probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
+        return draw(probabilities, jax.vmap(_uniform)(keys, positions))
+
+    def _ends(self, token: jax.Array, length: jax.Array) -> jax.Array:
+        return (token == self._eos) | (length >= self.settings.max_tokens)
+
+
+def _cast_matrices(params: Any, dtype: str) -> Any:
+    """Matrices in the dtype of the computation, once, instead of at each step; norms stay float32."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: x if p[-1].key == "scale" else x.astype(dtype), params)
+
+
+def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
+    key = jax.random.wrap_key_data(key, impl="threefry2x32")
+    return jax.random.uniform(jax.random.fold_in(key, position))
+
+
+def bucket(length: int, limit: int) -> int:
+    """The padded length of a prompt: the next power of two, at most `limit`."""
+    size = SMALLEST_BUCKET
+    while size < length:
+        size *= 2
+    return min(size, limit)

@@ -1,0 +1,117 @@
+"""A trained run as something that writes files: whole ones, or the rest of cut ones."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jpeglm import checkpoint, codecs, sharding
+from jpeglm.model import llama
+from jpeglm.model.llama import LlamaConfig
+from jpeglm.sampling.engine import Engine, Request, Settings
+from jpeglm.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One generated file.
+
+    Attributes:
+      index: number of the prompt it completes.
+      sample: number of the sample for this prompt.
+      document: prompt and continuation as canonical bytes; not necessarily a valid file.
+      prompt_units: units of the codec (MCUs of a JPEG) that were given.
+      tokens: how many were generated.
+      ended: whether the model ended the file itself within the budget of tokens.
+    """
+
+    index: int
+    sample: int
+    document: bytes
+    prompt_units: int
+    tokens: int
+    ended: bool
+
+
+class Sampler:
+    """Parameters, codec and tokenizer of one run, ready to generate."""
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, params: Any, mesh: Mesh, settings: Settings):
+        self.config = config
+        self.codec = codecs.make(config.codec)
+        self.tokenizer = tokenizer
+        self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS)
+
+    @classmethod
+    def load(cls, workdir: epath.PathLike, settings: Settings, step: int | None = None) -> "Sampler":
+        """The checkpoint of `step`, or the last one, of a run."""
+        workdir = epath.Path(workdir)
+        config = checkpoint.read_config(workdir)
+        step = checkpoint.pick_step(workdir, step)
+        mesh = inference_mesh(config, settings.slots)
+        _, model = llama.abstract(LlamaConfig.of(config))
+        shardings = sharding.parameter_shardings(model, mesh)
+        params = checkpoint.restore_params(workdir, step, checkpoint.abstract(nnx.to_pure_dict(model), shardings))
+        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
+
+    @classmethod
+    def untrained(cls, workdir: epath.PathLike, settings: Settings) -> "Sampler":
+        """The run's model as it was before its first step."""
+        workdir = epath.Path(workdir)
+        config = checkpoint.read_config(workdir)
+        mesh = inference_mesh(config, settings.slots)
+        model_config = LlamaConfig.of(config)
+        shardings = sharding.parameter_shardings(llama.abstract(model_config)[1], mesh)
+        params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=shardings)()
+        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
+
+    def complete(
+        self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0
+    ) -> Iterator[Completion]:
+        """Completes each canonical document from its first `ratio` of units, `samples` times, in the order they end.
+
+        The draws depend on (seed, SHA-256 of the whole document, sample number, position) alone.
+        """
+        prompts = [self.codec.cut(document, ratio) for document in documents]
+        keys = [
+            sampling_key(seed, hashlib.sha256(document).digest(), sample)
+            for document in documents
+            for sample in range(samples)
+        ]
+        yield from self._run(prompts, keys, samples)
+
+    def generate(self, num: int, seed: int = 0) -> Iterator[Completion]:
+        """Writes `num` files from nothing but BOS."""
+        keys = [sampling_key(seed, hashlib.sha256(b"").digest(), sample) for sample in range(num)]
+        yield from self._run([(b"", 0)], keys, num)
+
+    def _run(
+        self, prompts: Sequence[tuple[bytes, int]], keys: Sequence[np.ndarray], samples: int
+    ) -> Iterator[Completion]:
+        bos = np.array([self.tokenizer.BOS], np.int32)
+        encoded = [np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix, _ in prompts]
+        requests = [Request(encoded[number // samples], key) for number, key in enumerate(keys)]
+        for number, ids, ended in self._engine.generate(requests):
+            index, sample = divmod(number, samples)
+            prefix, units = prompts[index]
+            yield Completion(index, sample, prefix + self.tokenizer.decode(ids), units, len(ids), ended)
+
+
+def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:
+    """Two uint32 out of (seed, SHA-256 of the file, sample number)."""
+    words = hashlib.sha256(b"%d %s %d" % (seed, digest, sample)).digest()[:8]
+    return np.frombuffer(words, np.dtype("<u4")).astype(np.uint32)
+
+
+def inference_mesh(config: ConfigDict, slots: int) -> Mesh:
+    """All devices: heads over as many as divide them, slots over the rest."""
+    devices = jax.device_count()
+    tensor = int(np.gcd(devices, config.model.num_kv_heads))
+    return sharding.make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": tensor})
