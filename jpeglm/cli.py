@@ -39,15 +39,23 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(arg.lstrip("-") in ("help", "helpshort", "helpfull") for arg in argv[1:] if arg.startswith("-"))
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main()`; `InputError` becomes one line and exit status 2."""
+def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
+    """Parses the flags and runs `main`; `InputError` becomes one line and exit status 2.
+
+    Args:
+      main: the command.
+      positional: names of the arguments that are not flags; each must be given and is passed to `main`.
+    """
 
     def wrapped(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+        given = argv[1:]
+        if len(given) > len(positional):
+            _fail(f"unexpected argument {given[len(positional)]!r}; flags are written --name=value")
+        if len(given) < len(positional):
+            _fail(f"missing argument {positional[len(given)]}")
         logging.set_verbosity(logging.INFO)
         try:
-            main()
+            main(*given)
         except InputError as error:
             _fail(error)
 

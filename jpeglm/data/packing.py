@@ -1,0 +1,375 @@
+"""From pictures to packed shards, in three stages that any number of processes share and a kill does not undo.
+
+1. Encode. The source's names are listed once and cut into units of `unit_items` names. A unit becomes one file of
+   concatenated documents and one index with their offsets and keys.
+2. Order. All documents are sorted by key = SHA-256(f"{seed}:" + SHA-256(document)). The
+   first K are held out, K = `data.holdout` (a number, or below 1 a fraction of the documents: rounded, at least one);
+   the boundary moves on past copies of the same document, so no document is on both sides. A training document
+   belongs to shard (last 8 bytes of its key, big-endian) modulo `data.shards`. The tokenizer is learnt from the first
+   `tokenizer.documents` training documents in this order, never from a held-out one, or is given as a file.
+3. Pack. Each shard is written alone (`shards.write_shard`), its documents in the same order.
+
+Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
+workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed behind the manifest; it holds
+all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 100
+bytes each) and never the documents themselves.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jpeglm import codecs, tokenizer
+from jpeglm.data import shards, sources
+from jpeglm.data.workers import Pool, progress
+from jpeglm.errors import InputError
+from jpeglm.tokenizer import Tokenizer
+
+REFUSED = "refused.jsonl"
+TOKENIZER = "tokenizer.json"
+_WORK = ".work"
+_NAMES_IN_MANIFEST = 100
+_BATCH = 64  # documents tokenized at a time
+_PLACE = np.dtype([("unit", "<u4"), ("offset", "<u8"), ("length", "<u4")])  # where a document lies
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the result depends on; sent to every worker."""
+
+    source: str
+    out: str
+    codec: dict
+    data: dict
+    unit_items: int
+
+    @property
+    def work(self) -> Path:
+        return Path(self.out) / _WORK
+
+
+def prepare(
+    config: ConfigDict,
+    source: str,
+    out: str | os.PathLike,
+    tokenizer_path: str | None = None,
+    workers: int | None = None,
+    unit_items: int = 1024,
+) -> dict:
+    """Prepares `source` in the folder `out`, or goes on with a run that was killed there; returns the manifest.
+
+    Args:
+      config: the sections codec, tokenizer and data are used.
+      source: what `sources.open_source` understands.
+      out: a local folder, empty, or with a killed or finished run of the same config and source.
+      tokenizer_path: a tokenizer.json to use instead of learning one.
+      workers: processes; all cores if None. No influence on the result.
+      unit_items: names that a worker takes at a time.
+
+    Raises:
+      InputError: a source without usable pictures, a folder with something else in it, a config that does not fit.
+    """
+    sections = config_sections(config)
+    codecs.make(config.codec)  # refuses a wrong codec section before any work
+    if config.data.shards < 1 or config.data.seq_len < 2:
+        raise InputError("data.shards must be at least 1 and data.seq_len at least 2")
+    holdout = config.data.holdout
+    if holdout <= 0 or (holdout >= 1 and holdout != int(holdout)):
+        raise InputError(f"data.holdout must be a fraction below 1 or a whole number from 1 on, not {holdout}")
+    given = Tokenizer.load(tokenizer_path) if tokenizer_path else None
+    if given and given.vocab_size != config.tokenizer.vocab_size:
+        raise InputError(
+            f"{tokenizer_path} has {given.vocab_size} entries, tokenizer.vocab_size is {config.tokenizer.vocab_size}"
+        )
+    identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
+    out = Path(out)
+    job = Job(source, str(out), sections["codec"], sections["data"], unit_items)
+    if (out / shards.MANIFEST).exists():
+        manifest = shards.read_manifest(out)
+        _refuse_other(out, manifest, identity)
+        shutil.rmtree(job.work, ignore_errors=True)  # a run may be killed between its last two lines
+        logging.info("%s is finished already; nothing to do", out)
+        return manifest
+
+    sources.open_source(source)  # refuses a missing one before anything is written
+    _begin(job, identity)
+    unit_starts, num_items = _list_names(job)
+    with Pool(workers) as pool:
+        _encode_all(pool, job, unit_starts, num_items)
+        places, held_out, shard, counts = _order(job, len(unit_starts))
+        learnt = _make_tokenizer(job, config.tokenizer, places[held_out:], given)
+        entries = _pack_all(pool, job, places, held_out, shard)
+
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        **identity,
+        "tokenizer_sha256": learnt.sha256,
+        "encoder_versions": codecs.make(config.codec).encoder_versions(),
+        "counts": {"seen": num_items, **counts},
+        "splits": {
+            split: {
+                key: sum(entry[key] for entry in entries[split]) for key in ("documents", "chunks", "tokens", "bytes")
+            }
+            | {"shards": entries[split]}
+            for split in shards.SPLITS
+        },
+    }
+    shards.write_whole(out / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    shutil.rmtree(job.work)
+    return manifest
+
+
+def config_sections(config: ConfigDict) -> dict:
+    """The part of a config that prepared data depends on: codec, tokenizer and data without its path."""
+    sections = {name: config[name].to_dict() for name in ("codec", "tokenizer", "data")}
+    del sections["data"]["path"]
+    return sections
+
+
+def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
+    """`InputError` naming the first key in which what lies in `out` differs from what is asked for."""
+    found, wanted = _flatten(found), _flatten(wanted)
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{out} was prepared with {key}={found.get(key)}, now {value} is asked: use another folder"
+            )
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _begin(job: Job, identity: dict) -> None:
+    """Makes the work folder, or checks that the one that is there belongs to this job."""
+    out = Path(job.out)
+    if os.path.isdir(job.source) and out.resolve().is_relative_to(Path(job.source).resolve()):
+        raise InputError(f"{out} lies inside the source {job.source}: it would find its own files")
+    identity = identity | {"unit_items": job.unit_items}
+    record = job.work / "job.json"
+    if record.exists():
+        _refuse_other(out, json.loads(record.read_bytes()), identity)
+        logging.info("going on with the run that was interrupted in %s", out)
+        return
+    if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK}):
+        raise InputError(f"{out} holds something else: give an empty or a new folder")
+    try:
+        job.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {job.work}: {error.strerror}") from error
+    shards.write_whole(record, json.dumps(identity).encode())
+
+
+# Stage 1: encode
+
+
+def _list_names(job: Job) -> tuple[list[int], int]:
+    """Lists the source in `names.jsonl`; returns where in it each unit starts, in bytes, and the number of names."""
+    path = job.work / "names.jsonl"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    starts, count = [], 0
+    with open(temporary, "wb") as file:
+        for name in tqdm(sources.open_source(job.source).names(), desc="listing", unit="file", dynamic_ncols=True):
+            if count % job.unit_items == 0:
+                starts.append(file.tell())
+            file.write(json.dumps(name).encode() + b"\n")
+            count += 1
+    if path.exists() and shards.sha256_of(path) != shards.sha256_of(temporary):
+        temporary.unlink()
+        raise InputError(f"{job.source} changed since the interrupted run: delete {job.out} and start again")
+    os.replace(temporary, path)
+    if not count:
+        raise InputError(f"{job.source} holds no files")
+    return starts, count
+
+
+def _documents_path(job: Job, unit: int) -> Path:
+    return job.work / f"unit-{unit:06d}.documents"
+
+
+def _index_path(job: Job, unit: int) -> Path:
+    return job.work / f"unit-{unit:06d}.npz"
+
+
+def _refused_path(job: Job, unit: int) -> Path:
+    return job.work / f"unit-{unit:06d}.refused.jsonl"
+
+
+def _encode_all(pool: Pool, job: Job, unit_starts: list[int], num_items: int) -> None:
+    sizes = [min(job.unit_items, num_items - unit * job.unit_items) for unit in range(len(unit_starts))]
+    todo = [unit for unit in range(len(unit_starts)) if not _index_path(job, unit).exists()]
+    with progress(num_items, "pic", "encoding") as bar:
+        bar.update(num_items - sum(sizes[unit] for unit in todo))
+        for unit in pool.map_unordered(_encode_unit, ((job, unit, unit_starts[unit]) for unit in todo)):
+            bar.update(sizes[unit])
+
+
+def _encode_unit(job: Job, unit: int, start: int) -> int:
+    """Encodes the names of one unit. The index is written last: where it exists, the unit is complete."""
+    codec = codecs.make(job.codec)
+    source = sources.open_source(job.source)
+    documents, keys, refused = [], [], []
+    with open(job.work / "names.jsonl", "rb") as file:
+        file.seek(start)
+        names = [json.loads(line) for line in itertools.islice(file, job.unit_items)]
+    for name in names:
+        try:
+            image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
+        except sources.Refused as refusal:
+            refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
+            continue
+        documents.append(codec.encode(image))
+        keys.append(document_key(job.data["seed"], documents[-1]))
+    shards.write_whole(_documents_path(job, unit), b"".join(documents))
+    shards.write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
+    temporary = job.work / f".unit-{unit:06d}.{os.getpid()}.npz"
+    np.savez(
+        temporary,
+        keys=np.frombuffer(b"".join(keys), ">u8").reshape(-1, 4),
+        lengths=np.array([len(document) for document in documents], np.uint32),
+    )
+    os.replace(temporary, _index_path(job, unit))
+    return unit
+
+
+def document_key(seed: int, document: bytes) -> bytes:
+    """The 32 bytes by which documents are ordered, split and assigned to shards."""
+    return hashlib.sha256(f"{seed}:".encode() + hashlib.sha256(document).digest()).digest()
+
+
+def shard_of(key: bytes, num_shards: int) -> int:
+    """The training shard of the document with this key."""
+    return int.from_bytes(key[-8:]) % num_shards
+
+
+# Stage 2: order
+
+
+def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]:
+    """Orders and splits all documents, and writes `refused.jsonl`.
+
+    Returns:
+      places: _PLACE [kept], by key.
+      held_out: how many of them, from the first, are held out.
+      shard: int64 [kept - held_out], the training shard of each of the others.
+      counts: kept, duplicates and refused, for the manifest.
+    """
+    all_keys, all_places, refused, first_refused = [], [], collections.Counter(), []
+    temporary = job.work / f".{REFUSED}.{os.getpid()}"
+    with open(temporary, "wb") as refused_file:
+        for unit in range(num_units):
+            with np.load(_index_path(job, unit)) as index:
+                keys, lengths = index["keys"], index["lengths"]
+            places = np.empty(len(lengths), _PLACE)
+            places["unit"], places["length"] = unit, lengths
+            places["offset"] = np.cumsum(lengths, dtype=np.uint64) - lengths
+            all_keys.append(keys)
+            all_places.append(places)
+            for line in _refused_path(job, unit).read_bytes().splitlines():
+                refused_file.write(line + b"\n")
+                entry = json.loads(line)
+                refused[entry["reason"]] += 1
+                if len(first_refused) < _NAMES_IN_MANIFEST:
+                    first_refused.append(f"{entry['name']}: {entry['reason']}")
+    os.replace(temporary, Path(job.out) / REFUSED)
+    keys, places = np.concatenate(all_keys), np.concatenate(all_places)
+    if not len(keys):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
+        raise InputError(f"no picture of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
+
+    order = np.lexsort(keys.T[::-1])  # by the first 8 bytes, then the next ...
+    keys, places = keys[order], places[order]
+    is_copy = np.concatenate([[False], (keys[1:] == keys[:-1]).all(axis=1)])
+    held_out = _num_held_out(job.data["holdout"], is_copy)
+    shard = keys[held_out:, 3] % np.uint64(job.data["shards"])
+    counts = {
+        "kept": len(keys),
+        "duplicates": int(is_copy.sum()),
+        "refused": dict(sorted(refused.items())),
+        "first_refused": first_refused,
+    }
+    return places, held_out, shard.astype(np.int64), counts
+
+
+def _num_held_out(holdout: float, is_copy: np.ndarray) -> int:
+    """How many documents at the head of the order are held out. `is_copy`: equal to the document before it."""
+    kept = len(is_copy)
+    count = int(holdout) if holdout >= 1 else max(1, round(holdout * kept))
+    while count < kept and is_copy[count]:
+        count += 1
+    if count >= kept:
+        raise InputError(f"data.holdout={holdout} leaves nothing of {kept} documents for training")
+    return count
+
+
+def _read_places(job: Job, places: np.ndarray) -> Iterator[bytes]:
+    for unit, offset, length in places.tolist():
+        with open(_documents_path(job, unit), "rb") as file:
+            file.seek(offset)
+            yield file.read(length)
+
+
+def _make_tokenizer(job: Job, section: ConfigDict, training: np.ndarray, given: Tokenizer | None) -> Tokenizer:
+    path = Path(job.out) / TOKENIZER
+    if path.exists():  # from before a kill
+        return Tokenizer.load(path)
+    if given is None:
+        sample = training[: section.documents]
+        logging.info("learning %d entries from %d training documents", section.vocab_size, len(sample))
+        if len(sample) < section.documents:
+            logging.info("(tokenizer.documents asks for %d, there are no more)", section.documents)
+        separator = codecs.make(job.codec).separator_regex
+        given = tokenizer.train(_read_places(job, sample), section.vocab_size, separator)
+    given.save(path)
+    return given
+
+
+# Stage 3: pack
+
+
+def _pack_all(pool: Pool, job: Job, places: np.ndarray, held_out: int, shard: np.ndarray) -> dict[str, list[dict]]:
+    """Writes all shards; returns their manifest entries by split, in order."""
+    count = job.data["shards"]
+    training = places[held_out:][np.argsort(shard, kind="stable")]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(shard, minlength=count))])
+
+    def tasks() -> Iterator[tuple]:
+        yield job, "heldout", 0, 1, places[:held_out]
+        for index in range(count):
+            yield job, "train", index, count, training[bounds[index] : bounds[index + 1]]
+
+    entries = {split: [] for split in shards.SPLITS}
+    with progress(len(places), "doc", "packing") as bar:
+        for split, entry in pool.map_unordered(_pack_shard, tasks()):
+            entries[split].append(entry)
+            bar.update(entry["documents"])
+    return {split: sorted(found, key=lambda entry: entry["name"]) for split, found in entries.items()}
+
+
+def _pack_shard(job: Job, split: str, index: int, count: int, places: np.ndarray) -> tuple[str, dict]:
+    """Writes one shard, then its manifest entry in the work folder: where that exists, the shard is complete."""
+    path = Path(job.out) / shards.shard_name(split, index, count)
+    record = job.work / f"{path.name}.json"
+    if record.exists():
+        return split, json.loads(record.read_bytes())
+    learnt = Tokenizer.load(Path(job.out) / TOKENIZER)
+    batches = (list(_read_places(job, places[start : start + _BATCH])) for start in range(0, len(places), _BATCH))
+    documents = itertools.chain.from_iterable(map(learnt.encode_batch, batches))
+    entry = shards.write_shard(path, documents, job.data["seq_len"])
+    entry["bytes"] = int(places["length"].sum(dtype=np.int64))
+    shards.write_whole(record, json.dumps(entry).encode())
+    return split, entry

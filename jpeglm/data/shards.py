@@ -1,0 +1,149 @@
+"""A prepared folder on disk: ArrayRecord shards of token chunks, and the manifest that describes them.
+
+    DIR/manifest.json       written last: a folder without it is not finished
+    DIR/tokenizer.json
+    DIR/refused.jsonl       every refused picture: name, reason, detail
+    DIR/train-00000-of-00008.array_record ...
+    DIR/heldout-00000-of-00001.array_record
+
+A record is one chunk: exactly `seq_len` tokens, little-endian uint16. The last chunk of a shard is filled up with 0;
+how many of its tokens are real follows from the shard's token count in the manifest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from jpeglm.errors import InputError
+from jpeglm.tokenizer import BOS, EOS
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "heldout")
+MANIFEST = "manifest.json"
+_TOKEN = np.dtype("<u2")
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    return f"{split}-{index:05d}-of-{count:05d}.array_record"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and renames it there, so that it exists whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: str | os.PathLike) -> dict:
+    """The manifest of a finished prepared folder; `InputError` if there is none or it is another version's."""
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no finished prepared data ({MANIFEST} is missing)") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
+    return manifest
+
+
+def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> dict:
+    """Packs tokenized documents into one shard, whole or not at all.
+
+    Args:
+      path: a local file.
+      documents: ids of each document, uint16 [n], without `<s>` and `</s>`, which are put around it here.
+      seq_len: tokens a chunk.
+
+    Returns:
+      {name, documents, chunks, tokens, shortest, longest, sha256}: the tokens are the real ones, `<s>` and `</s>`
+      included; the shortest and longest document in tokens (0 in a shard without documents).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # One record a group: chunks are read in random order.
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    if not writer.ok():  # the constructor reports nothing
+        raise OSError(f"cannot write {temporary}")
+    lengths, chunks = [], 0
+    pending, held = [], 0  # pieces of the chunks not yet written, and their tokens in all
+    for document in documents:
+        pending.append(np.concatenate([[BOS], document, [EOS]]).astype(_TOKEN))
+        lengths.append(len(pending[-1]))
+        held += lengths[-1]
+        if held >= seq_len:
+            tokens = np.concatenate(pending)
+            whole = held // seq_len
+            for chunk in tokens[: whole * seq_len].reshape(whole, seq_len):
+                writer.write(chunk.tobytes())
+            chunks += whole
+            pending, held = [tokens[whole * seq_len :]], held % seq_len
+    if held:
+        last = np.concatenate(pending)
+        writer.write(np.pad(last, (0, seq_len - held)).tobytes())
+        chunks += 1
+    writer.close()
+    if os.path.getsize(temporary) == 0:
+        raise OSError(f"cannot write {temporary}")
+    digest = sha256_of(temporary)
+    os.replace(temporary, path)
+    return {
+        "name": path.name,
+        "documents": len(lengths),
+        "chunks": chunks,
+        "tokens": sum(lengths),
+        "shortest": min(lengths, default=0),
+        "longest": max(lengths, default=0),
+        "sha256": digest,
+    }
+
+
+def read_chunks(path: Path, num_chunks: int, seq_len: int) -> Iterator[np.ndarray]:
+    """The chunks of one shard in order, uint16 [seq_len] each. `InputError` if there are not `num_chunks`."""
+    reader = ArrayRecordReader(str(path))
+    if not reader.ok() or reader.num_records() != num_chunks:
+        raise InputError(f"{path}: {reader.num_records()} chunks, the manifest says {num_chunks}")
+    for start in range(0, num_chunks, 64):
+        for record in reader.read(start, min(start + 64, num_chunks)):
+            if len(record) != seq_len * _TOKEN.itemsize:
+                raise InputError(f"{path}: a chunk of {len(record)} bytes, not {seq_len * _TOKEN.itemsize}")
+            yield np.frombuffer(record, _TOKEN)
+    reader.close()
+
+
+def read_documents(folder: Path, shard: dict, seq_len: int) -> Iterator[np.ndarray]:
+    """The documents of one shard in order, ids uint16 [n] without `<s>` and `</s>`.
+
+    Args:
+      shard: its entry in the manifest.
+
+    Raises:
+      InputError: what stands between, before or behind the documents is not as `write_shard` writes it.
+    """
+    path = folder / shard["name"]
+    left = shard["tokens"]
+    rest = np.empty(0, _TOKEN)  # the document that the last chunk did not finish
+    for chunk in read_chunks(path, shard["chunks"], seq_len):
+        if chunk[left:].any():
+            raise InputError(f"{path}: padding is not 0")
+        tokens = np.concatenate([rest, chunk[:left]])
+        left -= min(left, seq_len)
+        ends = np.flatnonzero(tokens == EOS) + 1
+        for start, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+            if tokens[start] != BOS or (tokens[start + 1 : end - 1] <= EOS).any():
+                raise InputError(f"{path}: a document is not <s>, bytes, </s>")
+            yield tokens[start + 1 : end - 1]
+        rest = tokens[ends[-1] :] if len(ends) else tokens
+    if left or len(rest):
+        raise InputError(f"{path}: the last document is not finished")

@@ -1,0 +1,174 @@
+"""Where pictures come from, and how each kind of picture becomes the codec's size and mode.
+
+A source lists names cheaply and loads one picture by name, in any process. `canonical` gives the picture that is
+encoded, or raises `Refused` with a reason class (counted in the manifest) and a detail (listed beside the name).
+
+| what is found | what becomes of it |
+|---|---|
+| EXIF orientation | applied |
+| alpha, transparent palette entry or colour | composited over white |
+| 1 bit, palette, CMYK, YCbCr, HSV, RGBX | converted to RGB, then to the codec's mode |
+| 16-bit grey | value / 257, rounded |
+| 16 bits a colour channel | Pillow's reader keeps the high byte |
+| colour profile | ignored |
+| several pictures in one file: MPO, TIFF, PSD | the first |
+| animated: GIF, WebP, APNG, AVIF and other moving formats | refused, "animated" |
+| 32-bit integer (I), floating point (F), LAB | refused, "mode I", "mode F", "mode LAB" |
+| more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million pixels) | refused, "too large" |
+| truncated or damaged, as far as its decoder notices | refused, "broken" |
+| not a picture that Pillow knows, or an empty file | refused, "not a picture" |
+| symbolic link to a folder (may be a loop), socket, device | refused, "not a regular file" |
+| no permission, dangling link | refused, "unreadable" |
+
+Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as one step.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jpeglm.errors import InputError
+
+_FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
+_REFUSED_MODES = ("I", "F", "LAB")
+_WHITE = (255, 255, 255, 255)
+
+
+class Refused(InputError):
+    """A picture that no rule converts. `reason`: its class; `detail`: what exactly."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return Refused, (self.reason, self.detail)
+
+
+class Source(Protocol):
+    """A set of pictures. `path` is what `open_source` was given."""
+
+    path: str
+
+    def names(self) -> Iterator[str]:
+        """Names in an order that depends on the content alone."""
+
+    def load(self, name: str) -> Image.Image:
+        """Opens one picture, perhaps lazily; raises `Refused`."""
+
+
+class Folder:
+    """Every file below a folder, by relative name; sorted within each folder."""
+
+    def __init__(self, path: str):
+        if not os.path.isdir(path):
+            raise InputError(f"no such folder: {path}")
+        self.path = path
+
+    def names(self) -> Iterator[str]:
+        pending = [""]
+        while pending:
+            relative = pending.pop()
+            try:
+                with os.scandir(os.path.join(self.path, relative)) as entries:
+                    found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            except OSError as error:
+                raise InputError(f"cannot list {os.path.join(self.path, relative)}: {error.strerror}") from error
+            inside = [(os.path.join(relative, name), is_folder) for name, is_folder in found]
+            yield from (name for name, is_folder in inside if not is_folder)
+            pending += [name for name, is_folder in reversed(inside) if is_folder]
+
+    def load(self, name: str) -> Image.Image:
+        path = os.path.join(self.path, name)
+        try:
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise Refused("not a regular file", "a linked folder, socket or device")
+            with open(path, "rb") as file:
+                if not file.read(1):
+                    raise Refused("not a picture", "the file is empty")
+            return Image.open(path)
+        except UnidentifiedImageError as error:
+            raise Refused("not a picture", "no format that Pillow knows") from error
+        except Image.DecompressionBombError as error:
+            raise Refused("too large", str(error)) from error
+        except OSError as error:
+            raise Refused("unreadable", error.strerror or str(error)) from error
+
+
+class EmbeddedMnist:
+    """10,000 MNIST digits with 2 black pixels around each: 32x32 greyscale (see MNIST_LICENSE.txt)."""
+
+    path = "embedded:mnist"
+
+    def __init__(self):
+        with np.load(Path(__file__).parent / "mnist10k.npz") as file:
+            self._images = np.pad(file["images"], ((0, 0), (2, 2), (2, 2)))  # uint8 [10000, 32, 32]
+            self._labels = file["labels"]  # uint8 [10000]
+
+    def names(self) -> Iterator[str]:
+        return (f"{index:05d}-digit{label}" for index, label in enumerate(self._labels))
+
+    def load(self, name: str) -> Image.Image:
+        return Image.fromarray(self._images[int(name[:5])])
+
+
+@functools.lru_cache(maxsize=1)
+def open_source(path: str) -> Source:
+    """The source that `path` names: `embedded:mnist`, or a folder of pictures. `InputError` if there is none."""
+    if path == EmbeddedMnist.path:
+        return EmbeddedMnist()
+    return Folder(path)
+
+
+def canonical(source: Source, name: str, height: int, width: int, mode: str) -> Image.Image:
+    """One picture of a source in the codec's size and mode, by the table above. Raises `Refused`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # suspicious sizes and odd metadata, by the thousand
+        with source.load(name) as image:
+            return to_canonical(image, height, width, mode)
+
+
+def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
+    """A Pillow image in the codec's size and mode ("L" or "RGB"), by the table above. Raises `Refused`."""
+    try:
+        if getattr(image, "is_animated", False) and image.format not in _FIRST_OF_SEVERAL:
+            raise Refused("animated", f"{image.format} of {image.n_frames} frames")
+        # 16-bit grey: Pillow's own modes for it, and mode I where the format has no more than 16 bits
+        is_wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+        if image.mode in _REFUSED_MODES and not is_wide_grey:
+            raise Refused(f"mode {image.mode}", f"{image.format} picture of {image.size[0]}x{image.size[1]}")
+        image = ImageOps.exif_transpose(image)
+        if is_wide_grey:
+            image = _eight_bit(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        image = image.convert(mode)
+        return ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+    except Refused:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Refused("too large", str(error)) from error
+    except MemoryError as error:
+        raise Refused("too large", "not enough memory to decode it") from error
+    except Exception as error:  # decoders raise nearly everything on a damaged file
+        raise Refused("broken", f"{type(error).__name__}: {error}") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits; a value that the file names as transparent becomes an alpha channel."""
+    wide = np.asarray(image, np.uint32)
+    grey = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        opaque = wide != image.info["transparency"]
+        grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    return grey

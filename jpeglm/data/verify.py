@@ -1,0 +1,88 @@
+"""Reads a prepared folder again from end to end and compares it with its manifest."""
+
+import json
+import os
+from pathlib import Path
+
+from jpeglm import codecs
+from jpeglm.data import packing, shards
+from jpeglm.data.workers import Pool, progress
+from jpeglm.errors import InputError
+from jpeglm.tokenizer import Tokenizer
+
+
+def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
+    """Checks everything that a prepared folder promises; returns its manifest.
+
+    Checked are the checksum of the tokenizer and of each shard, the length of each chunk and the padding of the last;
+    that each document detokenizes to a file that the codec's strict parser accepts, lies in its own split and shard,
+    and in the order of the keys; and all counts.
+
+    Raises:
+      InputError: the first thing found wrong, with the file's name.
+    """
+    folder = Path(folder)
+    manifest = shards.read_manifest(folder)
+    if Tokenizer.load(folder / packing.TOKENIZER).sha256 != manifest["tokenizer_sha256"]:
+        raise InputError(f"{folder / packing.TOKENIZER} is not the one that the manifest names")
+    splits, counts = manifest["splits"], manifest["counts"]
+    listed = [(split, index) for split in shards.SPLITS for index in range(len(splits[split]["shards"]))]
+    ranges = {split: [] for split in shards.SPLITS}  # first and last key of each shard
+    with Pool(workers) as pool, progress(counts["kept"], "doc", "verifying") as bar:
+        for split, first_last, documents in pool.map_unordered(
+            _verify_shard, ((str(folder), manifest, split, index) for split, index in listed)
+        ):
+            ranges[split] += first_last
+            bar.update(documents)
+    if max(ranges["heldout"]) >= min(ranges["train"]):
+        raise InputError(f"{folder}: held-out and training documents are not separated in the order of their keys")
+    for split in splits.values():
+        for key in ("documents", "chunks", "tokens", "bytes"):
+            if split[key] != sum(shard[key] for shard in split["shards"]):
+                raise InputError(f"{folder}: the manifest's {key} do not add up")
+    refused = (folder / packing.REFUSED).read_bytes().splitlines()
+    if counts["kept"] != sum(split["documents"] for split in splits.values()):
+        raise InputError(f"{folder}: the manifest says {counts['kept']} documents kept, the splits hold others")
+    if not len(refused) == counts["seen"] - counts["kept"] == sum(counts["refused"].values()):
+        raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
+    by_reason: dict[str, int] = {}
+    for line in refused:
+        reason = json.loads(line)["reason"]
+        by_reason[reason] = by_reason.get(reason, 0) + 1
+    if by_reason != counts["refused"]:
+        raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
+    return manifest
+
+
+def _verify_shard(folder: str, manifest: dict, split: str, index: int) -> tuple[str, list[bytes], int]:
+    """Checks one shard; returns its split, its first and last key (none if empty) and its number of documents."""
+    config = manifest["config"]
+    shard = manifest["splits"][split]["shards"][index]
+    path = Path(folder) / shard["name"]
+    if not path.exists():
+        raise InputError(f"{path} is missing")
+    if shards.sha256_of(path) != shard["sha256"]:
+        raise InputError(f"{path}: the checksum differs from the manifest's, the file is damaged")
+    codec = codecs.make(config["codec"])
+    learnt = Tokenizer.load(Path(folder) / packing.TOKENIZER)
+    first = last = b""
+    documents = bytes_ = tokens = 0
+    for ids in shards.read_documents(Path(folder), shard, config["data"]["seq_len"]):
+        document = learnt.decode(ids)
+        try:
+            codec.parse(document)
+        except InputError as error:
+            raise InputError(f"{path}: document {documents}: {error}") from error
+        key = packing.document_key(config["data"]["seed"], document)
+        if split == "train" and packing.shard_of(key, config["data"]["shards"]) != index:
+            raise InputError(f"{path}: document {documents} belongs to another shard")
+        if key < last:
+            raise InputError(f"{path}: document {documents} is out of order")
+        first, last = first or key, key
+        documents += 1
+        bytes_ += len(document)
+        tokens += len(ids) + 2
+    for name, found in (("documents", documents), ("bytes", bytes_), ("tokens", tokens)):
+        if shard[name] != found:
+            raise InputError(f"{path}: {found} {name}, the manifest says {shard[name]}")
+    return split, [first, last] if documents else [], documents

@@ -1,0 +1,54 @@
+"""Processes that share a list of work."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+
+from tqdm import tqdm
+
+
+class Pool:
+    """Processes that end with their parent, with few tasks in flight however long the list is.
+
+    A dead worker raises (`BrokenProcessPool`) instead of being waited for.
+    """
+
+    def __init__(self, workers: int | None):
+        """`workers`: all the cores that this process may use if None."""
+        self._workers = workers or len(os.sched_getaffinity(0))
+
+    def __enter__(self) -> "Pool":
+        self._executor = ProcessPoolExecutor(
+            self._workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def map_unordered(self, function: Callable, tasks: Iterable[tuple]) -> Iterator:
+        """Results of `function(*task)` as they come."""
+        tasks = iter(tasks)
+        running = {self._executor.submit(function, *task) for task in itertools.islice(tasks, 2 * self._workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {self._executor.submit(function, *task) for task in itertools.islice(tasks, len(done))}
+            yield from (future.result() for future in done)
+
+
+def progress(total: int, unit: str, what: str) -> tqdm:
+    return tqdm(total=total, unit=unit, desc=what, unit_scale=total >= 1_000_000, dynamic_ncols=True)
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool has the cores already
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    # A worker waits for tasks on a pipe whose other end it holds open too: it would outlive a killed parent.
+    threading.Thread(target=end_with_parent, daemon=True).start()

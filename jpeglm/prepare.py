@@ -1,0 +1,43 @@
+"""Pictures to tokenizer, packed shards and manifest.
+
+    python -m jpeglm.prepare --config=configs/jpeglm_demo.py --source=embedded:mnist --out=runs/mnist
+
+`--source` is a folder of pictures (searched through all its subfolders) or `embedded:mnist`. Pictures that cannot be
+used are counted and named in DIR/refused.jsonl. A run that was killed goes on where it stood when it is started again
+with the same flags; the result does not depend on `--workers` or on kills.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+from tabulate import tabulate
+
+from jpeglm import cli
+from jpeglm.data import packing
+from jpeglm.data.verify import verify
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The run's config file.")
+_SOURCE = flags.DEFINE_string("source", None, "A folder of pictures, or embedded:mnist.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Afterwards read everything again and compare it with the manifest.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Processes; all cores by default. The result is the same.", 1)
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    manifest = packing.prepare(_CONFIG.value, _SOURCE.value, _OUT.value, _TOKENIZER.value, _WORKERS.value)
+    if _VERIFY.value:
+        verify(_OUT.value, _WORKERS.value)
+    counts = manifest["counts"]
+    refused = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
+    print(f"{counts['kept']} of {counts['seen']} pictures kept; refused: {refused or 'none'}")
+    rows = [
+        [name, split["documents"], split["bytes"], split["tokens"], split["chunks"], len(split["shards"])]
+        for name, split in manifest["splits"].items()
+    ]
+    print(tabulate(rows, headers=["split", "documents", "bytes", "tokens", "chunks", "shards"], intfmt=","))
+    print(f"{_OUT.value}: {'verified' if _VERIFY.value else 'prepared'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,135 @@
+"""Bytes to token ids and back: a byte-level BPE that never merges across a restart point of the file.
+
+Ids: 0 `<unk>` (also the padding of the last chunk), 1 `<s>`, 2 `</s>`, 3 to 258 the bytes 0 to 255, then the merges.
+The file is a Hugging Face `tokenizers` BPE (`tokenizer.json`) in which byte b is the character `chr(0x2800 + b)`,
+a Braille pattern: 256 printable characters that no normaliser or pre-tokenizer touches.
+
+Before any merge the text is split behind each match of the codec's separator (for JPEG the restart markers), so the
+tokens of a file that was cut there are exactly a prefix of the tokens of the whole file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers, trainers
+
+from jpeglm.errors import InputError
+
+UNK, BOS, EOS = 0, 1, 2
+BYTE_OFFSET = 3  # id of byte 0
+SPECIALS = ("<unk>", "<s>", "</s>")
+FIRST_MERGE = BYTE_OFFSET + 256
+_BRAILLE = 0x2800
+_ALPHABET = [chr(_BRAILLE + byte) for byte in range(256)]
+
+
+class Tokenizer:
+    """A trained tokenizer.
+
+    Attributes:
+      vocab_size: number of ids, specials and bytes included; ids are 0 .. vocab_size - 1 without gaps.
+      token_bytes: the bytes of each id, b"" for the three specials.
+      sha256: hexadecimal digest of the saved file.
+    """
+
+    UNK, BOS, EOS, BYTE_OFFSET = UNK, BOS, EOS, BYTE_OFFSET
+
+    def __init__(self, text: str):
+        """Reads the text of a `tokenizer.json`; `InputError` if it is not one of ours."""
+        self._text = text
+        try:
+            self._model = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"not a tokenizer.json: {error}") from error
+        vocab = self._model.get_vocab(with_added_tokens=True)
+        tokens = sorted(vocab, key=vocab.__getitem__)
+        if [vocab[token] for token in tokens] != list(range(len(tokens))):
+            raise InputError("tokenizer.json: the ids have gaps")
+        if tuple(tokens[:BYTE_OFFSET]) != SPECIALS or tokens[BYTE_OFFSET:FIRST_MERGE] != _ALPHABET:
+            raise InputError("tokenizer.json: ids 0 to 258 are not <unk>, <s>, </s> and the 256 bytes")
+        if len(tokens) > 1 << 16:
+            raise InputError(f"tokenizer.json: {len(tokens)} entries do not fit 16 bits")
+        merges = tokens[FIRST_MERGE:]
+        if any(not 0 <= ord(character) - _BRAILLE < 256 for token in merges for character in token):
+            raise InputError("tokenizer.json: an entry is not written in the 256 Braille characters")
+        self.vocab_size = len(tokens)
+        self.token_bytes = [b""] * BYTE_OFFSET + [_to_bytes(token) for token in tokens[BYTE_OFFSET:]]
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Reads a saved tokenizer; `InputError` if the file is missing or breaks the contract above."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the tokenizer {path}: {error}") from error
+        try:
+            return cls(text)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes `tokenizer.json`, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(self._text, encoding="utf-8")
+        os.replace(temporary, path)
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """Ids of any byte string, uint16 [n], without `<s>` and `</s>`."""
+        return self.encode_batch([data])[0]
+
+    def encode_batch(self, batch: Sequence[bytes]) -> list[np.ndarray]:
+        """Ids of each byte string, uint16 [n] each; all cores unless TOKENIZERS_PARALLELISM=false."""
+        encodings = self._model.encode_batch_fast([_to_text(data) for data in batch], add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint16) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids; the three specials stand for no bytes and are passed over."""
+        return b"".join([self.token_bytes[token] for token in np.asarray(ids).tolist()])
+
+
+def train(documents: Iterable[bytes], vocab_size: int, separator_regex: str) -> Tokenizer:
+    """Learns the merges from documents, the same ones whatever their order and the number of threads.
+
+    Args:
+      documents: files, a string of bytes each.
+      vocab_size: entries in all, specials and bytes included.
+      separator_regex: where merges end, an Oniguruma pattern over the Braille text; text is split behind a match.
+
+    Raises:
+      InputError: vocab_size leaves no room for the bytes or exceeds 16 bits, or the documents hold too few
+        different pairs for so many merges. Ids stay dense, so a smaller vocabulary is asked for, never padded.
+    """
+    if not FIRST_MERGE <= vocab_size <= 1 << 16:
+        raise InputError(f"tokenizer.vocab_size must be {FIRST_MERGE} to {1 << 16}, not {vocab_size}")
+    model = tokenizers.Tokenizer(models.BPE(unk_token=SPECIALS[UNK]))
+    model.pre_tokenizer = pre_tokenizers.Split(Regex(separator_regex), behavior="merged_with_previous")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=_ALPHABET,
+        show_progress=False,
+    )
+    model.train_from_iterator(map(_to_text, documents), trainer)
+    size = model.get_vocab_size()
+    if size < vocab_size:
+        raise InputError(
+            f"the documents give a tokenizer of {size} entries, tokenizer.vocab_size asks for {vocab_size}: "
+            "more documents or a smaller vocabulary are needed"
+        )
+    # Through json once more: the file's bytes then depend on the content alone, not on the library's layout.
+    return Tokenizer(json.dumps(json.loads(model.to_str()), indent=1) + "\n")
+
+
+def _to_text(data: bytes) -> str:
+    return (np.frombuffer(data, np.uint8).astype("<u2") + _BRAILLE).tobytes().decode("utf-16-le")
+
+
+def _to_bytes(text: str) -> bytes:
+    return bytes(ord(character) - _BRAILLE for character in text)
