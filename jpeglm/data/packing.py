@@ -11,7 +11,7 @@
 
 Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
 workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed behind the manifest; it holds
-all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 100
+all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 150
 bytes each) and never the documents themselves.
 """
 
@@ -125,7 +125,8 @@ def prepare(
             for split in shards.SPLITS
         },
     }
-    shards.write_whole(out / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    shards.write_whole(job.work / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    os.replace(job.work / shards.MANIFEST, out / shards.MANIFEST)
     shutil.rmtree(job.work)
     return manifest
 
@@ -143,7 +144,8 @@ def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
             raise InputError(
-                f"{out} was prepared with {key}={found.get(key)}, now {value} is asked: use another folder"
+                f"{out} was prepared with {key}={found.get(key)}, now {value} is asked for: "
+                "give another folder, or delete this one"
             )
 
 
@@ -334,7 +336,8 @@ def _make_tokenizer(job: Job, section: ConfigDict, training: np.ndarray, given: 
             logging.info("(tokenizer.documents asks for %d, there are no more)", section.documents)
         separator = codecs.make(job.codec).separator_regex
         given = tokenizer.train(_read_places(job, sample), section.vocab_size, separator)
-    given.save(path)
+    given.save(job.work / TOKENIZER)
+    os.replace(job.work / TOKENIZER, path)
     return given
 
 
@@ -369,7 +372,9 @@ def _pack_shard(job: Job, split: str, index: int, count: int, places: np.ndarray
     learnt = Tokenizer.load(Path(job.out) / TOKENIZER)
     batches = (list(_read_places(job, places[start : start + _BATCH])) for start in range(0, len(places), _BATCH))
     documents = itertools.chain.from_iterable(map(learnt.encode_batch, batches))
-    entry = shards.write_shard(path, documents, job.data["seq_len"])
-    entry["bytes"] = int(places["length"].sum(dtype=np.int64))
+    temporary = job.work / f".{path.name}.{os.getpid()}"
+    entry = {"name": path.name, "bytes": int(places["length"].sum(dtype=np.int64))}
+    entry |= shards.write_shard(temporary, documents, job.data["seq_len"])
+    os.replace(temporary, path)
     shards.write_whole(record, json.dumps(entry).encode())
     return split, entry

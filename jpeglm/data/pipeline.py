@@ -43,12 +43,11 @@ class Chunks:
         self.seq_len = seq_len
         self.mask_documents = mask_documents
         entries = self.manifest["splits"][split]["shards"]
-        for entry in entries:
-            if not (Path(path) / entry["name"]).is_file():
-                raise InputError(f"{path}: shard {entry['name']} is missing")
-        # Shards without chunks are left out: the reader has nothing to open there.
+        paths = shards.shard_paths(path, self.manifest, split)
+        # The reader has nothing to open in shards without chunks.
+        paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
         entries = [entry for entry in entries if entry["chunks"]]
-        self._source = grain.sources.ArrayRecordDataSource([str(Path(path) / entry["name"]) for entry in entries])
+        self._source = grain.sources.ArrayRecordDataSource(paths)
         chunks = [entry["chunks"] for entry in entries]
         if len(self._source) != sum(chunks):
             raise InputError(f"{path}: {len(self._source)} chunks in {split}, the manifest says {sum(chunks)}")
@@ -158,6 +157,7 @@ def documents(path: str, split: str, limit: int | None = None) -> Iterator[bytes
     """
     manifest = shards.read_manifest(path)
     learnt = Tokenizer.load(Path(path) / packing.TOKENIZER)
+    shards.shard_paths(path, manifest, split)  # checks them
     seq_len = manifest["config"]["data"]["seq_len"]
     ids = itertools.chain.from_iterable(
         shards.read_documents(Path(path), shard, seq_len) for shard in manifest["splits"][split]["shards"]

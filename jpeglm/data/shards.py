@@ -59,23 +59,35 @@ def read_manifest(folder: str | os.PathLike) -> dict:
     return manifest
 
 
+def shard_paths(folder: str | os.PathLike, manifest: dict, split: str) -> list[Path]:
+    """The files of a split in order; `InputError` if one is missing or has another size than was written."""
+    paths = []
+    for shard in manifest["splits"][split]["shards"]:
+        paths.append(Path(folder) / shard["name"])
+        if not paths[-1].is_file():
+            raise InputError(f"{folder}: shard {shard['name']} is missing")
+        size = paths[-1].stat().st_size
+        if size != shard["file_size"]:
+            raise InputError(f"{paths[-1]} has {size} bytes, the manifest says {shard['file_size']}")
+    return paths
+
+
 def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> dict:
-    """Packs tokenized documents into one shard, whole or not at all.
+    """Packs tokenized documents into one shard.
 
     Args:
-      path: a local file.
+      path: a local file; not of use to anybody before the function returns.
       documents: ids of each document, uint16 [n], without `<s>` and `</s>`, which are put around it here.
       seq_len: tokens a chunk.
 
     Returns:
-      {name, documents, chunks, tokens, shortest, longest, sha256}: the tokens are the real ones, `<s>` and `</s>`
-      included; the shortest and longest document in tokens (0 in a shard without documents).
+      {documents, chunks, tokens, shortest, longest, file_size, sha256}: the tokens are the real ones, `<s>` and `</s>`
+      included; the shortest and longest document in tokens (0 in a shard without documents); the size in bytes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     # One record a group: chunks are read in random order.
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    writer = ArrayRecordWriter(str(path), "group_size:1")
     if not writer.ok():  # the constructor reports nothing
-        raise OSError(f"cannot write {temporary}")
+        raise OSError(f"cannot write {path}")
     lengths, chunks = [], 0
     pending, held = [], 0  # pieces of the chunks not yet written, and their tokens in all
     for document in documents:
@@ -94,18 +106,16 @@ def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> di
         writer.write(np.pad(last, (0, seq_len - held)).tobytes())
         chunks += 1
     writer.close()
-    if os.path.getsize(temporary) == 0:
-        raise OSError(f"cannot write {temporary}")
-    digest = sha256_of(temporary)
-    os.replace(temporary, path)
+    if not path.stat().st_size:
+        raise OSError(f"cannot write {path}")
     return {
-        "name": path.name,
         "documents": len(lengths),
         "chunks": chunks,
         "tokens": sum(lengths),
         "shortest": min(lengths, default=0),
         "longest": max(lengths, default=0),
-        "sha256": digest,
+        "file_size": path.stat().st_size,
+        "sha256": sha256_of(path),
     }
 
 
@@ -140,7 +150,7 @@ def read_documents(folder: Path, shard: dict, seq_len: int) -> Iterator[np.ndarr
         tokens = np.concatenate([rest, chunk[:left]])
         left -= min(left, seq_len)
         ends = np.flatnonzero(tokens == EOS) + 1
-        for start, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+        for start, end in zip(np.concatenate([[0], ends])[:-1], ends, strict=True):
             if tokens[start] != BOS or (tokens[start + 1 : end - 1] <= EOS).any():
                 raise InputError(f"{path}: a document is not <s>, bytes, </s>")
             yield tokens[start + 1 : end - 1]

@@ -16,7 +16,7 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | 32-bit integer (I), floating point (F), LAB | refused, "mode I", "mode F", "mode LAB" |
 | more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million pixels) | refused, "too large" |
 | truncated or damaged, as far as its decoder notices | refused, "broken" |
-| not a picture that Pillow knows, or an empty file | refused, "not a picture" |
+| drawings (EPS, WMF, EMF), no picture that Pillow knows, an empty file | refused, "not a picture" |
 | symbolic link to a folder (may be a loop), socket, device | refused, "not a regular file" |
 | no permission, dangling link | refused, "unreadable" |
 
@@ -36,6 +36,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jpeglm.errors import InputError
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
+_DRAWN = ("EPS", "WMF")
 _REFUSED_MODES = ("I", "F", "LAB")
 _WHITE = (255, 255, 255, 255)
 
@@ -87,19 +88,30 @@ class Folder:
 
     def load(self, name: str) -> Image.Image:
         path = os.path.join(self.path, name)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise Refused("not a regular file", "a linked folder, socket or device")
         try:
-            if os.path.exists(path) and not os.path.isfile(path):
-                raise Refused("not a regular file", "a linked folder, socket or device")
             with open(path, "rb") as file:
-                if not file.read(1):
-                    raise Refused("not a picture", "the file is empty")
-            return Image.open(path)
+                is_empty = not file.read(1)
+        except OSError as error:
+            raise Refused("unreadable", error.strerror) from error
+        if is_empty:
+            raise Refused("not a picture", "the file is empty")
+        try:
+            return Image.open(path, formats=_formats())
         except UnidentifiedImageError as error:
-            raise Refused("not a picture", "no format that Pillow knows") from error
+            raise Refused("not a picture", "no format that is read here") from error
         except Image.DecompressionBombError as error:
             raise Refused("too large", str(error)) from error
-        except OSError as error:
-            raise Refused("unreadable", error.strerror or str(error)) from error
+        except Exception as error:  # readers raise nearly everything on a damaged header
+            raise Refused("broken", f"{type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow opens, without the formats that it hands to other programs or leaves to the system to draw."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in _DRAWN]
 
 
 class EmbeddedMnist:
@@ -138,7 +150,7 @@ def canonical(source: Source, name: str, height: int, width: int, mode: str) -> 
 def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
     """A Pillow image in the codec's size and mode ("L" or "RGB"), by the table above. Raises `Refused`."""
     try:
-        if getattr(image, "is_animated", False) and image.format not in _FIRST_OF_SEVERAL:
+        if image.format not in _FIRST_OF_SEVERAL and getattr(image, "is_animated", False):
             raise Refused("animated", f"{image.format} of {image.n_frames} frames")
         # 16-bit grey: Pillow's own modes for it, and mode I where the format has no more than 16 bits
         is_wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")

@@ -1,5 +1,6 @@
 """Reads a prepared folder again from end to end and compares it with its manifest."""
 
+import collections
 import json
 import os
 from pathlib import Path
@@ -26,8 +27,8 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
     if Tokenizer.load(folder / packing.TOKENIZER).sha256 != manifest["tokenizer_sha256"]:
         raise InputError(f"{folder / packing.TOKENIZER} is not the one that the manifest names")
     splits, counts = manifest["splits"], manifest["counts"]
-    listed = [(split, index) for split in shards.SPLITS for index in range(len(splits[split]["shards"]))]
-    ranges = {split: [] for split in shards.SPLITS}  # first and last key of each shard
+    listed = [(split, index) for split in splits for index in range(len(shards.shard_paths(folder, manifest, split)))]
+    ranges = {split: [] for split in splits}  # first and last key of each shard
     with Pool(workers) as pool, progress(counts["kept"], "doc", "verifying") as bar:
         for split, first_last, documents in pool.map_unordered(
             _verify_shard, ((str(folder), manifest, split, index) for split, index in listed)
@@ -40,17 +41,15 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
         for key in ("documents", "chunks", "tokens", "bytes"):
             if split[key] != sum(shard[key] for shard in split["shards"]):
                 raise InputError(f"{folder}: the manifest's {key} do not add up")
-    refused = (folder / packing.REFUSED).read_bytes().splitlines()
+    try:
+        lines = (folder / packing.REFUSED).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {folder / packing.REFUSED}: {error.strerror}") from error
+    refused = collections.Counter(json.loads(line)["reason"] for line in lines)
+    if refused != counts["refused"] or counts["seen"] != counts["kept"] + len(lines):
+        raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
     if counts["kept"] != sum(split["documents"] for split in splits.values()):
         raise InputError(f"{folder}: the manifest says {counts['kept']} documents kept, the splits hold others")
-    if not len(refused) == counts["seen"] - counts["kept"] == sum(counts["refused"].values()):
-        raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
-    by_reason: dict[str, int] = {}
-    for line in refused:
-        reason = json.loads(line)["reason"]
-        by_reason[reason] = by_reason.get(reason, 0) + 1
-    if by_reason != counts["refused"]:
-        raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
     return manifest
 
 
@@ -59,8 +58,6 @@ def _verify_shard(folder: str, manifest: dict, split: str, index: int) -> tuple[
     config = manifest["config"]
     shard = manifest["splits"][split]["shards"][index]
     path = Path(folder) / shard["name"]
-    if not path.exists():
-        raise InputError(f"{path} is missing")
     if shards.sha256_of(path) != shard["sha256"]:
         raise InputError(f"{path}: the checksum differs from the manifest's, the file is damaged")
     codec = codecs.make(config["codec"])
