@@ -14,10 +14,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jpeglm import config as config_lib
+from jpeglm import sharding
 from jpeglm.errors import InputError
+from jpeglm.model import llama
 
 # What a resumed run may change: none of it alters what is learnt, but for rounding and the end of the schedule.
 FREE_KEYS = (
@@ -51,11 +55,13 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract_state: Any) -> A
     return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 
 
-def restore_params(workdir: epath.Path, step: int, abstract_params: Any) -> Any:
-    """Only the parameters: the optimiser's moments are not read."""
-    item = {"params": abstract_params}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh) -> Any:
+    """Only the parameters of a run, laid out on `mesh`, as a pure dict; the optimiser's moments are not read."""
+    _, model = llama.abstract(llama.LlamaConfig.of(config))
+    item = {"params": abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))}
+    args = ocp.args.PyTreeRestore(
+        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
     path = workdir / "checkpoints" / str(step) / "default"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=args)["params"]

@@ -4,20 +4,28 @@ Exit status 0: done. 2: bad input that the user can mend, one line on standard e
 start me again. 1: anything unexpected, with its traceback.
 """
 
+import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
 from jpeglm.errors import InputError
 
 EXIT_BAD_INPUT = 2
+PACKAGE = Path(__file__).parent
 
 
 def _fail(message: object) -> None:
     line = " ".join(str(message).split())
     print(f"{_program()}: error: {line}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
+
+
+def _is_worth_reading(record: std_logging.LogRecord) -> bool:
+    # Orbax, Grain and JAX tell their inner workings at INFO: some forty lines a checkpoint.
+    return record.levelno > std_logging.INFO or Path(record.pathname).is_relative_to(PACKAGE)
 
 
 def _program() -> str:
@@ -54,6 +62,7 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
         if len(given) < len(positional):
             _fail(f"missing argument {positional[len(given)]}")
         logging.set_verbosity(logging.INFO)
+        logging.get_absl_handler().addFilter(_is_worth_reading)
         try:
             main(*given)
         except InputError as error:

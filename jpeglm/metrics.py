@@ -29,8 +29,8 @@ def peak_flops(device: jax.Device) -> float | None:
 class MetricsLog:
     """Scalars by step: `metrics.jsonl` and TensorBoard events in a workdir.
 
-    Rows are written whole on `flush`, beside and then renamed, so that the file is never half-written and, flushed with
-    each checkpoint, never behind it. A resumed run drops the rows after the step that it goes on from.
+    Rows are written whole on `flush`, beside and then renamed: the file is never half-written and, flushed with each
+    checkpoint, never behind it. A resumed run drops the rows after the step that it goes on from.
     """
 
     def __init__(self, workdir: epath.Path, resume_step: int):

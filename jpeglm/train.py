@@ -41,9 +41,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     ############################ Data ############################
     batch_size, accumulate, seq_len = config.optim.batch_size, config.optim.accumulate, config.data.seq_len
     check_divides(config, mesh)
+    if not config.data.path:
+        raise InputError("where is the data? --config.data.path=DIR, a folder that `python -m jpeglm.prepare` wrote")
     data_dir = epath.Path(config.data.path)
-    chunks = pipeline.Chunks(data_dir, "train", config.model.mask_documents)
-    heldout = pipeline.Chunks(data_dir, "heldout", config.model.mask_documents)
+    chunks = pipeline.Chunks(data_dir, "train", seq_len, config.model.mask_documents)
+    heldout = pipeline.Chunks(data_dir, "heldout", seq_len, config.model.mask_documents)
     pipeline.check_fits(chunks.manifest, config)
     batch_layout = sharding.batch_sharding(mesh)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
@@ -128,7 +130,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     batches = pipeline.train_batches(chunks, config.seed, batch_size, rows, first_step, config.steps)
     bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="train", disable=None if is_lead else True)
     clock, clock_step, paused = time.monotonic(), first_step, 0.0
-    for step, local in zip(range(first_step + 1, config.steps + 1), batches, strict=True):
+    for index, local in batches:
+        step = index + 1  # so many will be done
         batch = sharding.global_batch(local, rows, batch_layout, batch_size)
         state, scalars = train_step(state, batch)
         bar.update()
@@ -178,7 +181,7 @@ def microbatches(batch: Batch, parts: int) -> Batch:
 
 def heldout_metrics(nats_per_token: float, manifest: dict[str, Any], config: ConfigDict) -> dict[str, float]:
     """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files."""
-    split = manifest["counts"]["splits"]["heldout"]
+    split = manifest["splits"]["heldout"]
     bits_per_document = nats_per_token / np.log(2) * split["tokens"] / split["documents"]
     return {
         "nats_per_token": nats_per_token,

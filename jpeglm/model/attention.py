@@ -14,8 +14,8 @@ BLOCK = 512
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v over each position's past.
 
-    Each block of queries meets only the keys up to its own end, so the upper triangle is not computed, and its
-    scores are computed again in the backward pass instead of kept.
+    Each block of queries meets only the keys up to its own end, so the upper triangle is not computed, and where there
+    are several blocks their scores are computed again in the backward pass instead of kept.
 
     Args:
       q: [batch, length, heads, head_dim].
@@ -26,15 +26,16 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
       [batch, length, heads, head_dim] of q's dtype.
     """
     length = q.shape[1]
+    if length <= BLOCK:
+        return _attend_block(q, k, v, None if segment_ids is None else (segment_ids, segment_ids))
     blocks = []
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
         segments = None if segment_ids is None else (segment_ids[:, start:end], segment_ids[:, :end])
-        blocks.append(_attend_block(q[:, start:end], k[:, :end], v[:, :end], segments))
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+        blocks.append(jax.checkpoint(_attend_block)(q[:, start:end], k[:, :end], v[:, :end], segments))
+    return jnp.concatenate(blocks, axis=1)
 
 
-@jax.checkpoint
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None) -> jax.Array:
     """The last q.shape[1] of k.shape[1] positions as queries."""
     queries, keys = q.shape[1], k.shape[1]
@@ -61,10 +62,14 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention where `visible` [1 or batch, queries, keys] is true."""
     batch, queries, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, -jnp.inf)
+    # Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
+    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [batch, kv_heads, keys, head_dim]
+    scores = jnp.einsum("bhgqd,bhkd->bhgqk", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhgqk,bkhd->bqhgd", probabilities, v).reshape(q.shape)
+    mixed = jnp.einsum("bhgqk,bhkd->bhgqd", probabilities, v)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)

@@ -194,7 +194,7 @@ class Llama(nnx.Module):
         return self._logits(x), Cache(k, v)
 
     def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One step: tokens [batch] at positions [batch] -> logits [batch, padded_vocab_size] and the cache with them."""
+        """Tokens [batch] at positions [batch] -> logits [batch, padded_vocab_size] and the cache with them."""
         x = self._embed(tokens)
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
         rows = jnp.arange(tokens.shape[0])

@@ -9,7 +9,7 @@ from flax import nnx
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood in nats and log of the normaliser, both [...], of targets [...] under logits [..., vocab].
+    """Negative log-likelihood in nats, and log of the normaliser, both [...], of targets [...] under [..., vocab].
 
     Logits of minus infinity (the vocabulary's padding) have no part in either.
     """

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -56,9 +55,7 @@ class Sampler:
         config = checkpoint.read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
         mesh = inference_mesh(config, settings.slots)
-        _, model = llama.abstract(LlamaConfig.of(config))
-        shardings = sharding.parameter_shardings(model, mesh)
-        params = checkpoint.restore_params(workdir, step, checkpoint.abstract(nnx.to_pure_dict(model), shardings))
+        params = checkpoint.restore_model(workdir, step, config, mesh)
         return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
 
     @classmethod

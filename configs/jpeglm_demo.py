@@ -1,0 +1,40 @@
+"""The demo: 10,000 MNIST digits at 32x32, greyscale, on two CPU cores in minutes.
+
+    ./launch/demo.sh
+
+or by hand:
+
+    python -m jpeglm.prepare --config=configs/jpeglm_demo.py --source=embedded:mnist --out=DATA
+    python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DATA --workdir=WORKDIR
+"""
+
+from jpeglm.config import base
+
+
+def get_config():
+    config = base()
+    config.steps = 500
+    config.codec.height = 32
+    config.codec.width = 32
+    config.codec.mode = "L"
+    config.data.seq_len = 512
+    config.data.shards = 4
+    config.data.holdout = 1_000
+    config.model.num_layers = 4
+    config.model.width = 128
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 4
+    config.model.head_dim = 32
+    config.model.ffn_width = 384
+    config.model.dtype = "float32"  # CPUs have no fast bf16
+    config.model.remat = "none"
+    config.optim.batch_size = 16
+    config.optim.lr = 3e-3
+    config.optim.warmup_steps = 50
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.eval.every = 100
+    config.checkpoint.every = 250
+    config.checkpoint.keep_every = 0
+    config.log.every = 20
+    return config

@@ -1,0 +1,195 @@
+"""The model is Llama-2: against transformers, against itself with a cache, and over documents."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from jpeglm.errors import InputError
+from jpeglm.model import attention, llama
+from jpeglm.model.loss import cross_entropy
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+SMALL = llama.LlamaConfig(
+    vocab_size=320, num_layers=3, width=64, num_heads=4, num_kv_heads=4, head_dim=16, ffn_width=96
+)
+GROUPED = dataclasses.replace(SMALL, num_heads=8, num_kv_heads=2, head_dim=32)
+
+
+def make(config, seed=0):
+    return llama.Llama(config, rngs=nnx.Rngs(params=seed))
+
+
+def run(model, tokens, segment_ids=None, positions=None):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+    return nnx.jit(lambda m: m(tokens, positions, segment_ids))(model)
+
+
+def random_tokens(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 320, shape), jnp.int32)
+
+
+def huggingface_twin(model):
+    """transformers' Llama with the same weights."""
+    config = model.config
+    twin = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            intermediate_size=config.ffn_width,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.norm_eps,
+            max_position_embeddings=4096,
+            attention_bias=False,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    layers, state = model.layers, twin.state_dict()
+
+    def put(name, array):
+        array = torch.from_numpy(np.array(array, np.float32))
+        assert state[name].shape == array.shape, name
+        state[name] = array
+
+    put("model.embed_tokens.weight", model.embedding[...][: config.vocab_size])
+    put("model.norm.weight", model.final_norm.scale[...])
+    put("lm_head.weight", model.head[...].T[: config.vocab_size])
+    for i in range(config.num_layers):
+        at = f"model.layers.{i}."
+        for ours, theirs in (("wq", "q_proj"), ("wk", "k_proj"), ("wv", "v_proj")):
+            put(at + f"self_attn.{theirs}.weight", getattr(layers, ours)[...][i].reshape(config.width, -1).T)
+        put(at + "self_attn.o_proj.weight", layers.wo[...][i].reshape(-1, config.width).T)
+        for ours, theirs in (("w_gate", "gate_proj"), ("w_up", "up_proj"), ("w_down", "down_proj")):
+            put(at + f"mlp.{theirs}.weight", getattr(layers, ours)[...][i].T)
+        put(at + "input_layernorm.weight", layers.attention_norm.scale[...][i])
+        put(at + "post_attention_layernorm.weight", layers.ffn_norm.scale[...][i])
+    twin.load_state_dict(state)
+    return twin
+
+
+@pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["multi_head", "grouped_queries"])
+def test_logits_equal_transformers_llama(config):
+    model = make(config)
+    # Scales away from 1 and larger weights, so that nothing hides behind an initialisation near zero.
+    key = jax.random.key(1)
+    state = jax.tree.map(lambda x: 3 * x + 0.1 * jax.random.normal(key, x.shape), nnx.state(model))
+    nnx.update(model, state)
+    tokens = random_tokens((2, 300))
+    with torch.no_grad():
+        expected = huggingface_twin(model)(torch.from_numpy(np.array(tokens, np.int64))).logits.numpy()
+    np.testing.assert_allclose(run(model, tokens)[..., :320], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_padded_vocabulary_is_impossible():
+    logits = run(make(SMALL), random_tokens((1, 8)))
+    assert logits.shape[-1] == 384
+    assert np.all(np.asarray(logits[..., 320:]) == -np.inf)
+    nll, _ = cross_entropy(logits, random_tokens((1, 8), 1))
+    expected = -jax.nn.log_softmax(logits[..., :320])[0, np.arange(8), np.asarray(random_tokens((1, 8), 1))[0]]
+    np.testing.assert_allclose(nll[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["multi_head", "grouped_queries"])
+def test_cached_decoding_equals_the_full_forward_pass_at_every_position(config):
+    model, tokens = make(config), random_tokens((3, 80))
+    full = run(model, tokens)
+    prompt = 24
+    logits, prefix = nnx.jit(lambda m: m.prefill(tokens[:, :prompt]))(model)
+    np.testing.assert_allclose(logits, full[:, :prompt], atol=1e-4)
+    cache = llama.Cache.zeros(config, batch=3, capacity=128)
+    cache = jax.tree.map(lambda all_, some: all_.at[:, :, :prompt].set(some), cache, prefix)
+    decode = nnx.jit(lambda m, t, p, c: m.decode(t, p, c))
+    for position in range(prompt, 80):
+        logits, cache = decode(model, tokens[:, position], jnp.full(3, position), cache)
+        np.testing.assert_allclose(logits, full[:, position], atol=1e-4)
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 100, heads, 16)) for i, heads in enumerate((6, 2, 2)))
+    segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(1, 5, (2, 100))))
+
+    def value_and_grads(block):
+        monkeypatch.setattr(attention, "BLOCK", block)
+        return jax.value_and_grad(
+            lambda *qkv: jnp.sum(jnp.sin(attention.causal_attention(*qkv, segments))), argnums=(0, 1, 2)
+        )(q, k, v)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), value_and_grads(1000), value_and_grads(32))
+
+
+def test_masked_documents_do_not_see_each_other_and_unmasked_ones_do():
+    tokens = random_tokens((1, 60))
+    other = tokens.at[0, :25].set(random_tokens((25,), 7))  # another first document
+    segments = jnp.where(jnp.arange(60) < 25, 1, 2)[None]
+    positions = jnp.concatenate([jnp.arange(25), jnp.arange(35)])[None]
+    masked = make(dataclasses.replace(SMALL, mask_documents=True))
+    a, b = (run(masked, t, segments, positions) for t in (tokens, other))
+    np.testing.assert_array_equal(a[0, 25:], b[0, 25:])
+    alone = run(make(SMALL), tokens[:, 25:])
+    np.testing.assert_allclose(a[0, 25:], alone[0], atol=1e-5)
+    a, b = (run(make(SMALL), t, segments) for t in (tokens, other))
+    assert np.abs(np.asarray(a[0, 25:, :320] - b[0, 25:, :320])).max() > 1e-3
+
+
+def test_remat_and_qk_norm_by_config():
+    tokens = random_tokens((1, 40))
+    np.testing.assert_array_equal(
+        run(make(SMALL), tokens), run(make(dataclasses.replace(SMALL, remat="full")), tokens)
+    )
+    normed = make(dataclasses.replace(SMALL, qk_norm=True))
+    assert normed.layers.q_norm.scale[...].shape == (3, 16)
+    # With normalised queries and keys, their weights' scale no longer matters.
+    before = run(normed, tokens)
+    normed.layers.wq[...] = normed.layers.wq[...] * 100
+    np.testing.assert_allclose(run(normed, tokens)[..., :320], before[..., :320], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("jpeglm_7b", 6_478_893_056), ("avclm_7b", 6_484_660_224), ("jpeglm_100m", None)]
+)
+def test_configs_have_the_papers_size(name, expected):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = llama.LlamaConfig.of(module.get_config())
+    _, state = llama.abstract(config)
+    padding = 2 * (config.padded_vocab_size - config.vocab_size) * config.width
+    counted = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state)) - padding
+    assert counted == config.num_parameters
+    if expected:
+        assert counted == expected
+    else:
+        assert 80e6 < counted < 120e6
+
+
+def test_flops_a_token_count_every_product_of_the_forward_pass():
+    """Against XLA's own count of one layer-by-layer forward pass without remat, times three."""
+    config = dataclasses.replace(SMALL, num_layers=1)
+    tokens = random_tokens((1, 128))
+    ones = jnp.ones_like(tokens)
+    compiled = jax.jit(lambda s: nnx.merge(nnx.graphdef(make(config)), s)(tokens, ones, ones)).lower(
+        nnx.state(make(config))
+    )
+    counted = 3 * compiled.compile().cost_analysis()["flops"] / 128
+    padding = 6 * 64 * config.width  # columns of the head that only pad the vocabulary
+    # One block of queries computes the whole square: twice the causal half that the formula counts.
+    expected = config.flops_per_token(128) + 6 * config.num_heads * config.head_dim * 127 + padding
+    assert 0.98 < counted / expected < 1.15  # XLA also counts norms, softmax and rotations
+
+
+def test_impossible_shapes_are_refused_by_name():
+    with pytest.raises(InputError, match="num_heads=4"):
+        dataclasses.replace(SMALL, num_kv_heads=3)
+    with pytest.raises(InputError, match="remat"):
+        dataclasses.replace(SMALL, remat="some")

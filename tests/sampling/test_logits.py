@@ -1,0 +1,37 @@
+"""Filtering agrees with Hugging Face's warpers; draws follow the probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from jpeglm.sampling.logits import draw, filtered_probabilities
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 40, 80])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+def test_probabilities_equal_hugging_faces_warpers(temperature, top_k, top_p):
+    logits = np.random.default_rng(0).normal(scale=3, size=(5, 320)).astype(np.float32)
+    theirs = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits))
+    theirs = TopKLogitsWarper(top_k)(None, theirs) if top_k else theirs
+    theirs = TopPLogitsWarper(top_p)(None, theirs) if top_p < 1 else theirs
+    ours = filtered_probabilities(jnp.asarray(logits), temperature, top_k, top_p)
+    np.testing.assert_allclose(ours, torch.softmax(theirs, -1).numpy(), atol=1e-6)
+
+
+def test_temperature_zero_takes_the_most_probable():
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(4, 50)))
+    probabilities = filtered_probabilities(logits, 0, 40, 0.9)
+    np.testing.assert_array_equal(draw(probabilities, jnp.full(4, 0.999)), jnp.argmax(logits, -1))
+
+
+def test_draws_have_the_given_frequencies_and_never_an_impossible_token():
+    logits = jnp.asarray([1.0, -jnp.inf, 0.5, 2.0, -jnp.inf, -1.0])
+    probabilities = filtered_probabilities(logits, 1.0, 0, 1.0)
+    drawn = draw(jnp.broadcast_to(probabilities, (100_000, 6)), jax.random.uniform(jax.random.key(0), (100_000,)))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=6) / 100_000, probabilities, atol=0.005)
+    edges = draw(jnp.broadcast_to(probabilities, (2, 6)), jnp.asarray([0.0, np.nextafter(np.float32(1), 0)]))
+    np.testing.assert_array_equal(edges, [0, 5])
