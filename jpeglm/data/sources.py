@@ -24,6 +24,7 @@ Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as o
 """
 
 import functools
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -97,21 +98,7 @@ class Folder:
             raise Refused("unreadable", error.strerror) from error
         if is_empty:
             raise Refused("not a picture", "the file is empty")
-        try:
-            return Image.open(path, formats=_formats())
-        except UnidentifiedImageError as error:
-            raise Refused("not a picture", "no format that is read here") from error
-        except Image.DecompressionBombError as error:
-            raise Refused("too large", str(error)) from error
-        except Exception as error:  # readers raise nearly everything on a damaged header
-            raise Refused("broken", f"{type(error).__name__}: {error}") from error
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """What Pillow opens, without the formats that it hands to other programs or leaves to the system to draw."""
-    Image.init()
-    return [name for name in Image.OPEN if name not in _DRAWN]
+        return _open(path)
 
 
 class EmbeddedMnist:
@@ -131,12 +118,69 @@ class EmbeddedMnist:
         return Image.fromarray(self._images[int(name[:5])])
 
 
+class TfdsDataset:
+    """The pictures of a TensorFlow Datasets dataset that lies prepared in TFDS_DATA_DIR in the array_record format.
+
+    They are read as they are stored (`SkipDecoding`), so the rules above hold for them; TensorFlow is not needed.
+    """
+
+    def __init__(self, path: str):
+        """`path`: tfds:NAME or tfds:NAME:SPLIT, where NAME may be name/config and SPLIT is "train" by default."""
+        import tensorflow_datasets as tfds  # only here: the import takes about a second
+
+        self.path = path
+        _, name, *split = path.split(":", 2)
+        try:
+            builder = tfds.builder(name)
+            images = [key for key, kind in builder.info.features.items() if type(kind) is tfds.features.Image]
+            if len(images) != 1:
+                raise InputError(f"{path} has {len(images)} features that are pictures, not one")
+            self._image = images[0]
+            as_stored = {self._image: tfds.decode.SkipDecoding()}
+            self._data = builder.as_data_source(split[0] if split else "train", decoders=as_stored)
+        except InputError:
+            raise
+        except Exception as error:  # anything from a wrong name to a dataset in another format
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"cannot read {path} (it must lie prepared in TFDS_DATA_DIR): {reason}") from error
+
+    def names(self) -> Iterator[str]:
+        return (f"{index:09d}" for index in range(len(self._data)))
+
+    def load(self, name: str) -> Image.Image:
+        return _open(io.BytesIO(self._data[int(name)][self._image]))
+
+
 @functools.lru_cache(maxsize=1)
 def open_source(path: str) -> Source:
-    """The source that `path` names: `embedded:mnist`, or a folder of pictures. `InputError` if there is none."""
+    """The source that `path` names: `embedded:mnist`, `tfds:NAME[:SPLIT]`, or a folder of pictures.
+
+    Raises:
+      InputError: there is no such source.
+    """
     if path == EmbeddedMnist.path:
         return EmbeddedMnist()
+    if path.startswith("tfds:"):
+        return TfdsDataset(path)
     return Folder(path)
+
+
+def _open(file: str | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        raise Refused("not a picture", "no format that is read here") from error
+    except Image.DecompressionBombError as error:
+        raise Refused("too large", str(error)) from error
+    except Exception as error:  # readers raise nearly everything on a damaged header
+        raise Refused("broken", f"{type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow opens, without the formats that it hands to other programs or leaves to the system to draw."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in _DRAWN]
 
 
 def canonical(source: Source, name: str, height: int, width: int, mode: str) -> Image.Image:

@@ -19,6 +19,9 @@ from jpeglm.config import base
 from jpeglm.data import packing, pipeline
 from jpeglm.data.verify import verify
 from jpeglm.errors import InputError
+from jpeglm.tokenizer import Tokenizer
+from tests.photographs import photographs as photographs_of
+from tests.photographs import wallpapers
 
 ROOT = Path(__file__).parents[2]
 NUM_PICTURES = 90  # distinct ones, in the folder of `photographs`
@@ -75,10 +78,13 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def pillow_bytes(path: Path) -> bytes:
-    buffer = io.BytesIO()
+def cropped(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        image = ImageOps.fit(image.convert("RGB"), (48, 32), Image.Resampling.BICUBIC)
+        return ImageOps.fit(image.convert("RGB"), (48, 32), Image.Resampling.BICUBIC)
+
+
+def pillow_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=25, subsampling="4:2:0", streamtype=2, restart_marker_blocks=1)
     return buffer.getvalue()
 
@@ -102,7 +108,36 @@ def test_documents_in_the_shards_are_the_bytes_that_pillow_writes(photographs, p
     pictures = [path for path in photographs.rglob("*") if path.is_file()]
     pictures = [path for path in pictures if str(path.relative_to(photographs)) not in BROKEN]
     assert len(pictures) == NUM_PICTURES + 3
-    assert sorted(detokenize(prepared)) == sorted(map(pillow_bytes, pictures))
+    assert sorted(detokenize(prepared)) == sorted(pillow_bytes(cropped(path)) for path in pictures)
+
+
+def check_photographs(pictures: list[Image.Image], num_whole: int, folder: Path) -> None:
+    """Prepares pictures at 256x256 by the base config, and compares the shards with what Pillow writes.
+
+    The first `num_whole` are whole photographs, of which the token counts of the paper's pictures are expected; the
+    others are parts, which hold less detail.
+    """
+    pictures = [Image.fromarray(np.asarray(picture)) for picture in pictures]  # Pillow would write their comments
+    (folder / "pictures").mkdir()
+    for index, picture in enumerate(pictures):
+        picture.save(folder / "pictures" / f"{index}.png", compress_level=1)
+    config = base()
+    config.data.shards, config.data.holdout = 2, 20
+    manifest = packing.prepare(config, str(folder / "pictures"), folder / "out")
+    expected = list(map(pillow_bytes, pictures))
+    assert sorted(detokenize(folder / "out")) == sorted(expected)
+    assert sum(split["documents"] for split in manifest["splits"].values()) == len(pictures)
+    ids = Tokenizer.load(folder / "out" / "tokenizer.json").encode_batch(expected[:num_whole])
+    assert 4000 < np.mean([len(document) + 2 for document in ids]) < 6000
+
+
+def test_60_photographs_are_the_bytes_that_pillow_writes_and_whole_ones_about_5_thousand_tokens(tmp_path):
+    check_photographs(photographs_of(60, 256, 256), 9, tmp_path)
+
+
+@pytest.mark.slow
+def test_200_photographs_are_the_bytes_that_pillow_writes_and_whole_ones_about_5_thousand_tokens(tmp_path):
+    check_photographs(wallpapers(ROOT / ".cache" / "wallpapers", 200, 256, 256), 35, tmp_path)
 
 
 def test_the_order_is_that_of_the_keys_and_the_first_are_held_out(prepared):

@@ -1,7 +1,10 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from jpeglm.data import sources
 from jpeglm.data.sources import Refused, canonical, open_source
 from jpeglm.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -303,3 +307,32 @@ def test_embedded_digits_have_two_black_pixels_around(tmp_path):
         pixels[2:30, 2:30] = 0
         assert not pixels.any()
     assert canonical(source, names[0], 64, 48, "RGB").size == (48, 64)
+
+
+# TensorFlow Datasets
+
+
+def test_a_prepared_tfds_dataset_is_a_source_without_tensorflow(tmp_path):
+    make = Path(__file__).with_name("make_tfds_dataset.py")
+    subprocess.run([sys.executable, str(make), str(tmp_path)], check=True, capture_output=True)
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from jpeglm.data.sources import canonical, open_source\n"
+        "for path in ('tfds:stripes', 'tfds:stripes:test'):\n"
+        "    source = open_source(path)\n"
+        "    pictures = [np.asarray(canonical(source, name, 32, 32, 'RGB')) for name in source.names()]\n"
+        "    assert all((picture == picture[0, 0]).all() for picture in pictures)\n"
+        "    print(sorted(picture[0, 0, 0].item() for picture in pictures))\n"
+        "sys.exit('tensorflow' in sys.modules)\n"
+    )
+    environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[0, 10, 20, 30, 40]", "[50, 60]"]
+
+
+@pytest.mark.parametrize("path", ["tfds:no_such_dataset", "tfds:"])
+def test_an_unknown_tfds_dataset_is_an_input_error(path):
+    with pytest.raises(InputError, match=f"cannot read {path} "):
+        open_source(path)
