@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Lint and tests, from a fresh clone on.
+#
+#   ./launch/test.sh [--slow] [pytest's own arguments]
+#
+# --slow adds the tests that take minutes each.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh requirements-dev.txt
+
+# Encoders and transcoders that share no code with ours, as oracles. Debian's names; elsewhere install libjpeg-turbo.
+missing=()
+command -v cjpeg djpeg jpegtran >/dev/null || missing+=(libjpeg-turbo-progs)
+if [ ${#missing[@]} -gt 0 ]; then
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update --quiet=2
+    "${as_root[@]}" apt-get install --quiet=2 --yes --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+marker=()
+arguments=()
+for argument in "$@"; do
+    if [ "$argument" = --slow ]; then marker=(-m ""); else arguments+=("$argument"); fi
+done
+
+ruff check .
+ruff format --check .
+exec env JAX_PLATFORMS=cpu python -m pytest "${marker[@]}" "${arguments[@]}"
