@@ -103,7 +103,7 @@ def train_batches(
     rows: Sequence[int],
     first_step: int,
     num_steps: int,
-    threads: int = 4,
+    threads: int = 2,
 ) -> Iterator[tuple[int, Batch]]:
     """Batches of the steps first_step .. num_steps - 1, read ahead by threads.
 
