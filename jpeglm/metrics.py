@@ -1,11 +1,14 @@
 """What a run reports: JSON lines, TensorBoard, and the arithmetic of speed."""
 
 import json
+import math
 from typing import Any
 
 import jax
 from etils import epath
 from tensorboardX import SummaryWriter
+
+from jpeglm import codecs
 
 # Dense bf16 multiply-add peaks in FLOP/s a device, from the makers' data sheets; keys are parts of `device_kind`,
 # the longer one first.
@@ -58,6 +61,17 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a workdir's `metrics.jsonl`, oldest first; none where it has not been written."""
     path = epath.Path(workdir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:
+    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files."""
+    split = manifest["splits"]["heldout"]
+    bits = nats_per_token / math.log(2) * split["tokens"]
+    return {
+        "nats_per_token": nats_per_token,
+        "bits_per_byte": bits / split["bytes"],
+        "bits_per_pixel": bits / (split["documents"] * codecs.make(manifest["config"]["codec"]).pixels),
+    }
 
 
 def human_count(number: float) -> str:

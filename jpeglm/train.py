@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 from tqdm import tqdm
 
-from jpeglm import checkpoint, cli, codecs, metrics, optim, runtime, sharding
+from jpeglm import checkpoint, cli, metrics, optim, runtime, sharding
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.metrics import human_count, human_time
@@ -116,7 +116,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         for local in pipeline.eval_batches(heldout, eval_size, eval_rows, config.eval.batches * accumulate):
             batch = sharding.global_batch(local, eval_rows, batch_layout, eval_size)
             sums += np.array(jax.device_get(eval_step(params, batch)), np.float64)
-        return heldout_metrics(sums[0] / sums[1], heldout.manifest, config)
+        return metrics.heldout_units(sums[0] / sums[1], heldout.manifest)
 
     ############################ The opening print ############################
     tokens_per_step = batch_size * seq_len
@@ -177,17 +177,6 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 def microbatches(batch: Batch, parts: int) -> Batch:
     """[batch, seq] -> [parts, batch / parts, seq]; strided, so that each device keeps the rows that it holds."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def heldout_metrics(nats_per_token: float, manifest: dict[str, Any], config: ConfigDict) -> dict[str, float]:
-    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files."""
-    split = manifest["splits"]["heldout"]
-    bits_per_document = nats_per_token / np.log(2) * split["tokens"] / split["documents"]
-    return {
-        "nats_per_token": nats_per_token,
-        "bits_per_byte": bits_per_document * split["documents"] / split["bytes"],
-        "bits_per_pixel": bits_per_document / codecs.make(config.codec).pixels,
-    }
 
 
 def check_divides(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
