@@ -1,7 +1,7 @@
 """The workdir of a run: its config, its tokenizer and its checkpoints.
 
     WORKDIR/config.json       the whole config, as the run was started or last resumed
-    WORKDIR/tokenizer.json
+    WORKDIR/tokenizer.json, WORKDIR/manifest.json   of the data
     WORKDIR/checkpoints/STEP  Orbax: {"params": ..., "opt_state": ...} after STEP steps
     WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
 
@@ -77,10 +77,21 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def write_config(workdir: epath.Path, config: ConfigDict) -> None:
-    beside = workdir / "config.json.tmp"
-    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    beside.replace(workdir / "config.json")
+def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> None:
+    """Writes what a workdir holds beside checkpoints and metrics; the config last, for it marks the folder as a run."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "manifest.json"):
+            _write_whole(workdir / name, (data_dir / name).read_text())
+        _write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {workdir}: {error}") from error
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
@@ -96,14 +107,17 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise InputError(f"{path}: not the config of a run: {error}") from error
 
 
-def check_resumable(stored: ConfigDict, config: ConfigDict, workdir: epath.Path) -> None:
+def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:
     """A workdir goes on only with the model, data, optimiser and seed that it was started with."""
-    before, now = _flat(stored.to_dict()), _flat(config.to_dict())
+    before, now = _flat(read_config(workdir).to_dict()), _flat(config.to_dict())
     changed = [key for key in now if not key.startswith(FREE_KEYS) and before.get(key) != now[key]]
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"{workdir} holds a run of another config: {differences}{more}; take a new --workdir")
+    # The folder may have moved, its content may not have changed: each shard's checksum is compared.
+    if json.loads((workdir / "manifest.json").read_text())["splits"] != manifest["splits"]:
+        raise InputError(f"{workdir} holds a run on other data than {config.data.path}; take a new --workdir")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,17 +34,29 @@ def _program() -> str:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    # config_flags raises KeyError/AttributeError for an unknown key and ValueError/TypeError for a wrong value;
-    # a config file that does not exist or does not import raises its own error. Each is the user's to mend.
+    asked = {arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")}
+    if asked & {"help", "helpshort", "helpfull"}:
+        app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True, exitcode=0)  # does not return
+    # config_flags raises KeyError/AttributeError for an unknown key and ValueError/TypeError for a wrong value. Each
+    # is the user's to mend.
     try:
-        return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.lock()  # a file that could not be read says so only when it is first used
+        return rest
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        _fail(_describe(error))
         raise  # unreachable: _fail exits
 
 
-def _asks_for_help(argv: Sequence[str]) -> bool:
-    return any(arg.lstrip("-") in ("help", "helpshort", "helpfull") for arg in argv[1:] if arg.startswith("-"))
+def _describe(error: Exception) -> object:
+    if isinstance(error, OSError):
+        return f"cannot load the config: {str(error).splitlines()[-1]}"  # the lines before tell where it looked
+    if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]
+    if isinstance(error, KeyError):
+        return f"the config has no such key: {error.args[0]}"
+    return error
 
 
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:

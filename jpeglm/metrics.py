@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from jpeglm import codecs
 
@@ -37,6 +36,8 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: epath.Path, resume_step: int):
+        from tensorboardX import SummaryWriter  # late: it imports torch where that is installed, for two seconds
+
         self._path = workdir / "metrics.jsonl"
         self._rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)

@@ -1,20 +1,65 @@
-"""Starting JAX: the platform that was asked for, or one clear line."""
+"""Starting JAX: the processes of the job find each other, and the platform is the one asked for, or one clear line."""
+
+import os
 
 import jax
 
 from jpeglm.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def start(platform: str = "") -> list[jax.Device]:
-    """All devices of the job. `platform` is "", "cpu", "gpu" or "tpu"; one that is absent is an InputError."""
+    """All devices of the job. `platform` is "", "cpu", "gpu" or "tpu"; one that is absent is an InputError.
+
+    A job of several processes is joined first: as the three PROCESS_VARIABLES say (HOST:PORT of process 0, their
+    number, this one's), or as JAX finds out by itself under Slurm and Open MPI (one process a GPU, if
+    JAX_LOCAL_DEVICE_IDS does not say otherwise), on GKE and, with platform "tpu", on any Cloud TPU.
+    """
     if platform not in PLATFORMS:
         raise InputError(f"platform={platform!r} is none of cpu, gpu, tpu")
     if PLATFORMS[platform]:
         jax.config.update("jax_platforms", PLATFORMS[platform])
+    if not jax.distributed.is_initialized():
+        _join_processes(platform)
     try:
-        return jax.devices()
-    except RuntimeError as error:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # without a GPU, JAX 0.10 fails in an assertion without words
         asked = platform or jax.config.jax_platforms
-        raise InputError(f"platform {asked!r} was asked for and is not there: {error}") from error
+        raise InputError(
+            f"platform {asked!r} was asked for and is not there: {str(error) or 'no such device'}"
+        ) from error
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(f"this host is one of {jax.process_count()} of a TPU slice: platform must be tpu")
+    return devices
+
+
+def _join_processes(platform: str) -> None:
+    given = {name: os.environ[name] for name in PROCESS_VARIABLES if name in os.environ}
+    if len(given) == len(PROCESS_VARIABLES):
+        address, count, number = given.values()
+        if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and ":" in address):
+            raise InputError(f"{given}: an address HOST:PORT, a number of processes, and this one's below it")
+        jax.distributed.initialize(address, int(count), int(number))
+    elif given.keys() - {"JAX_COORDINATOR_ADDRESS"}:  # that one alone may correct what JAX finds out
+        missing = ", ".join(name for name in PROCESS_VARIABLES if name not in given)
+        raise InputError(f"{', '.join(given)} is set but not {missing}")
+    elif platform == "tpu":
+        try:
+            jax.distributed.initialize()
+        except ValueError:
+            pass  # a TPU outside any cluster: its host is alone
+    elif _in_cluster():
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    """Whether a launcher has started several processes. JAX's own detection also finds clusters of one."""
+    env = os.environ
+    return (
+        ("SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1)
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+        or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    )

@@ -1,9 +1,10 @@
 """Trains a language model on prepared chunks, or goes on where the workdir stands.
 
-python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DIR --workdir=DIR
+python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DIR --workdir=WORKDIR
 
-The function `train` reads from top to bottom: devices and mesh, data, model and optimiser, state (new or restored),
-the step, the loop.
+DIR is what `jpeglm.prepare` wrote, WORKDIR gets config, tokenizer, checkpoints and metrics (metrics.jsonl, and
+TensorBoard). Every key of a config stands with its default in jpeglm/config.py; --config.KEY=VALUE changes one, as in
+--config.optim.lr=1e-4. Several hosts: the same command on each (see jpeglm/runtime.py).
 """
 
 import time
@@ -31,7 +32,10 @@ Batch = dict[str, jax.Array]
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> None:
-    """Runs `config.steps` optimiser steps in all; see the module."""
+    """Runs `config.steps` optimiser steps in all, from where the workdir stands.
+
+    Reads from top to bottom: devices and mesh, data, model and optimiser, state (new or restored), the step, the loop.
+    """
     ############################ Devices and mesh ############################
     devices = runtime.start(config.platform)
     mesh = sharding.make_mesh(config.mesh, devices)
@@ -67,11 +71,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
     ############################ State: restored, or new ############################
     if (workdir / "config.json").exists():
-        checkpoint.check_resumable(checkpoint.read_config(workdir), config, workdir)
+        checkpoint.check_resumable(workdir, config, chunks.manifest)
     if is_lead:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (data_dir / "tokenizer.json").copy(workdir / "tokenizer.json", overwrite=True)
-        checkpoint.write_config(workdir, config)
+        checkpoint.write_run(workdir, config, data_dir)
     manager = checkpoint.make_manager(workdir, config.checkpoint)
     first_step = manager.latest_step() or 0
     if first_step:
@@ -171,7 +173,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     manager.close()
     if is_lead:
         log.close()
-        logging.info("%d steps done: %s", config.steps, workdir)
+        logging.info("%d steps done: %s", max(first_step, config.steps), workdir)
 
 
 def microbatches(batch: Batch, parts: int) -> Batch:
