@@ -78,7 +78,7 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
 
 
 def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> None:
-    """Writes what a workdir holds beside checkpoints and metrics; the config last, for it marks the folder as a run."""
+    """Writes what a workdir holds beside checkpoints and metrics; the config last: it marks the folder as a run."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "manifest.json"):

@@ -26,10 +26,8 @@ def start(platform: str = "") -> list[jax.Device]:
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a GPU, JAX 0.10 fails in an assertion without words
-        asked = platform or jax.config.jax_platforms
-        raise InputError(
-            f"platform {asked!r} was asked for and is not there: {str(error) or 'no such device'}"
-        ) from error
+        asked, why = platform or jax.config.jax_platforms, str(error) or "no such device"
+        raise InputError(f"platform {asked!r} was asked for and is not there: {why}") from error
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise InputError(f"this host is one of {jax.process_count()} of a TPU slice: platform must be tpu")
     return devices
