@@ -13,28 +13,27 @@ from jpeglm.config import base
 
 def get_config():
     config = base()
-    config.steps = 500
+    config.steps = 600
     config.codec.height = 32
     config.codec.width = 32
     config.codec.mode = "L"
-    config.data.seq_len = 512
+    config.data.seq_len = 256  # the longest digit takes 215 tokens
     config.data.shards = 4
     config.data.holdout = 1_000
     config.model.num_layers = 4
     config.model.width = 128
-    config.model.num_heads = 4
-    config.model.num_kv_heads = 4
-    config.model.head_dim = 32
+    config.model.num_heads = 2
+    config.model.num_kv_heads = 2
+    config.model.head_dim = 64
     config.model.ffn_width = 384
     config.model.dtype = "float32"  # CPUs have no fast bf16
-    config.model.remat = "none"
     config.optim.batch_size = 16
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 50
     config.mesh.data = -1
     config.mesh.fsdp = 1
-    config.eval.every = 100
-    config.checkpoint.every = 250
+    config.eval.every = 150
+    config.checkpoint.every = 150
     config.checkpoint.keep_every = 0
     config.log.every = 20
     return config

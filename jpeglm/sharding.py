@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jpeglm.errors import InputError
 
@@ -89,7 +89,13 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=is_variable))
 
 
-def num_parts(mesh: Mesh, axis: str) -> int:
+def is_spread(axis: str) -> bool:
+    """Whether a logical axis is spread over more than one device of the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and num_parts(mesh, axis) > 1
+
+
+def num_parts(mesh: Mesh | AbstractMesh, axis: str) -> int:
     """Over how many devices a logical axis is spread."""
     names = RULES[axis] or ()
     return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from jpeglm.errors import InputError
 from jpeglm.model.attention import cached_attention, causal_attention
-from jpeglm.sharding import constrain
+from jpeglm.sharding import constrain, is_spread
 
 INIT_STD = 0.02
 VOCAB_MULTIPLE = 128  # the arrays are padded to this: whole TPU lanes, and divisible over `tensor`
@@ -221,17 +221,30 @@ class Llama(nnx.Module):
         return self.embedding[...].astype(self.config.dtype)[tokens]
 
     def _layers(self, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> tuple[jax.Array, Any]:
-        x = constrain(self._embed(tokens), "batch", "sequence", None)
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        """Runs all layers: [batch, length] -> [batch, length, width], and `attend`'s states stacked over layers."""
+
+        # Outside attention a token is a row: with two leading axes XLA for CPUs transposes every activation in the
+        # backward pass, which takes as long as the products. An axis that is spread cannot be folded into another.
+        def rows(x: jax.Array) -> jax.Array:
+            return x if is_spread("sequence") else x.reshape(-1, *x.shape[2:])
+
+        def sequences(x: jax.Array) -> jax.Array:
+            return x if is_spread("sequence") else x.reshape(*tokens.shape, *x.shape[1:])
+
+        def attend_rows(*qkv: jax.Array) -> Any:
+            mixed, state = attend(*map(sequences, qkv))
+            return rows(mixed), state
+
+        rope = jax.tree.map(rows, rope_tables(positions, self.config.head_dim, self.config.rope_theta))
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x: jax.Array, parameters: Any) -> Any:
-            x, state = nnx.merge(graphdef, parameters)(x, rope, attend)
-            return constrain(x, "batch", "sequence", None), state
+            x, state = nnx.merge(graphdef, parameters)(rows(x), rope, attend_rows)
+            return constrain(sequences(x), "batch", "sequence", None), state
 
         if self.config.remat == "full":
             layer = jax.checkpoint(layer, prevent_cse=False)  # scan already keeps XLA from undoing it
-        return jax.lax.scan(layer, x, stacked)
+        return jax.lax.scan(layer, constrain(self._embed(tokens), "batch", "sequence", None), stacked)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         h = self.final_norm(x)
