@@ -13,7 +13,7 @@ from jpeglm.config import base
 
 def get_config():
     config = base()
-    config.steps = 600
+    config.steps = 1_000
     config.codec.height = 32
     config.codec.width = 32
     config.codec.mode = "L"
@@ -27,13 +27,14 @@ def get_config():
     config.model.head_dim = 64
     config.model.ffn_width = 384
     config.model.dtype = "float32"  # CPUs have no fast bf16
-    config.optim.batch_size = 16
+    config.optim.batch_size = 8
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 50
     config.mesh.data = -1
     config.mesh.fsdp = 1
-    config.eval.every = 150
-    config.checkpoint.every = 150
+    config.eval.every = 250
+    config.eval.batches = 64  # the whole split
+    config.checkpoint.every = 250
     config.checkpoint.keep_every = 0
-    config.log.every = 20
+    config.log.every = 25
     return config
