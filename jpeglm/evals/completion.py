@@ -1,0 +1,248 @@
+"""What completes cut pictures in a table: the model, and the controls that say what a distance is worth.
+
+Each method is given the same cut documents and gives back as many whole ones. The controls are the prompt with random
+bytes, with flat blocks and with the mean of the training pictures behind it, and the model before its first step.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from jpeglm import checkpoint, codecs
+from jpeglm.codecs import Codec
+from jpeglm.data import pipeline, shards
+from jpeglm.errors import InputError
+from jpeglm.sampling.engine import Settings
+from jpeglm.sampling.sampler import Sampler
+from jpeglm.tokenizer import Tokenizer
+
+TITLES = {  # of the rows, in the order of tables
+    "trained": "trained model",
+    "untrained": "untrained model",
+    "random_bytes": "prompt + random bytes",
+    "flat": "prompt + flat blocks",
+    "training_mean": "prompt + training mean",
+}
+MEAN_PICTURES = 2_000  # the mean of so many training pictures is within a grey level or two of the mean of all
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completed:
+    """Whole documents, one a prompt and in the order of the prompts.
+
+    Attributes:
+      documents: canonical bytes, valid or not.
+      ended: bool [n], whether the model ended the file itself within its budget; None for what no model wrote.
+      tokens: int64 [n], how many the model wrote; None likewise.
+    """
+
+    documents: list[bytes]
+    ended: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+
+    def to_arrays(self) -> Arrays:
+        arrays = {
+            "bytes": np.frombuffer(b"".join(self.documents), np.uint8),
+            "lengths": np.array([len(document) for document in self.documents], np.int64),
+        }
+        if self.ended is not None:
+            arrays |= {"ended": self.ended, "tokens": self.tokens}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> "Completed":
+        ends = np.cumsum(arrays["lengths"])
+        documents = [part.tobytes() for part in np.split(arrays["bytes"], ends[:-1])]
+        return cls(documents, arrays.get("ended"), arrays.get("tokens"))
+
+
+############################ Controls ############################
+
+
+def with_random_bytes(codec: Codec, documents: Sequence[bytes], ratio: float, seed: int) -> list[bytes]:
+    """The prompt, then uniformly random bytes, as many as the original has there.
+
+    The bytes of a picture depend on (seed, the original) alone.
+    """
+    completed = []
+    for document in documents:
+        prefix, _ = codec.cut(document, ratio)
+        digest = hashlib.sha256(document).digest()
+        random = np.random.default_rng([seed, int.from_bytes(digest)])
+        completed.append(prefix + random.bytes(len(document) - len(prefix)))
+    return completed
+
+
+def with_flat_blocks(codec: Codec, documents: Sequence[bytes], ratio: float) -> list[bytes]:
+    """The prompt, then flat mid-grey MCUs to the end: a valid file."""
+    return [codec.complete_with_flat(*codec.cut(document, ratio)) for document in documents]
+
+
+def with_rest_of(codec: Codec, documents: Sequence[bytes], ratio: float, other: bytes) -> list[bytes]:
+    """The prompt, then the MCUs that `other`, a canonical document, has in the missing places: a valid file.
+
+    Each MCU predicts its DC values anew, so those of `other` look behind the prompt as they do at home.
+    """
+    rest = other[len(codec.cut(other, ratio)[0]) :]
+    return [codec.cut(document, ratio)[0] + rest for document in documents]
+
+
+def mean_document(codec: Codec, documents: Iterable[bytes]) -> bytes:
+    """The canonical document of the pictures' mean, pixel by pixel."""
+    total, count = 0.0, 0
+    for document in documents:
+        total = total + np.asarray(codec.decode(document), np.float64)
+        count += 1
+    return codec.encode(Image.fromarray(np.rint(total / count).astype(np.uint8), codec.mode))
+
+
+############################ The methods of a table ############################
+
+
+class Methods:
+    """The rows of a completion table over one run and its data.
+
+    What a method needs is loaded when it is first used; of the two models only the last used one is held.
+    """
+
+    def __init__(self, workdir: epath.PathLike, data: str, settings: Settings, seed: int):
+        """Opens a run and its data.
+
+        Raises:
+          InputError: no run, no checkpoint, no finished data, or data that the run was not trained on.
+        """
+        self.workdir = epath.Path(workdir)
+        self.data = data
+        self.settings = settings
+        self.seed = seed
+        self.run_config = checkpoint.read_config(self.workdir)
+        self.step = checkpoint.pick_step(self.workdir, None)
+        self.manifest = shards.read_manifest(data)
+        with self.run_config.unlocked():
+            self.run_config.data.path = data  # named in the message if it does not fit
+        pipeline.check_fits(self.manifest, self.run_config)
+        self.tokenizer = Tokenizer.load(self.workdir / "tokenizer.json")
+        if self.tokenizer.sha256 != self.manifest["tokenizer_sha256"]:
+            raise InputError(f"{data} was prepared with another tokenizer than the run in {workdir} learnt with")
+        self.codec = codecs.make(self.run_config.codec)
+        self._sampler: tuple[str, Sampler] | None = None
+        self._mean: bytes | None = None
+
+    def complete(self, row: str, originals: Sequence[bytes], ratio: float) -> Completed:
+        """Completes each original from its first `ratio` of MCUs by the method of `row`, a key of `TITLES`."""
+        match row:
+            case "trained" | "untrained":
+                return self._by_model(row, originals, ratio)
+            case "random_bytes":
+                return Completed(with_random_bytes(self.codec, originals, ratio, self.seed))
+            case "flat":
+                return Completed(with_flat_blocks(self.codec, originals, ratio))
+            case "training_mean":
+                return Completed(with_rest_of(self.codec, originals, ratio, self._training_mean()))
+        raise KeyError(row)
+
+    def identity(self, row: str) -> dict:
+        """All that the completions of `row` depend on beside the originals and the ratio; JSON types."""
+        codec, model = self.run_config.codec.to_dict(), self.run_config.model.to_dict()
+        identity = {"row": row, "codec": codec}
+        if row in ("trained", "untrained"):
+            identity |= {"tokenizer": self.tokenizer.sha256, "seed": self.seed} | dataclasses.asdict(self.settings)
+            saved = self.workdir / "checkpoints" / str(self.step) / "_CHECKPOINT_METADATA"  # holds the time of saving
+            trained = {"step": self.step, "saved": hashlib.sha256(saved.read_bytes()).hexdigest()}
+            untrained = {"parameters": self.run_config.seed}
+            identity |= {"model": model} | (trained if row == "trained" else untrained)
+        elif row == "random_bytes":
+            identity |= {"seed": self.seed}
+        elif row == "training_mean":
+            identity |= {"pictures": MEAN_PICTURES, "train": self.split_identity("train")}
+        return identity
+
+    def split_identity(self, split: str) -> list[str]:
+        """The checksums of the shards of a split."""
+        return [shard["sha256"] for shard in self.manifest["splits"][split]["shards"]]
+
+    def _by_model(self, row: str, originals: Sequence[bytes], ratio: float) -> Completed:
+        if self._sampler is None or self._sampler[0] != row:
+            self._sampler = None  # before the next one is loaded
+            make = Sampler.load if row == "trained" else Sampler.untrained
+            self._sampler = row, make(self.workdir, self.settings)
+        generated = self._sampler[1].complete(originals, ratio, seed=self.seed)
+        bar = tqdm(generated, f"{TITLES[row]}, ratio {ratio:g}", len(originals), unit="picture", dynamic_ncols=True)
+        in_order = sorted(bar, key=lambda completion: completion.index)
+        return Completed(
+            [completion.document for completion in in_order],
+            np.array([completion.ended for completion in in_order]),
+            np.array([completion.tokens for completion in in_order], np.int64),
+        )
+
+    def _training_mean(self) -> bytes:
+        if self._mean is None:
+            count = min(MEAN_PICTURES, self.manifest["splits"]["train"]["documents"])
+            documents = pipeline.documents(self.data, "train", count)
+            bar = tqdm(documents, "mean of training pictures", count, unit="picture", dynamic_ncols=True)
+            self._mean = mean_document(self.codec, bar)
+        return self._mean
+
+
+def judge(codec: Codec, documents: Iterable[bytes], kept: int) -> Iterator[tuple[np.ndarray, bool, float]]:
+    """Yields, for each document, what there is to see, whether it is valid, and how much of it is readable.
+
+    Args:
+      codec: of the documents.
+      documents: any bytes.
+      kept: MCUs that were given.
+
+    Yields:
+      the picture uint8 [h, w] or [h, w, 3] as leniently decoded; whether the document decodes strictly; the share of
+      the MCUs that were to be completed which are readable in sequence.
+    """
+    for document in documents:
+        picture, readable = codec.decode_leniently(document)
+        yield np.asarray(picture), codec.is_valid(document), (readable - kept) / (codec.units - kept)
+
+
+############################ What is kept between two runs of a table ############################
+
+
+class Store:
+    """Named arrays in a folder, each with the identity of what made them: made once, made again where it changed."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def get(self, name: str, identity: dict, make: Callable[[], Arrays]) -> Arrays:
+        """The arrays of `name` if they are there with this identity, else those of `make()`, which are then kept."""
+        path = self._folder / f"{name}.npz"
+        fingerprint = json.dumps(identity, sort_keys=True)
+        if path.exists():
+            try:
+                with np.load(path) as file:
+                    if str(file["fingerprint"]) == fingerprint:
+                        return {key: file[key] for key in file.files if key != "fingerprint"}
+                logging.info("%s is of other settings: made again", path)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                logging.warning("%s cannot be read (%s): made again", path, error)
+        arrays = make()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(beside, "wb") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), **arrays)
+        os.replace(beside, path)
+        return arrays
+
+
+def documents_identity(documents: Iterable[bytes]) -> str:
+    """A digest of documents in their order."""
+    return hashlib.sha256(b"".join(hashlib.sha256(document).digest() for document in documents)).hexdigest()

@@ -1,0 +1,200 @@
+"""A completion table as one HTML file that needs nothing else: numbers, curves and pictures."""
+
+import base64
+import datetime
+import io
+import json
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jinja2
+import matplotlib
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jpeglm import checkpoint, codecs
+from jpeglm.data.shards import write_whole
+from jpeglm.evals import tables
+from jpeglm.evals.completion import TITLES
+from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, Row, Shown, Table
+
+# A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
+_INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
+_SERIES = {method: f"#0000{place:02x}" for place, method in enumerate(TITLES, 16)}
+_VARIABLES = {_INK: "soft", _LINE: "line", _FLOOR: "ink"} | {_SERIES[method]: method for method in TITLES}
+_MARKERS = dict(zip(TITLES, "osD^v", strict=True))  # shapes, so that colour is not all
+_CHART_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "jpeglm",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers")
+_PICTURE_SIDE = 96  # CSS pixels that a small picture is enlarged to, by a whole factor
+_LARGEST_SIDE = 160  # and a large one shrunk to
+
+
+def facts(config: ConfigDict, command: str) -> dict[str, Any]:
+    """Where numbers come from: the table's config and the run's, versions, hardware, date and command; JSON types."""
+    run = checkpoint.read_config(epath.Path(config.workdir))
+    devices = jax.devices()
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "hardware": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "devices": f"{len(devices)} x {devices[0].device_kind}",
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES}
+        | codecs.make(run.codec).encoder_versions(),
+        "config": json.loads(config.to_json()),
+        "run_config": json.loads(run.to_json()),
+    }
+
+
+def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
+    """Writes the report of a table; `facts` as the function of that name returns them."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": tables.percent, "number": tables.number}
+    page = environment.get_template("report.html").render(
+        table=table,
+        facts=facts,
+        floor=table.rows[0],
+        groups=_by_ratio(table.rows[1:]),
+        farthest=max(row.distance for row in table.rows),
+        grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows[1:])],
+        loss_chart=_loss_chart(table),
+        distance_chart=_distance_chart(table),
+        settings={"Table": facts["config"], "Run": facts["run_config"]},
+        to_json=lambda tree: json.dumps(tree, indent=2, ensure_ascii=False),
+    )
+    write_whole(path, page.encode())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.machine()
+
+
+def _by_ratio(rows: list[Row]) -> dict[float, list[Row]]:
+    groups: dict[float, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.ratio, []).append(row)
+    return groups
+
+
+############################ Pictures ############################
+
+
+def _grid(table: Table, ratio: float) -> dict[str, Any]:
+    """What the template needs for the pictures of one ratio: columns, and rows of (picture, whether it is valid)."""
+    methods = [row.method for row in table.rows if row.ratio == ratio]
+    columns = [(None, FLOOR), (ratio, "prompt")] + [(ratio, method) for method in methods]
+    cells = [_cells(table.shown[column]) for column in columns]
+    height, width = table.shown[None, FLOOR].pictures.shape[1:3]
+    factor = _PICTURE_SIDE // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
+    return {
+        "ratio": ratio,
+        "titles": ["original", "given", *(TITLES[method] for method in methods)],
+        "rows": list(zip(*cells, strict=True)),
+        "width": round(factor * width),
+        "height": round(factor * height),
+    }
+
+
+def _cells(shown: Shown) -> list[tuple[str, bool]]:
+    return [(_data_url(picture), bool(valid)) for picture, valid in zip(shown.pictures, shown.valid, strict=True)]
+
+
+def _data_url(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+############################ Charts ############################
+
+
+def _loss_chart(table: Table) -> str:
+    """Training and held-out loss by step, with the n-gram model's as a line."""
+    training = [(row["step"], row["loss"]) for row in table.history if "loss" in row]
+    heldout = [
+        (row["step"], row["heldout/nats_per_token"]) for row in table.history if "heldout/nats_per_token" in row
+    ]
+    baseline = table.language_models[1]
+    with matplotlib.rc_context(_CHART_STYLE):
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
+        if training:
+            axes.plot(*zip(*training, strict=True), color=_SERIES["trained"], alpha=0.45, label="training")
+        axes.plot(*zip(*heldout, strict=True), color=_SERIES["trained"], marker="o", markersize=4, label="held-out")
+        label = f"{baseline.title}, held-out"
+        axes.axhline(baseline.nats_per_token, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=label)
+        axes.grid(axis="x", visible=False)
+        axes.legend()
+        return _svg(figure, "Training and held-out loss by step")
+
+
+def _distance_chart(table: Table) -> str:
+    """Distance by ratio, a line a method, with the floor."""
+    floor, rows = table.rows[0], table.rows[1:]
+    with matplotlib.rc_context(_CHART_STYLE):
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        axes = figure.add_subplot(xlabel="share of the MCUs given", ylabel=table.metric)
+        for method in dict.fromkeys(row.method for row in rows):
+            points = sorted((row.ratio, row.distance) for row in rows if row.method == method)
+            axes.plot(
+                *zip(*points, strict=True),
+                color=_SERIES[method],
+                marker=_MARKERS[method],
+                markersize=5,
+                label=TITLES[method],
+            )
+        axes.axhline(floor.distance, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
+        axes.set_xticks(sorted({row.ratio for row in rows}))
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="x", visible=False)
+        axes.legend(fontsize=9)
+        return _svg(figure, f"{table.metric} by share given")
+
+
+def _svg(figure: Figure, description: str) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)

@@ -1,0 +1,344 @@
+"""A completion table: methods by ratios, each judged on the same number of pictures against the same reference.
+
+Prompts come from the first held-out documents in the order of the shards, which is by a hash of their bytes: a random
+choice that nobody made. The reference is as many documents that follow. Nothing is dropped: a file that does not
+decode strictly counts as invalid and enters the distance as it is leniently decoded.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tabulate import tabulate
+
+from jpeglm.data import pipeline
+from jpeglm.data.shards import write_whole
+from jpeglm.errors import InputError
+from jpeglm.evals import ngram
+from jpeglm.evals.completion import MEAN_PICTURES, TITLES, Completed, Methods, Store, documents_identity, judge
+from jpeglm.evals.efficientnet import EfficientNetLite0
+from jpeglm.evals.features import Extractor, extract
+from jpeglm.evals.fid import Moments, frechet_distance
+from jpeglm.metrics import read_metrics
+from jpeglm.sampling.engine import Settings
+
+EXTRACTORS = {"efficientnet_lite0": EfficientNetLite0}
+FLOOR = "heldout"
+FLOOR_TITLE = "held-out originals"
+SHOWN = 8  # pictures of each cell that a report shows
+NGRAM_ORDER = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      method: a key of `TITLES`, or "heldout" for the originals themselves.
+      title: what the table calls it.
+      ratio: share of the MCUs that were given; None for the originals.
+      num: pictures.
+      valid: share of the files that decode strictly.
+      ended: share of the files that the model ended itself within its budget of tokens; None where no model wrote.
+      readable: mean share of the MCUs to be completed that are readable in sequence, leniently; None for originals.
+      distance: between the features of these pictures and of the reference.
+      tokens: mean number that the model wrote; None where no model wrote.
+    """
+
+    method: str
+    title: str
+    ratio: float | None
+    num: int
+    valid: float
+    ended: float | None
+    readable: float | None
+    distance: float
+    tokens: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Held-out loss of a model of the tokens, in the field's three units."""
+
+    title: str
+    nats_per_token: float
+    bits_per_byte: float
+    bits_per_pixel: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Pictures of a cell for the report: uint8 [n, h, w] or [n, h, w, 3], and which of their files are valid."""
+
+    pictures: np.ndarray
+    valid: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What `make` found out.
+
+    Attributes:
+      metric: what the distance is called.
+      rows: the originals first, then ratio by ratio.
+      language_models: the trained model at `step`, then the n-gram model.
+      history: the rows of the run's metrics up to `step`.
+      shown: by (ratio, method); by (None, "heldout") the originals and by (ratio, "prompt") what was given over grey.
+    """
+
+    metric: str
+    step: int
+    rows: list[Row]
+    language_models: list[LanguageModel]
+    history: list[dict[str, Any]]
+    shown: dict[tuple[float | None, str], Shown]
+    notes: list[str]
+
+
+def check(config: ConfigDict) -> None:
+    """`InputError` for a config that names no table."""
+    for key in ("workdir", "data", "out"):
+        if not config[key]:
+            raise InputError(f"--config.{key}=DIR is needed")
+    unknown = [row for row in config.rows if row not in TITLES]
+    if unknown or not config.rows:
+        raise InputError(f"config.rows: {unknown[0] if unknown else 'nothing'!r} is none of {', '.join(TITLES)}")
+    if not config.ratios or not all(0 <= ratio < 1 for ratio in config.ratios):
+        raise InputError(f"config.ratios={tuple(config.ratios)}: one or more of 0 to below 1 are needed")
+    if len(set(config.ratios)) < len(config.ratios) or len(set(config.rows)) < len(config.rows):
+        raise InputError("config.ratios or config.rows: something stands there twice")
+    if config.num < 2:
+        raise InputError(f"config.num={config.num}: a distance needs two pictures")
+    if config.extractor not in EXTRACTORS:
+        raise InputError(f"config.extractor: {config.extractor!r} is none of {', '.join(EXTRACTORS)}")
+
+
+def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
+    """Completes, judges and measures all that `config` names (see configs/eval/demo.py).
+
+    Args:
+      config: of the table.
+      extractor: another one than `config.extractor` names.
+
+    Raises:
+      InputError: a key, run or data that the user can mend.
+    """
+    check(config)
+    methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed)
+    codec, num = methods.codec, config.num
+    there = methods.manifest["splits"]["heldout"]["documents"]
+    if there < 2 * num:
+        raise InputError(f"config.num={num} takes {2 * num} held-out documents, {config.data} has {there}")
+    documents = list(pipeline.documents(config.data, "heldout", 2 * num))
+    originals, reference = documents[:num], documents[num:]
+    extractor = extractor or EXTRACTORS[config.extractor]()
+    store = Store(Path(config.out) / "cells")
+    shown: dict[tuple[float | None, str], Shown] = {}
+
+    def measure(name: str, title: str, documents: list[bytes], kept: int) -> dict[str, np.ndarray]:
+        """Features float32 [n, dim], valid bool [n] and readable float64 [n] of documents."""
+        identity = {
+            "documents": documents_identity(documents),
+            "codec": methods.run_config.codec.to_dict(),
+            "extractor": [extractor.name, extractor.size, extractor.weights_sha256],
+            "kept": kept,
+        }
+
+        def compute() -> dict[str, np.ndarray]:
+            judged = []
+
+            def pictures():
+                for picture, valid, readable in judge(codec, documents, kept):
+                    judged.append((valid, readable))
+                    yield picture
+
+            features = np.concatenate(list(extract(extractor, pictures(), len(documents), title)))
+            valid, readable = zip(*judged, strict=True)
+            return {"features": features, "valid": np.array(valid), "readable": np.array(readable)}
+
+        return store.get(f"{name}.features", identity, compute)
+
+    def show(ratio: float | None, method: str, documents: list[bytes]) -> None:
+        seen = list(judge(codec, documents[:SHOWN], 0))
+        shown[ratio, method] = Shown(np.stack([entry[0] for entry in seen]), np.array([entry[1] for entry in seen]))
+
+    ############################ Reference and floor ############################
+    target = Moments([measure("reference", "reference", reference, 0)["features"]])
+    measured = measure(FLOOR, FLOOR_TITLE, originals, 0)
+    floor = frechet_distance(Moments([measured["features"]]), target)
+    rows = [Row(FLOOR, FLOOR_TITLE, None, num, float(measured["valid"].mean()), None, None, floor, None)]
+    show(None, FLOOR, originals)
+
+    ############################ Methods by ratios ############################
+    for method in config.rows:  # outermost, so that each model is loaded once
+        for ratio in config.ratios:
+            name, title = f"{method}-{ratio:g}", TITLES[method]
+            identity = methods.identity(method) | {"ratio": ratio, "originals": documents_identity(originals)}
+            arrays = store.get(name, identity, lambda m=method, r=ratio: methods.complete(m, originals, r).to_arrays())
+            completed = Completed.from_arrays(arrays)
+            kept = codec.cut(originals[0], ratio)[1]
+            measured = measure(name, f"{title}, ratio {ratio:g}", completed.documents, kept)
+            wrote = completed.ended is not None
+            rows.append(
+                Row(
+                    method=method,
+                    title=title,
+                    ratio=ratio,
+                    num=len(completed.documents),
+                    valid=float(measured["valid"].mean()),
+                    ended=float(completed.ended.mean()) if wrote else None,
+                    readable=float(measured["readable"].mean()),
+                    distance=frechet_distance(Moments([measured["features"]]), target),
+                    tokens=float(completed.tokens.mean()) if wrote else None,
+                )
+            )
+            show(ratio, method, completed.documents)
+    for ratio in config.ratios:
+        show(
+            ratio, "prompt", [codec.complete_with_flat(*codec.cut(original, ratio)) for original in originals[:SHOWN]]
+        )
+    order = {ratio: place for place, ratio in enumerate(config.ratios)}
+    rows[1:] = sorted(rows[1:], key=lambda row: order[row.ratio])  # stable: the methods keep their order
+
+    ############################ The language model ############################
+    history = [row for row in read_metrics(methods.workdir) if row["step"] <= methods.step]
+    scores = [row for row in history if "heldout/nats_per_token" in row]
+    if not scores:
+        raise InputError(f"{config.workdir}: metrics.jsonl holds no held-out loss up to step {methods.step}")
+    identity = {split: methods.split_identity(split) for split in ("train", "heldout")} | {"order": NGRAM_ORDER}
+    counted = store.get("ngram", identity, lambda: _ngram_scores(config.data))
+    language_models = [
+        _language_model(f"trained model, step {scores[-1]['step']:,}", scores[-1], "heldout/"),
+        _language_model(f"interpolated {NGRAM_ORDER}-gram", {name: float(x) for name, x in counted.items()}, ""),
+    ]
+    notes = _notes(config, methods, extractor)
+    return Table(extractor.metric, methods.step, rows, language_models, history, shown, notes)
+
+
+def _ngram_scores(data: str) -> dict[str, np.ndarray]:
+    logging.info("fitting the %d-gram model", NGRAM_ORDER)
+    scores = ngram.fit_and_score(data, NGRAM_ORDER)
+    return {name: np.array(value, np.float64) for name, value in scores.items()}
+
+
+def _language_model(title: str, scores: dict[str, float], prefix: str) -> LanguageModel:
+    units = ("nats_per_token", "bits_per_byte", "bits_per_pixel")
+    return LanguageModel(title, **{unit: scores[prefix + unit] for unit in units})
+
+
+def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[str]:
+    """What a reader has to know to read the numbers right."""
+    num, run, manifest = config.num, methods.run_config, methods.manifest
+    notes = [
+        f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
+        f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
+        f"Every row has {num:,} pictures and one completion a prompt. A file that does not decode strictly counts "
+        "against “valid” and enters the distance as leniently decoded, unreadable MCUs in mid-grey: none is dropped.",
+        f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, pictures "
+        f"stretched to {extractor.size}x{extractor.size}. It is not FID and is not to be set beside one.",
+        "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
+        "prompts' originals themselves have to the reference: no method is expected below it.",
+        "A larger share given leaves less to get wrong, so all distances fall with the ratio: compare methods "
+        "within one ratio.",
+        "“MCUs readable”: of the MCUs to be completed, the share that a tolerant decoder reads in sequence before "
+        "the first that it cannot. “Ended” means that the model wrote its end token within the budget.",
+    ]
+    if num < max(2048, extractor.dim):
+        notes.append(
+            f"With {num:,} pictures a side the distance is biased upwards and depends on that number: it compares "
+            "rows of this table and nothing else."
+        )
+    controls = {
+        "untrained": "“untrained model” is the same network before its first step, sampled alike.",
+        "random_bytes": "“prompt + random bytes” has uniformly random bytes behind the prompt, as many as the "
+        "original has there and no markers among them: nearly all of it is unreadable and shows as grey.",
+        "flat": "“prompt + flat blocks” has mid-grey MCUs behind the prompt, a valid file.",
+        "training_mean": "“prompt + training mean” has the MCUs of the mean of "
+        f"{min(MEAN_PICTURES, manifest['splits']['train']['documents']):,} training pictures there, a valid file.",
+    }
+    notes += [text for row, text in controls.items() if row in config.rows]
+    heldout, seen = manifest["splits"]["heldout"]["chunks"], run.eval.batches * run.optim.batch_size
+    notes.append(
+        f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on the tokens that the network trained on; "
+        + (
+            "both are scored on every held-out token that follows another within a chunk."
+            if seen >= heldout
+            else f"it is scored on all {heldout:,} held-out chunks, the network on the first {seen:,}."
+        )
+    )
+    return notes
+
+
+############################ As text ############################
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def main_lines(table: Table) -> list[list[str]]:
+    """The main table as text, header first."""
+    lines = [["given", "method", "N", "valid", "ended", "MCUs readable", "tokens", table.metric]]
+    for row in table.rows:
+        lines.append(
+            ["–" if row.ratio is None else f"{row.ratio:g}", row.title, f"{row.num:,}", percent(row.valid)]
+            + [percent(row.ended), percent(row.readable), number(row.tokens, 1), number(row.distance, 2)]
+        )
+    return lines
+
+
+def language_model_lines(table: Table) -> list[list[str]]:
+    """Held-out losses as text, header first."""
+    lines = [["held-out", "nats a token", "bits a byte", "bits a pixel"]]
+    for model in table.language_models:
+        units = (model.nats_per_token, model.bits_per_byte, model.bits_per_pixel)
+        lines.append([model.title, *(f"{value:.4f}" for value in units)])
+    return lines
+
+
+def markdown(table: Table) -> str:
+    """Both tables as Markdown."""
+
+    def table_of(lines: list[list[str]], left: int) -> str:
+        align = ["left" if column < left else "right" for column in range(len(lines[0]))]
+        return tabulate(lines[1:], lines[0], tablefmt="github", disable_numparse=True, colalign=align)
+
+    return f"{table_of(main_lines(table), 2)}\n\n{table_of(language_model_lines(table), 1)}\n"
+
+
+def as_csv(table: Table) -> str:
+    """The main table, unrounded; empty where there is nothing to say."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    fields = [field.name for field in dataclasses.fields(Row)]
+    writer.writerow(["metric", *fields])
+    for row in table.rows:
+        writer.writerow([table.metric, *(getattr(row, field) for field in fields)])
+    return file.getvalue()
+
+
+def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
+    """Writes table.md, table.csv and table.json into `out`; `facts` (config, versions) go into the last."""
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "metric": table.metric,
+        "step": table.step,
+        "rows": [dataclasses.asdict(row) for row in table.rows],
+        "language_models": [dataclasses.asdict(model) for model in table.language_models],
+        "notes": table.notes,
+        **facts,
+    }
+    notes = "".join(f"- {note}\n" for note in table.notes)
+    write_whole(out / "table.md", f"{markdown(table)}\n{notes}".encode())
+    write_whole(out / "table.csv", as_csv(table).encode())
+    write_whole(out / "table.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

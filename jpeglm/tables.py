@@ -1,0 +1,39 @@
+"""Completes held-out pictures by a trained model and by controls, and tells how far each is from real ones.
+
+    python -m jpeglm.tables --config=configs/eval/demo.py \
+        --config.workdir=WORKDIR --config.data=DATA --config.out=OUT
+
+Prints the table; writes OUT/table.md, table.csv, table.json and report.html. Finished cells are kept in OUT/cells, so
+that a table which was broken off goes on, and one whose settings changed does only what they change.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from jpeglm import cli, runtime
+from jpeglm.evals import report, tables
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The table's config file.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    config = _CONFIG.value
+    tables.check(config)
+    runtime.start(config.platform)
+    out = Path(config.out)
+    table = tables.make(config)
+    facts = report.facts(config, shlex.join(["python", "-m", "jpeglm.tables", *sys.argv[1:]]))
+    tables.write(table, out, facts)
+    report.write(table, out / "report.html", facts)
+    sys.stderr.flush()
+    print(tables.markdown(table))
+    print(f"Report: {(out / 'report.html').resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

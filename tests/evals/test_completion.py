@@ -1,0 +1,206 @@
+"""The methods that complete cut files, and the store of what they made."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jpeglm.codecs.jpeg import JpegCodec
+from jpeglm.data import pipeline
+from jpeglm.errors import InputError
+from jpeglm.evals.completion import (
+    TITLES,
+    Completed,
+    Methods,
+    Store,
+    judge,
+    mean_document,
+    with_flat_blocks,
+    with_random_bytes,
+    with_rest_of,
+)
+from jpeglm.sampling.engine import Settings
+
+CODECS = [JpegCodec(32, 32, "L", 25), JpegCodec(50, 70, "RGB", 25)]
+SETTINGS = Settings(max_tokens=220, top_k=40, top_p=0.9, slots=4)
+
+
+def some_documents(codec: JpegCodec, count: int, seed: int = 0) -> list[bytes]:
+    """Smooth coloured noise, encoded."""
+    random = np.random.default_rng(seed)
+    channels = 3 if codec.mode == "RGB" else 1
+    documents = []
+    for _ in range(count):
+        small = Image.fromarray(random.integers(0, 256, (5, 5, channels), np.uint8).squeeze())
+        documents.append(codec.encode(small.resize((codec.width, codec.height), Image.Resampling.BICUBIC)))
+    return documents
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["grey", "colour"])
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.75])
+def test_controls_begin_with_the_prompt_and_end_differently(codec, ratio):
+    documents = some_documents(codec, 3)
+    other = some_documents(codec, 1, seed=1)[0]
+    for completed in (
+        with_random_bytes(codec, documents, ratio, seed=0),
+        with_flat_blocks(codec, documents, ratio),
+        with_rest_of(codec, documents, ratio, other),
+    ):
+        assert len(completed) == len(documents)
+        for document, original in zip(completed, documents, strict=True):
+            prompt, _ = codec.cut(original, ratio)
+            assert document.startswith(prompt)
+            assert document != original
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["grey", "colour"])
+def test_random_bytes_are_as_many_as_the_original_has_and_are_uniform(codec):
+    documents = some_documents(codec, 40)
+    completed = with_random_bytes(codec, documents, 0.25, seed=0)
+    assert [len(document) for document in completed] == [len(document) for document in documents]
+    tails = b"".join(new[len(codec.cut(old, 0.25)[0]) :] for new, old in zip(completed, documents, strict=True))
+    counts = np.bincount(np.frombuffer(tails, np.uint8), minlength=256)
+    chi_square = ((counts - len(tails) / 256) ** 2).sum() / (len(tails) / 256)
+    assert 160 < chi_square < 370  # 255 degrees of freedom; beyond, p < 1e-5
+
+
+def test_random_bytes_depend_on_seed_and_original_alone():
+    codec = CODECS[0]
+    documents = some_documents(codec, 3)
+    whole = with_random_bytes(codec, documents, 0.5, seed=7)
+    assert with_random_bytes(codec, documents[::-1], 0.5, seed=7) == whole[::-1]
+    assert with_random_bytes(codec, documents, 0.5, seed=8) != whole
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["grey", "colour"])
+def test_flat_blocks_are_valid_and_mid_grey(codec):
+    documents = some_documents(codec, 2)
+    for document in with_flat_blocks(codec, documents, 0.0):
+        pixels = np.asarray(codec.decode(document))
+        assert (pixels == 128).all()
+    for document, original in zip(with_flat_blocks(codec, documents, 0.5), documents, strict=True):
+        assert codec.is_valid(document)
+        assert (np.asarray(codec.decode(document))[-1, -1] == 128).all()
+        assert document[: len(codec.cut(original, 0.5)[0])] == codec.cut(original, 0.5)[0]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["grey", "colour"])
+def test_the_rest_of_another_picture_keeps_the_coefficients_of_both(codec):
+    original, other = some_documents(codec, 2)
+    spliced = with_rest_of(codec, [original], 0.4, other)[0]
+    kept = codec.cut(original, 0.4)[1]
+    expected = np.concatenate([codec.parse(original).coefficients()[:kept], codec.parse(other).coefficients()[kept:]])
+    np.testing.assert_array_equal(codec.parse(spliced).coefficients(), expected)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["grey", "colour"])
+def test_the_mean_document_is_near_the_mean_of_the_pixels(codec):
+    documents = some_documents(codec, 20)
+    mean = np.mean([np.asarray(codec.decode(document), np.float64) for document in documents], axis=0)
+    pixels = np.asarray(codec.decode(mean_document(codec, documents)), np.float64)
+    assert pixels.shape == mean.shape
+    assert np.abs(pixels - mean).mean() < 6  # what quality 25 costs
+
+
+def test_judging_drops_nothing_and_counts_readable_mcus():
+    codec = CODECS[0]  # 16 MCUs, 8 of them given
+    original = some_documents(codec, 1)[0]
+    ends = codec.parse(original).ends
+    cut_in_the_last_mcu = original[: ends[14] + 2]
+    judged = list(judge(codec, [original, cut_in_the_last_mcu, b""], kept=8))
+    assert [picture.shape for picture, _, _ in judged] == [(32, 32)] * 3
+    assert [valid for _, valid, _ in judged] == [True, False, False]
+    assert judged[0][2] == 1.0
+    assert judged[1][2] == 7 / 8
+    np.testing.assert_array_equal(judged[0][0], np.asarray(codec.decode(original)))
+
+
+def test_completions_come_back_from_their_arrays():
+    documents = [b"abc", b"", b"\x00\xff"]
+    plain = Completed.from_arrays(Completed(documents).to_arrays())
+    assert plain.documents == documents
+    assert plain.ended is None
+    written = Completed.from_arrays(Completed(documents, np.array([True, False, True]), np.arange(3)).to_arrays())
+    assert written.ended.tolist() == [True, False, True]
+    assert written.tokens.tolist() == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def methods(tiny_run, tiny_data):
+    return Methods(tiny_run, str(tiny_data), SETTINGS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def originals(tiny_data):
+    return list(pipeline.documents(str(tiny_data), "heldout", 6))
+
+
+@pytest.fixture(scope="module")
+def completed(methods, originals):
+    return {row: methods.complete(row, originals, 0.5) for row in reversed(TITLES)}
+
+
+def test_every_method_of_a_run_completes_every_prompt(methods, originals, completed):
+    for row in TITLES:
+        assert len(completed[row].documents) == len(originals), row
+        for document, original in zip(completed[row].documents, originals, strict=True):
+            assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
+    assert completed["trained"].documents != completed["untrained"].documents
+    assert all(methods.codec.is_valid(document) for document in completed["training_mean"].documents)
+
+
+def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(methods, originals, completed):
+    backwards = methods.complete("trained", originals[::-1], 0.5)
+    assert backwards.documents[::-1] == completed["trained"].documents
+    assert backwards.tokens[::-1].tolist() == completed["trained"].tokens.tolist()
+
+
+def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_run, tiny_data):
+    identities = [methods.identity(row) for row in TITLES]
+    assert all(identities.count(identity) == 1 for identity in identities)
+    other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0)
+    changed = [row for row in TITLES if other.identity(row) != methods.identity(row)]
+    assert changed == ["trained", "untrained"]
+
+
+def test_data_of_another_tokenizer_is_refused(methods, tiny_run, tiny_data, tmp_path):
+    for path in tiny_data.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    manifest = (tiny_data / "manifest.json").read_text()
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").write_text(manifest.replace(methods.tokenizer.sha256, "0" * 64))
+    with pytest.raises(InputError, match="another tokenizer"):
+        Methods(tiny_run, str(tmp_path), SETTINGS, 0)
+
+
+def test_the_store_makes_once_and_again_only_for_another_identity(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(len(calls))
+        return {"x": np.array([len(calls)])}
+
+    store = Store(tmp_path / "cells")
+    assert store.get("a", {"n": 1}, make)["x"] == 1
+    assert Store(tmp_path / "cells").get("a", {"n": 1}, make)["x"] == 1
+    assert store.get("a", {"n": 2}, make)["x"] == 2
+    assert store.get("b", {"n": 2}, make)["x"] == 3
+    assert len(calls) == 3
+
+
+def test_a_damaged_cell_is_made_again(tmp_path):
+    store = Store(tmp_path)
+    store.get("a", {}, lambda: {"x": np.arange(100)})
+    path = tmp_path / "a.npz"
+    path.write_bytes(path.read_bytes()[:60])
+    assert store.get("a", {}, lambda: {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
+
+
+def test_a_failed_method_leaves_no_cell(tmp_path):
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        Store(tmp_path / "cells").get("a", {}, fail)
+    assert not list(tmp_path.rglob("*.npz*"))

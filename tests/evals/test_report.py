@@ -1,0 +1,137 @@
+"""The report: one file, all numbers, all pictures; also for colour and a single ratio."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jpeglm.evals import report
+from jpeglm.evals.completion import TITLES
+from jpeglm.evals.tables import LanguageModel, Row, Shown, Table
+
+FACTS = {
+    "command": "python -m jpeglm.tables --config=x.py --config.out='a <b>'",
+    "date": "2025-01-02 03:04 UTC",
+    "hardware": {"processor": "a processor", "cores": 2, "devices": "1 x cpu"},
+    "versions": {"jax": "0.10.2"},
+    "config": {"num": 4},
+    "run_config": {"model": {"width": 128}},
+}
+
+
+def colour_table(ratios=(0.5,)) -> Table:
+    random = np.random.default_rng(0)
+    methods = list(TITLES)[:3]
+
+    def pictures() -> Shown:
+        return Shown(random.integers(0, 256, (3, 24, 40, 3), np.uint8), np.array([True, False, True]))
+
+    rows = [Row("heldout", "held-out originals", None, 4, 1.0, None, None, 12.5, None)]
+    shown = {(None, "heldout"): pictures()}
+    for ratio in ratios:
+        shown[ratio, "prompt"] = pictures()
+        for place, method in enumerate(methods):
+            rows.append(Row(method, TITLES[method], ratio, 4, 0.25, 0.75, 0.5, 101.25 + place, 33.5))
+            shown[ratio, method] = pictures()
+    models = [LanguageModel("trained model, step 9", 1.2345, 2.0, 0.5), LanguageModel("4-gram", 1.6789, 3.0, 0.75)]
+    history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
+    return Table("FD-something", 9, rows, models, history, shown, ["a note with <brackets>"])
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are open at the end, sources of pictures, and the text outside styles."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.images, self.links, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "img":
+            self.images.append(attrs)
+        self.links += [value for name, value in attrs.items() if name in ("href", "src", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(tmp_path) -> Page:
+    report.write(colour_table((0.25, 0.5)), tmp_path / "report.html", FACTS)
+    return Page((tmp_path / "report.html").read_text())
+
+
+def test_every_tag_is_closed_and_nothing_is_fetched(page):
+    assert page.open == []
+    assert page.links
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+
+
+def test_the_page_shows_all_numbers_notes_and_facts(page):
+    for expected in ("101.25", "102.25", "12.50", "25.0%", "75.0%", "33.5", "1.2345", "1.6789", "FD-something"):
+        assert expected in page.text
+    for expected in ("a note with <brackets>", "--config.out='a <b>'", "a processor", "jax 0.10.2", '"width": 128'):
+        assert expected in page.text
+
+
+def test_pictures_are_embedded_without_loss_and_invalid_ones_are_marked(page):
+    table = colour_table((0.25, 0.5))
+    columns = [[(None, "heldout"), (r, "prompt"), *((r, m) for m in list(TITLES)[:3])] for r in (0.25, 0.5)]
+    expected = [
+        (table.shown[column].pictures[row], bool(table.shown[column].valid[row]))
+        for grid in columns
+        for row in range(3)
+        for column in grid
+    ]
+    assert len(page.images) == len(expected)
+    for image, (pixels, valid) in zip(page.images, expected, strict=True):
+        file = io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), pixels)
+        assert ("invalid" in image.get("class", "")) is not valid
+        assert int(image["width"]) * 24 == int(image["height"]) * 40  # enlarged, not stretched
+
+
+def test_charts_draw_each_method_and_both_losses_in_the_colours_of_the_page(tmp_path):
+    report.write(colour_table((0.25, 0.5, 0.75)), tmp_path / "report.html", FACTS)
+    charts = re.findall(r"<svg .*?</svg>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    assert len(charts) == 2
+    for words in ("training", "held-out", "4-gram"):
+        assert words in charts[0]
+    for method in list(TITLES)[:3]:
+        assert TITLES[method] in charts[1]
+        assert f"stroke: var(--{method})" in charts[1]
+    assert "#0000" not in "".join(charts)
+
+
+def test_one_ratio_and_no_training_loss_will_do(tmp_path):
+    table = colour_table()
+    table.history[:] = [row for row in table.history if "loss" not in row]
+    report.write(table, tmp_path / "report.html", FACTS)
+    assert Page((tmp_path / "report.html").read_text()).open == []
+
+
+def test_facts_are_json_and_name_hardware_versions_and_both_configs(tiny_run):
+    config = ConfigDict({"workdir": str(tiny_run), "ratios": (0.5,)})
+    facts = json.loads(json.dumps(report.facts(config, "a command")))
+    assert facts["command"] == "a command"
+    assert facts["hardware"]["cores"] >= 1
+    assert facts["versions"].keys() >= {"python", "jax", "pillow", "libjpeg_turbo"}
+    assert facts["config"]["ratios"] == [0.5]
+    assert facts["run_config"]["codec"]["height"] == 32

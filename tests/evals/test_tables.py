@@ -1,0 +1,212 @@
+"""A whole completion table of a tiny run, with a fast extractor in the place of the network."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jpeglm.codecs.jpeg import JpegCodec
+from jpeglm.data import pipeline
+from jpeglm.errors import InputError
+from jpeglm.evals import ngram, tables
+from jpeglm.evals.completion import TITLES, Methods
+from jpeglm.evals.fid import Moments, frechet_distance
+from jpeglm.sampling.engine import Settings
+from jpeglm.sampling.sampler import Sampler
+from tests.evals.projection import Projection
+
+NUM = 10  # all 20 held-out digits of the tiny data
+RATIOS = (0.25, 0.75)
+
+
+def make_config(workdir: Path, data: Path, out: Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("demo", "configs/eval/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.workdir, config.data, config.out = str(workdir), str(data), str(out)
+    config.num, config.ratios = NUM, RATIOS
+    config.sampling.slots = 4
+    return config
+
+
+@dataclasses.dataclass
+class Made:
+    config: ConfigDict
+    table: tables.Table
+    extractor: Projection
+
+
+@pytest.fixture(scope="module")
+def made(tiny_run, tiny_data, tmp_path_factory) -> Made:
+    """A whole table with all its rows."""
+    config = make_config(tiny_run, tiny_data, tmp_path_factory.mktemp("table"))
+    extractor = Projection()
+    return Made(config, tables.make(config, extractor), extractor)
+
+
+@pytest.fixture
+def config(tiny_run, tiny_data, tmp_path) -> ConfigDict:
+    """The same table, to be made elsewhere."""
+    return make_config(tiny_run, tiny_data, tmp_path / "out")
+
+
+def by_place(table: tables.Table) -> dict:
+    return {(row.method, row.ratio): row for row in table.rows}
+
+
+def test_every_row_has_all_pictures_and_each_is_extracted_once(made):
+    assert [(row.method, row.ratio) for row in made.table.rows] == [("heldout", None)] + [
+        (method, ratio) for ratio in RATIOS for method in TITLES
+    ]
+    assert {row.num for row in made.table.rows} == {NUM}
+    assert made.table.metric == "FD-projection"
+    assert made.extractor.seen == NUM * (2 + len(TITLES) * len(RATIOS))
+
+
+def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
+    codec = JpegCodec(32, 32, "L", 25)
+    documents = list(pipeline.documents(str(tiny_data), "heldout"))
+    extractor = Projection()
+
+    def distance(completed: list[bytes]) -> float:
+        sides = [np.stack([codec.decode_leniently(d)[0] for d in side]) for side in (completed, documents[NUM:])]
+        return frechet_distance(*(Moments([extractor(side)]) for side in sides))
+
+    rows = by_place(made.table)
+    assert rows["heldout", None].distance == pytest.approx(distance(documents[:NUM]), rel=1e-6)
+    flat = [codec.complete_with_flat(*codec.cut(document, 0.25)) for document in documents[:NUM]]
+    assert rows["flat", 0.25].distance == pytest.approx(distance(flat), rel=1e-6)
+    assert (rows["flat", 0.25].valid, rows["flat", 0.25].readable) == (1.0, 1.0)
+    assert rows["random_bytes", 0.25].valid == 0.0
+    assert rows["random_bytes", 0.25].readable < 0.5
+    assert {row.ended is None for row in made.table.rows} == {True, False}
+
+
+def test_the_rows_of_the_model_describe_what_it_wrote(made, tiny_data):
+    config = made.config
+    sampler = Sampler.load(config.workdir, Settings(**config.sampling))
+    written = list(sampler.complete(list(pipeline.documents(str(tiny_data), "heldout", NUM)), 0.75, seed=config.seed))
+    row = by_place(made.table)["trained", 0.75]
+    assert row.tokens == pytest.approx(np.mean([completion.tokens for completion in written]))
+    assert row.ended == pytest.approx(np.mean([completion.ended for completion in written]))
+    assert row.valid == pytest.approx(np.mean([sampler.codec.is_valid(c.document) for c in written]))
+
+
+def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made):
+    rows = [json.loads(line) for line in (Path(made.config.workdir) / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "heldout/bits_per_byte" in row][-1]
+    model, counted = made.table.language_models
+    assert model.nats_per_token == last["heldout/nats_per_token"]
+    assert model.bits_per_pixel == last["heldout/bits_per_pixel"]
+    assert "step 20" in model.title
+    expected = ngram.fit_and_score(made.config.data, 4)
+    assert counted.nats_per_token == pytest.approx(expected["nats_per_token"])
+    assert made.table.history == rows
+
+
+def test_a_second_time_everything_is_taken_from_the_cells(made, monkeypatch):
+    monkeypatch.setattr(Sampler, "load", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(ngram, "fit_and_score", lambda *_: pytest.fail("counted again"))
+    extractor = Projection()
+    again = tables.make(made.config, extractor)
+    assert extractor.seen == 0
+    assert again.rows == made.table.rows
+    assert again.language_models == made.table.language_models
+
+
+def test_another_seed_redoes_only_what_is_drawn(made, config, projection):
+    shutil.copytree(Path(made.config.out) / "cells", Path(config.out) / "cells")
+    config.seed, config.ratios, config.rows = 1, (0.75,), ("trained", "random_bytes", "flat", "training_mean")
+    before, after = by_place(made.table), by_place(tables.make(config, projection))
+    assert projection.seen == 2 * NUM  # the model and the random bytes
+    for method in ("flat", "training_mean"):
+        assert after[method, 0.75] == before[method, 0.75]
+    for method in ("trained", "random_bytes"):
+        assert after[method, 0.75] != before[method, 0.75]
+
+
+def test_another_extractor_measures_again_without_sampling_again(made, config, monkeypatch):
+    shutil.copytree(Path(made.config.out) / "cells", Path(config.out) / "cells")
+    monkeypatch.setattr(Sampler, "load", lambda *_: pytest.fail("sampled again"))
+    other = Projection(seed=1)
+    table = tables.make(config, other)
+    assert other.seen == made.extractor.seen
+    assert table.rows != made.table.rows
+    assert [row.valid for row in table.rows] == [row.valid for row in made.table.rows]
+
+
+def test_a_table_that_was_broken_off_goes_on_to_the_same_numbers(made, config, projection, monkeypatch):
+    config.rows = ("random_bytes", "flat", "training_mean")
+    complete = Methods.complete
+
+    def break_off(self, row, originals, ratio):
+        if (row, ratio) == ("flat", 0.75):
+            raise KeyboardInterrupt
+        return complete(self, row, originals, ratio)
+
+    monkeypatch.setattr(Methods, "complete", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        tables.make(config, projection)
+    seen = projection.seen
+    monkeypatch.setattr(Methods, "complete", complete)
+    resumed = tables.make(config, projection)
+    assert projection.seen == seen + 3 * NUM
+    undisturbed = [row for row in made.table.rows if row.method in ("heldout", *config.rows)]
+    assert resumed.rows == undisturbed
+
+
+def test_files_hold_the_same_numbers(made, tmp_path):
+    table = made.table
+    tables.write(table, tmp_path / "files", {"command": "c"})
+    content = json.loads((tmp_path / "files/table.json").read_text())
+    assert content["command"] == "c"
+    assert content["metric"] == "FD-projection"
+    with open(tmp_path / "files/table.csv") as file:
+        lines = list(csv.DictReader(file))
+    text = (tmp_path / "files/table.md").read_text()
+    assert len(lines) == len(content["rows"]) == len(table.rows)
+    for row, line, entry in zip(table.rows, lines, content["rows"], strict=True):
+        assert float(line["distance"]) == entry["distance"] == row.distance
+        assert (line["ratio"] == "") == (row.ratio is None)
+        assert f"{row.distance:,.2f} |" in text
+    for model in table.language_models:
+        assert f"{model.nats_per_token:.4f}" in text
+    assert table.notes[0] in text
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("workdir", "", "config.workdir"),
+        ("num", 11, "22 held-out documents"),
+        ("num", 1, "two pictures"),
+        ("rows", ("trained", "vq"), "'vq' is none of trained"),
+        ("ratios", (0.5, 1.0), "below 1"),
+        ("ratios", (0.5, 0.5), "twice"),
+        ("extractor", "inception", "efficientnet_lite0"),
+        ("workdir", "/nowhere", "no run here"),
+        ("data", "/nowhere", "no finished prepared data"),
+    ],
+)
+def test_a_config_that_names_no_table_is_refused_in_one_line(config, projection, key, value, words):
+    config[key] = value
+    with pytest.raises(InputError, match=words) as caught:
+        tables.make(config, projection)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_key_ends_with_status_2():
+    command = [sys.executable, "-m", "jpeglm.tables", "--config=configs/eval/demo.py", "--config.nmu=4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "nmu" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
