@@ -257,7 +257,7 @@ def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[s
     controls = {
         "untrained": "“untrained model” is the same network before its first step, sampled alike.",
         "random_bytes": "“prompt + random bytes” has uniformly random bytes behind the prompt, as many as the "
-        "original has there and no markers among them: nearly all of it is unreadable and shows as grey.",
+        "original has there, no markers put among them: nearly all of it is unreadable and shows as grey.",
         "flat": "“prompt + flat blocks” has mid-grey MCUs behind the prompt, a valid file.",
         "training_mean": "“prompt + training mean” has the MCUs of the mean of "
         f"{min(MEAN_PICTURES, manifest['splits']['train']['documents']):,} training pictures there, a valid file.",
