@@ -1,0 +1,35 @@
+"""What several test files share: JAX on CPU, and a little prepared data."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # for the commands that tests start, too
+# Most of the time of a small training is compiling: no program is compiled twice in a session.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs() -> Iterator[None]:
+    """Removes the compiled programs in the end."""
+    yield
+    _PROGRAMS.cleanup()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 digits prepared for `tests/tiny_config.py`, 20 of them held out."""
+    from jpeglm.data import packing, sources
+    from tests.tiny_config import get_config
+
+    pictures, out = tmp_path_factory.mktemp("digits"), tmp_path_factory.mktemp("tiny") / "data"
+    digits = sources.open_source("embedded:mnist")
+    for name, _ in zip(digits.names(), range(300), strict=False):
+        digits.load(name).save(pictures / f"{name.replace('/', '_')}.png")
+    packing.prepare(get_config(), str(pictures), out, workers=1)
+    return out

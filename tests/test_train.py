@@ -1,0 +1,204 @@
+"""Training: the same losses on any mesh, with any accumulation, in any number of processes, and after a kill."""
+
+import json
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+from flax import nnx
+
+from jpeglm import checkpoint, metrics, sharding
+from jpeglm.data.pipeline import Chunks
+from jpeglm.model import llama
+from tests.commands import UNOPTIMISED, finish, run, start
+from tests.tiny_config import get_config
+
+STEPS = get_config().steps
+
+
+def losses(workdir: Path) -> np.ndarray:
+    """The loss of each step."""
+    rows = [row for row in metrics.read_metrics(workdir) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return np.array([row["loss"] for row in rows])
+
+
+def state(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, parameters and optimiser, by its path."""
+    path = workdir / "checkpoints" / str(step) / "default"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(path, restore_args=to_numpy)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def train_all(data: Path, folder: Path, runs: list[tuple[int, dict]]) -> list[Path]:
+    """Trains runs (devices, changed keys), half of them in each of two processes; the workdirs."""
+    workdirs = [folder / str(index) for index in range(len(runs))]
+    listed = [
+        {"workdir": str(workdir), "devices": devices, "set": {"data.path": str(data), **changes}}
+        for workdir, (devices, changes) in zip(workdirs, runs, strict=True)
+    ]
+    halves = [start("tests.trainings", json.dumps(listed[half::2]), devices=8) for half in range(2)]
+    for process in halves:
+        done = finish(process)
+        assert done.returncode == 0, done.stderr
+    return workdirs
+
+
+def train_flags(data: Path, workdir: Path, **changes: object) -> list[str]:
+    """The flags of `jpeglm.train`."""
+    flags = [f"--config.{key}={value}" for key, value in ({"data.path": data} | changes).items()]
+    return ["--config=tests/tiny_config.py", f"--workdir={workdir}", *flags]
+
+
+OFTEN = {"eval.every": 1, "checkpoint.every": 5}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_data, tmp_path_factory):
+    """A run without disturbance, and what it wrote to standard error."""
+    workdir = tmp_path_factory.mktemp("whole") / "new" / "run"
+    done = run("jpeglm.train", *train_flags(tiny_data, workdir, **OFTEN), JAX_LOG_COMPILES="1")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stderr
+
+
+ONE_DEVICE = [(1, {}), (1, {"optim.accumulate": 4})]
+EIGHT_DEVICES = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optim.accumulate": 2}
+MESHES = [(2, {"mesh.tensor": 2}), (4, {"mesh.fsdp": 2, "mesh.context": 2}), (8, EIGHT_DEVICES)]
+MORE_MESHES = [
+    (2, {"optim.accumulate": 2}),
+    (4, {"mesh.context": 4}),
+    (8, {"mesh.fsdp": 8}),
+    (8, {"mesh.data": 8, "mesh.fsdp": 1}),
+    (8, {"mesh.fsdp": 2, "mesh.context": 2, "mesh.tensor": 2}),
+    (8, {"mesh.data": 2, "mesh.context": 2, "mesh.tensor": 2, "optim.accumulate": 4}),
+]
+
+
+@pytest.mark.parametrize("meshes", [MESHES, pytest.param(MORE_MESHES, marks=pytest.mark.slow)], ids=["few", "more"])
+def test_losses_are_the_same_on_any_mesh_and_with_any_accumulation(tiny_data, tmp_path, meshes):
+    first, accumulated, *others = map(losses, train_all(tiny_data, tmp_path, ONE_DEVICE + meshes))
+    assert first[-1] < first[0] - 0.1  # it learns
+    np.testing.assert_allclose(accumulated, first, rtol=1e-6)
+    for mesh, other in zip(meshes, others, strict=True):
+        assert np.abs(other - first).max() < 1e-5, mesh
+
+
+def test_a_run_compiles_its_step_once(whole_run):
+    _, log = whole_run
+    assert log.count("Compiling jit(train_step)") == 1
+    assert log.count("Compiling jit(eval_step)") == 1
+
+
+def test_evaluation_is_the_mean_over_all_heldout_tokens(tiny_data, whole_run):
+    workdir, _ = whole_run
+    config = checkpoint.read_config(epath.Path(workdir))
+    heldout = Chunks(tiny_data, "heldout", config.data.seq_len)
+    assert len(heldout) % config.optim.batch_size  # so the last batch has empty rows
+    batch = heldout.batch(range(len(heldout)))
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    params = checkpoint.restore_model(epath.Path(workdir), STEPS, config, mesh)
+    graphdef, _ = llama.abstract(llama.LlamaConfig.of(config))
+    logits = nnx.merge(graphdef, params)(batch["tokens"], batch["positions"], batch["segment_ids"])
+    logits = np.asarray(logits, np.float64)[..., : config.tokenizer.vocab_size]
+
+    nats, count = 0.0, 0
+    for row in range(len(heldout)):
+        for place in np.flatnonzero(batch["loss_weights"][row]):
+            here = logits[row, place]
+            nats += np.log(np.exp(here - here.max()).sum()) + here.max() - here[batch["tokens"][row, place + 1]]
+            count += 1
+    split = heldout.manifest["splits"]["heldout"]
+    assert count == split["tokens"] - len(heldout)  # all but the first token of each chunk
+
+    *_, reported = [row for row in metrics.read_metrics(workdir) if "heldout/nats_per_token" in row]
+    assert reported["step"] == STEPS
+    assert reported["heldout/nats_per_token"] == pytest.approx(nats / count, rel=1e-6)
+    bits = nats / count / np.log(2) * split["tokens"]
+    assert reported["heldout/bits_per_byte"] == pytest.approx(bits / split["bytes"], rel=1e-6)
+    assert reported["heldout/bits_per_pixel"] == pytest.approx(bits / (20 * 32 * 32), rel=1e-6)
+
+
+def without_speed(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in metrics.read_metrics(workdir)]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tiny_data, whole_run, tmp_path):
+    flags = train_flags(tiny_data, tmp_path, **OFTEN)
+    process = start("jpeglm.train", *flags)
+    while not (tmp_path / "checkpoints" / "5").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process).returncode == -signal.SIGKILL
+    assert checkpoint.pick_step(epath.Path(tmp_path), None) < STEPS
+
+    done = run("jpeglm.train", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "starts at step    0" not in done.stderr
+    ours, undisturbed = state(tmp_path, STEPS), state(whole_run[0], STEPS)
+    assert ours.keys() == undisturbed.keys()
+    assert any("opt_state" in name for name in ours) and any("wq" in name for name in ours)
+    for name, array in ours.items():
+        assert np.array_equal(array, undisturbed[name]), name
+    assert without_speed(tmp_path) == without_speed(whole_run[0])
+
+
+def test_a_run_goes_on_with_the_same_losses_on_another_mesh(tiny_data, whole_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run[0], workdir)
+    for step in (15, 20):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    done = run("jpeglm.train", *train_flags(tiny_data, workdir, **OFTEN, **EIGHT_DEVICES), devices=8)
+    assert done.returncode == 0, done.stderr
+    assert "starts at step    10" in done.stderr
+    assert np.abs(losses(workdir) - losses(whole_run[0])).max() < 1e-5
+    assert not np.array_equal(losses(workdir), losses(whole_run[0]))  # it did train the last ten steps
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_data, whole_run):
+    workdir, _ = whole_run
+    before = without_speed(workdir)
+    done = run("jpeglm.train", *train_flags(tiny_data, workdir, **OFTEN))
+    assert done.returncode == 0, done.stderr
+    assert f"{STEPS} steps done" in done.stderr
+    assert without_speed(workdir) == before
+
+
+def test_two_processes_train_as_one(tiny_data, whole_run, tmp_path):
+    workdir = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            "jpeglm.train",
+            *train_flags(tiny_data, workdir, **{"checkpoint.every": 10}),
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+            XLA_FLAGS=UNOPTIMISED,
+        )
+        for number in range(2)
+    ]
+    lead, other = map(finish, processes)
+    assert lead.returncode == 0, lead.stderr
+    assert other.returncode == 0, other.stderr
+    assert "2 process(es)" in lead.stderr and "step 20/20" in lead.stderr
+    assert "step" not in other.stderr
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert np.abs(losses(workdir) - losses(whole_run[0])).max() < 1e-5
+    undisturbed = state(whole_run[0], STEPS)
+    for name, array in state(workdir, STEPS).items():
+        np.testing.assert_allclose(array, undisturbed[name], atol=2e-5, err_msg=name)
