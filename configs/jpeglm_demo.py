@@ -26,9 +26,11 @@ def get_config():
     config.model.num_kv_heads = 2
     config.model.head_dim = 64
     config.model.ffn_width = 384
+    config.model.qk_norm = True  # this and masked documents learn faster: BUILD_NOTES.md
+    config.model.mask_documents = True
     config.model.dtype = "float32"  # CPUs have no fast bf16
     config.optim.batch_size = 8
-    config.optim.lr = 3e-3
+    config.optim.lr = 6e-3
     config.optim.warmup_steps = 50
     config.mesh.data = -1
     config.mesh.fsdp = 1
