@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: `source launch/env.sh REQUIREMENTS` makes .venv fit that file and puts it on PATH.
 # An environment that fits already is used as it is. Python 3.11 or newer and pip are all that the machine needs.
 
