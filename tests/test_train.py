@@ -176,7 +176,8 @@ def test_a_finished_run_is_left_as_it_is(tiny_data, whole_run):
     assert without_speed(workdir) == before
 
 
-def test_two_processes_train_as_one(tiny_data, whole_run, tmp_path):
+@pytest.mark.parametrize("axis", ["fsdp", pytest.param("context", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one(tiny_data, whole_run, tmp_path, axis):
     workdir = tmp_path / "run"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -184,7 +185,7 @@ def test_two_processes_train_as_one(tiny_data, whole_run, tmp_path):
     processes = [
         start(
             "jpeglm.train",
-            *train_flags(tiny_data, workdir, **{"checkpoint.every": 10}),
+            *train_flags(tiny_data, workdir, **{"mesh.fsdp": 1, f"mesh.{axis}": 2, "checkpoint.every": 10}),
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(number),
