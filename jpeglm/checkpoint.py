@@ -37,12 +37,18 @@ FREE_KEYS = (
 )
 
 
+def _folder(workdir: epath.Path) -> epath.Path:
+    """The checkpoints of a run; absolute, as Orbax wants it, without taking gs://... for a local name."""
+    folder = workdir / "checkpoints"
+    return folder if "://" in str(folder) else folder.absolute()
+
+
 def make_manager(workdir: epath.Path, config: ConfigDict) -> ocp.CheckpointManager:
     """Saves asynchronously and atomically; keeps the newest `keep` and every step divisible by `keep_every`."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=config.keep, keep_period=config.keep_every or None, cleanup_tmp_directories=True
     )
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options)
+    return ocp.CheckpointManager(_folder(workdir), options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
@@ -62,14 +68,15 @@ def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh
     args = ocp.args.PyTreeRestore(
         item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
-    path = workdir / "checkpoints" / str(step) / "default"
+    path = _folder(workdir) / str(step) / "default"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=args)["params"]
 
 
 def pick_step(workdir: epath.Path, step: int | None) -> int:
     """`step` if it was saved, or the last one that was."""
-    steps = sorted(ocp.utils.checkpoint_steps(workdir / "checkpoints")) if (workdir / "checkpoints").exists() else []
+    folder = _folder(workdir)
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
     if not steps:
         raise InputError(f"{workdir}: no checkpoint has been saved here")
     if step is not None and step not in steps:
