@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jpeglm import sharding
 from jpeglm.errors import InputError
@@ -84,8 +84,13 @@ class Engine:
         self._eos = eos
         self._params = jax.jit(functools.partial(_cast_matrices, dtype=config.dtype))(params)
         self._graphdef, _ = llama.abstract(config)
-        self._insert = jax.jit(self._insert_impl, donate_argnums=1)
-        self._decode = jax.jit(self._decode_impl, donate_argnums=1)
+        # The slots are laid out alike before and after each call, so that no program is compiled twice.
+        whole = NamedSharding(mesh, PartitionSpec())
+        spread = NamedSharding(mesh, sharding.spec((None, "batch", None, "kv_heads", None)))
+        layout = _Slots(cache=spread, tokens=whole, lengths=whole, keys=whole, done=whole)
+        self._start = jax.jit(self._empty, out_shardings=layout)
+        self._insert = jax.jit(self._insert_impl, donate_argnums=1, out_shardings=layout)
+        self._decode = jax.jit(self._decode_impl, donate_argnums=1, out_shardings=layout)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
         """Yields (number of the request, new ids without EOS, whether EOS came), in the order in which they end."""
@@ -94,7 +99,7 @@ class Engine:
 
     def _generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
         waiting = iter(enumerate(requests))
-        state = jax.jit(self._empty)()
+        state = self._start()
         running: dict[int, tuple[int, int]] = {}  # slot -> (number, prompt length)
         while True:
             for slot in range(self.settings.slots):
@@ -126,9 +131,8 @@ class Engine:
 
     def _empty(self) -> _Slots:
         slots, limit = self.settings.slots, self.settings.max_tokens
-        cache = Cache.zeros(self._config, slots, limit)
         return _Slots(
-            cache=jax.tree.map(lambda x: sharding.constrain(x, None, "batch", None, "kv_heads", None), cache),
+            cache=Cache.zeros(self._config, slots, limit),
             tokens=jnp.zeros((slots, limit), jnp.int32),
             lengths=jnp.ones(slots, jnp.int32),
             keys=jnp.zeros((slots, 2), jnp.uint32),

@@ -13,7 +13,7 @@ from scipy import stats
 
 from jpeglm.errors import InputError
 from jpeglm.model import llama
-from jpeglm.sampling.engine import Request, Settings
+from jpeglm.sampling.engine import Request, Settings, bucket
 from jpeglm.sampling.sampler import sampling_key
 from tests.commands import run
 from tests.sampling.engine_tools import CONFIG, EOS, LIMIT, SAMPLED, engine, one_device, params, requests, results
@@ -74,10 +74,22 @@ def test_the_number_of_slots_does_not_change_the_ids(sampled):
         assert results(engine(one_device(), dataclasses.replace(SAMPLED, slots=slots)), requests()) == sampled[1]
 
 
-def test_the_mesh_does_not_change_the_ids(sampled):
-    done = run("tests.sampling.engine_tools", devices=8)
+@pytest.fixture(scope="module")
+def on_eight_devices():
+    """What eight devices write for `requests()`, and what JAX tells meanwhile."""
+    done = run("tests.sampling.engine_tools", devices=8, JAX_LOG_COMPILES="1")
     assert done.returncode == 0, done.stderr
-    assert {int(number): tuple(result) for number, result in json.loads(done.stdout).items()} == sampled[1]
+    return {int(number): tuple(result) for number, result in json.loads(done.stdout).items()}, done.stderr
+
+
+def test_the_mesh_does_not_change_the_ids(sampled, on_eight_devices):
+    assert on_eight_devices[0] == sampled[1]
+
+
+def test_one_program_decodes_and_one_a_bucket_prefills(on_eight_devices):
+    assert len({bucket(len(request.prompt), LIMIT) for request in requests()}) == 2
+    assert on_eight_devices[1].count("Compiling jit(_decode_impl)") == 1
+    assert on_eight_devices[1].count("Compiling jit(_insert_impl)") == 2
 
 
 def test_a_sequence_ends_with_its_end_token_or_with_the_budget(sampled):
