@@ -1,6 +1,7 @@
 """Training: the same losses on any mesh, with any accumulation, in any number of processes, and after a kill."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from flax import nnx
 from jpeglm import checkpoint, metrics, sharding
 from jpeglm.data.pipeline import Chunks
 from jpeglm.model import llama
-from tests.commands import UNOPTIMISED, finish, run, start
+from tests.commands import ROOT, UNOPTIMISED, finish, run, start
 from tests.tiny_config import get_config
 
 STEPS = get_config().steps
@@ -160,9 +161,11 @@ def test_a_run_goes_on_with_the_same_losses_on_another_mesh(tiny_data, whole_run
     shutil.copytree(whole_run[0], workdir)
     for step in (15, 20):
         shutil.rmtree(workdir / "checkpoints" / str(step))
-    done = run("jpeglm.train", *train_flags(tiny_data, workdir, **OFTEN, **EIGHT_DEVICES), devices=8)
+    flags = train_flags(tiny_data, workdir, **OFTEN, **EIGHT_DEVICES)
+    done = run("jpeglm.train", *flags, devices=8, JAX_LOG_COMPILES="1")
     assert done.returncode == 0, done.stderr
     assert "starts at step    10" in done.stderr
+    assert done.stderr.count("Compiling jit(train_step)") == 1
     assert np.abs(losses(workdir) - losses(whole_run[0])).max() < 1e-5
     assert not np.array_equal(losses(workdir), losses(whole_run[0]))  # it did train the last ten steps
 
@@ -170,7 +173,8 @@ def test_a_run_goes_on_with_the_same_losses_on_another_mesh(tiny_data, whole_run
 def test_a_finished_run_is_left_as_it_is(tiny_data, whole_run):
     workdir, _ = whole_run
     before = without_speed(workdir)
-    done = run("jpeglm.train", *train_flags(tiny_data, workdir, **OFTEN))
+    relative = Path(os.path.relpath(workdir, ROOT))
+    done = run("jpeglm.train", *train_flags(tiny_data, relative, **OFTEN))
     assert done.returncode == 0, done.stderr
     assert f"{STEPS} steps done" in done.stderr
     assert without_speed(workdir) == before
