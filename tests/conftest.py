@@ -1,4 +1,4 @@
-"""What several test files share: JAX on CPU, and a little prepared data."""
+"""What several test files share: JAX on CPU, and a little prepared data, a little trained run."""
 
 import os
 import tempfile
@@ -33,3 +33,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         digits.load(name).save(pictures / f"{name.replace('/', '_')}.png")
     packing.prepare(get_config(), str(pictures), out, workers=1)
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory) -> Path:
+    """The workdir of a run of `tests/tiny_config.py`, evaluated three times."""
+    from tests.commands import run
+
+    workdir = tmp_path_factory.mktemp("tiny_run") / "run"
+    flags = ("--config=tests/tiny_config.py", f"--workdir={workdir}", f"--config.data.path={tiny_data}")
+    done = run("jpeglm.train", *flags, "--config.eval.every=8")
+    assert done.returncode == 0, done.stderr
+    return workdir
