@@ -55,7 +55,7 @@ def test_prepare_says_that_a_folder_is_finished(prepared):
     ("change", "message"),
     [
         ("--source=/no/such/folder", "no such folder: /no/such/folder"),
-        ("--config.data.seq_len=256", "config.data.seq_len=512, now 256 is asked for"),
+        ("--config.data.seq_len=128", "config.data.seq_len=256, now 128 is asked for"),
         ("--config.data.seqlen=256", "seqlen"),
         ("--config=configs/nothing.py", "nothing.py"),
         ("--workers=0", "workers"),
