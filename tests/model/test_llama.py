@@ -83,11 +83,12 @@ def test_logits_equal_transformers_llama(config):
     model = make(config)
     # Scales away from 1 and larger weights, so that nothing hides behind an initialisation near zero.
     key = jax.random.key(1)
-    state = jax.tree.map(lambda x: 2 * x + 0.05 * jax.random.normal(key, x.shape), nnx.state(model))
+    state = jax.tree.map(lambda x: 3 * x + 0.1 * jax.random.normal(key, x.shape), nnx.state(model))
     nnx.update(model, state)
     tokens = random_tokens((2, 300))
     with torch.no_grad():
-        expected = huggingface_twin(model)(torch.from_numpy(np.array(tokens, np.int64))).logits.numpy()
+        twin = huggingface_twin(model).double()  # in float32 it rounds as much as we do, and the two would add up
+        expected = twin(torch.from_numpy(np.array(tokens, np.int64))).logits.numpy()
     np.testing.assert_allclose(run(model, tokens)[..., :320], expected, atol=1e-4, rtol=1e-4)
 
 
