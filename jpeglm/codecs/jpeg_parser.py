@@ -231,8 +231,11 @@ def read_huffman_tables(body: bytes, offset: int) -> dict[tuple[int, int], bytes
             raise JpegError(f"byte {offset}: DHT segment ends inside a table")
         if kind > 1 or destination > 1:
             raise JpegError(f"byte {offset}: Huffman table class {kind}, number {destination} is not baseline")
-        if sum(count << 16 - length for length, count in enumerate(counts, start=1)) > 1 << 16:
+        if sum(count << 16 - length for length, count in enumerate(counts, start=1)) >= 1 << 16:
+            # a code of ones alone is reserved, as the beginning of longer ones
             raise JpegError(f"byte {offset}: Huffman table with more codes than its code lengths can hold")
+        if kind == 0 and any(symbol > 15 for symbol in body[17:end]):
+            raise JpegError(f"byte {offset}: DC Huffman table with a symbol above 15")
         tables[kind, destination], body = body[1:end], body[end:]
     return tables
 

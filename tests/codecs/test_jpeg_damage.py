@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jpeglm.codecs.jpeg import JpegCodec, JpegError, parse
+from tests.codecs import fuzz_jpeg
 from tests.codecs.jpeg_tools import cjpeg, jpegtran, save
 from tests.photographs import photographs
 
@@ -214,6 +215,31 @@ def test_jpeg_of_other_kinds_is_refused_by_name():
     ):
         with pytest.raises(JpegError, match=message):
             parse(file)
+
+
+@pytest.mark.parametrize(
+    ("counts", "symbols", "message"),
+    [
+        ((2,), (0, 1), "more codes than its code lengths can hold"),  # codes 0 and 1
+        ((0, 4), (0, 1, 2, 3), "more codes than its code lengths can hold"),
+        ((0, 1, 5, 1, 1, 1, 1, 1, 1), (*range(11), 0x86), "DC Huffman table with a symbol above 15"),
+    ],
+    ids=["a code of one bit that is one", "codes up to ones alone", "a DC symbol of 134 bits"],
+)
+def test_huffman_tables_that_no_decoder_takes_are_refused(counts, symbols, message):
+    file = save(photographs(1, 40, 56)[0])
+    scan = file.index(b"\xff\xda")
+    body = bytes([0, *counts, *[0] * (16 - len(counts)), *symbols])
+    changed = file[:scan] + b"\xff\xc4" + (2 + len(body)).to_bytes(2) + body + file[scan:]
+    assert "Bogus Huffman table definition" in jpegtran(changed)[1]
+    with pytest.raises(JpegError, match=f"byte {scan}: .*{message}"):
+        parse(changed)
+
+
+def test_every_promise_of_the_codec_holds_on_fuzzed_inputs():
+    findings, counts = fuzz_jpeg.fuzz(seed=0, numbers=iter(range(400)))
+    assert not findings
+    assert counts["inputs"] == 400 and 40 < counts["accepted"] < 200
 
 
 def test_a_lenient_decoder_sees_the_readable_mcus_in_their_places_over_grey():
