@@ -14,25 +14,32 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | several pictures in one file: MPO, TIFF, PSD | the first |
 | animated: GIF, WebP, APNG, AVIF and other moving formats | refused, "animated" |
 | 32-bit integer (I), floating point (F), LAB | refused, "mode I", "mode F", "mode LAB" |
-| more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million pixels) | refused, "too large" |
+| more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million pixels) | refused, "too large" |
+| a file of more than 512 MiB, a progressive JPEG of more than 100 scans | refused, "too large" |
+| metadata that cannot be read (EXIF, ICC) around a sound picture | ignored |
 | truncated or damaged, as far as its decoder notices | refused, "broken" |
 | drawings (EPS, WMF, EMF), no picture that Pillow knows, an empty file | refused, "not a picture" |
-| symbolic link to a folder (may be a loop), socket, device | refused, "not a regular file" |
-| no permission, dangling link | refused, "unreadable" |
+| symbolic link to a folder (may be a loop), pipe, socket, device | refused, "not a regular file" |
+| no permission, dangling link, gone since the folder was listed | refused, "unreadable" |
 
 Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as one step.
+
+The limits keep a worker below 2 GB and a picture below a minute: decoders and conversions hold up to 16 bytes a pixel
+beside the file, and each 14 bytes of a progressive JPEG can be a scan that passes over all pixels again.
 """
 
 import functools
 import io
 import os
+import re
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jpeglm.errors import InputError
 
@@ -40,6 +47,20 @@ _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are
 _DRAWN = ("EPS", "WMF")
 _REFUSED_MODES = ("I", "F", "LAB")
 _WHITE = (255, 255, 255, 255)
+_MOST_BYTES = 512 << 20  # of a file
+_MOST_SCANS = 100  # of a JPEG; encoders write about 10
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST
+_LONGEST_DETAIL = 200  # characters
+# EXIF orientation and what makes such a picture upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Refused(InputError):
@@ -88,17 +109,7 @@ class Folder:
             pending += [name for name, is_folder in reversed(inside) if is_folder]
 
     def load(self, name: str) -> Image.Image:
-        path = os.path.join(self.path, name)
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise Refused("not a regular file", "a linked folder, socket or device")
-        try:
-            with open(path, "rb") as file:
-                is_empty = not file.read(1)
-        except OSError as error:
-            raise Refused("unreadable", error.strerror) from error
-        if is_empty:
-            raise Refused("not a picture", "the file is empty")
-        return _open(path)
+        return open_picture(read_file(os.path.join(self.path, name)))
 
 
 class EmbeddedMnist:
@@ -148,7 +159,7 @@ class TfdsDataset:
         return (f"{index:09d}" for index in range(len(self._data)))
 
     def load(self, name: str) -> Image.Image:
-        return _open(io.BytesIO(self._data[int(name)][self._image]))
+        return open_picture(self._data[int(name)][self._image])
 
 
 @functools.lru_cache(maxsize=1)
@@ -165,15 +176,65 @@ def open_source(path: str) -> Source:
     return Folder(path)
 
 
-def _open(file: str | io.BytesIO) -> Image.Image:
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a regular file; raises `Refused` for anything else, without waiting at a pipe.
+
+    It is read whole: decoders that map a file into memory die when somebody shortens it meanwhile.
+    """
     try:
-        return Image.open(file, formats=_formats())
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a device can have effects
+            raise Refused("not a regular file", "a linked folder, pipe, socket or device")
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("not a regular file", "it was replaced by a pipe, socket or device")
+            if status.st_size > _MOST_BYTES:
+                raise Refused("too large", f"a file of {status.st_size >> 20} MiB")
+            return file.read(status.st_size)
+    except OSError as error:
+        raise Refused("unreadable", error.strerror) from error
+
+
+def _without_waiting(path: str, mode: int) -> int:
+    return os.open(path, mode | os.O_NONBLOCK)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Opens a picture file lazily; raises `Refused`. `to_canonical` looks at its pixels, and so at most damage."""
+    if not data:
+        raise Refused("not a picture", "the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
         raise Refused("not a picture", "no format that is read here") from error
-    except Image.DecompressionBombError as error:
-        raise Refused("too large", str(error)) from error
     except Exception as error:  # readers raise nearly everything on a damaged header
-        raise Refused("broken", f"{type(error).__name__}: {error}") from error
+        raise _refusal(error) from error
+    if image.format in ("JPEG", "MPO") and _num_scans(data) > _MOST_SCANS:
+        raise Refused("too large", f"a JPEG of more than {_MOST_SCANS} scans")
+    return image
+
+
+def _num_scans(data: bytes) -> int:
+    """Number of scans of a JPEG's first picture, or `_MOST_SCANS` + 1 where there are more."""
+    scans = end = 0
+    while scans <= _MOST_SCANS and (found := _MARKER.search(data, end)):
+        marker, end = found.group()[1], found.end()
+        if marker == 0xD9:  # EOI
+            break
+        scans += marker == 0xDA  # SOS
+        if marker != 0xD8:  # SOI; all others have a length
+            end += int.from_bytes(data[end : end + 2])
+    return scans
+
+
+def _refusal(error: Exception) -> Refused:
+    """What an exception of Pillow means for the picture."""
+    text = " ".join(str(error).split())[:_LONGEST_DETAIL]
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return Refused("too large", text)
+    if isinstance(error, MemoryError):
+        return Refused("too large", "not enough memory to decode it")
+    return Refused("broken", f"{type(error).__name__}: {text}")
 
 
 @functools.cache
@@ -186,7 +247,8 @@ def _formats() -> list[str]:
 def canonical(source: Source, name: str, height: int, width: int, mode: str) -> Image.Image:
     """One picture of a source in the codec's size and mode, by the table above. Raises `Refused`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # suspicious sizes and odd metadata, by the thousand
+        warnings.simplefilter("ignore")  # odd metadata, by the thousand
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # above MAX_IMAGE_PIXELS, not only twice that
         with source.load(name) as image:
             return to_canonical(image, height, width, mode)
 
@@ -200,24 +262,34 @@ def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Imag
         is_wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
         if image.mode in _REFUSED_MODES and not is_wide_grey:
             raise Refused(f"mode {image.mode}", f"{image.format} picture of {image.size[0]}x{image.size[1]}")
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
+            image = image.transpose(turn)
         if is_wide_grey:
             image = _eight_bit(image)
         if image.has_transparency_data:
-            image = image.convert("RGBA")
+            image = _converted(image, "RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
-        image = image.convert(mode)
-        return ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+        return ImageOps.fit(_converted(image, mode), (width, height), method=Image.Resampling.BICUBIC)
     except Refused:
         raise
-    except Image.DecompressionBombError as error:
-        raise Refused("too large", str(error)) from error
-    except MemoryError as error:
-        raise Refused("too large", "not enough memory to decode it") from error
     except Exception as error:  # decoders raise nearly everything on a damaged file
-        raise Refused("broken", f"{type(error).__name__}: {error}") from error
+        raise _refusal(error) from error
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Pillow's `convert` without the copy that it makes of a picture in the right mode."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # readers raise nearly everything on damaged metadata
+        return None
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
