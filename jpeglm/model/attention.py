@@ -38,12 +38,16 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
 
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None) -> jax.Array:
     """The last q.shape[1] of k.shape[1] positions as queries."""
-    queries, keys = q.shape[1], k.shape[1]
+    batch, queries, heads, head_dim = q.shape
+    keys, kv_heads = k.shape[1:3]
     visible = jnp.arange(keys)[None, :] <= jnp.arange(keys - queries, keys)[:, None]  # [queries, keys]
     visible = visible[None]  # [1 or batch, queries, keys]
     if segments is not None:
         visible &= segments[0][:, :, None] == segments[1][:, None, :]
-    return _attend(q, k, v, visible)
+    # Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
+    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    mixed = _attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
@@ -51,25 +55,21 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
     Args:
       q: [batch, heads, head_dim].
-      k, v: [batch, capacity, kv_heads, head_dim].
+      k, v: [batch, kv_heads, capacity, head_dim].
       positions: [batch] int, the query's position; later places of the cache are not seen.
 
     Returns:
       [batch, heads, head_dim] of q's dtype.
     """
-    visible = jnp.arange(k.shape[1])[None, None, :] <= positions[:, None, None]  # [batch, 1, capacity]
-    return _attend(q[:, None], k, v, visible)[:, 0]
+    batch, heads, head_dim = q.shape
+    visible = jnp.arange(k.shape[2])[None, None, :] <= positions[:, None, None]  # [batch, 1, capacity]
+    q = q.reshape(batch, k.shape[1], -1, 1, head_dim)
+    return _attend(q, k, v, visible).reshape(batch, heads, head_dim)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention where `visible` [1 or batch, queries, keys] is true."""
-    batch, queries, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    # Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
-    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [batch, kv_heads, keys, head_dim]
-    scores = jnp.einsum("bhgqd,bhkd->bhgqk", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
+    """[batch, kv_heads, group, queries, head_dim] over [batch, kv_heads, keys, head_dim] where `visible` is true."""
+    scores = jnp.einsum("bhgqd,bhkd->bhgqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bhgqk,bhkd->bhgqd", probabilities, v)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
+    return jnp.einsum("bhgqk,bhkd->bhgqd", probabilities, v)

@@ -6,12 +6,12 @@
     logits = Whead norm(x)
 
 Touvron et al. 2023, "Llama 2"; rotary halves are laid out as in Hugging Face's LlamaForCausalLM. The layers are
-stacked and run by one `lax.scan`. This file holds only the mathematics: arrays carry logical axis names, and
-`jpeglm.sharding` alone knows what they mean on a mesh.
+stacked and run by one `lax.scan`, or held one by one for decoding (`unstack`). This file holds only the mathematics:
+arrays carry logical axis names, and `jpeglm.sharding` alone knows what they mean on a mesh.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class LlamaConfig:
     mask_documents: bool = False
     dtype: str = "float32"
     remat: str = "none"
+    stacked: bool = True  # layers as one array each, for training; False: one by one, for decoding
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -87,15 +88,18 @@ class LlamaConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [layers, batch, capacity, kv_heads, head_dim]."""
+    """Keys and values of one layer, [batch, kv_heads, capacity, head_dim]: as the products of decoding read them."""
 
     k: jax.Array
     v: jax.Array
 
     @staticmethod
-    def zeros(config: LlamaConfig, batch: int, capacity: int) -> "Cache":
-        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
-        return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    def zeros(config: LlamaConfig, batch: int, capacity: int) -> "list[Cache]":
+        """Empty caches of all layers."""
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        return [
+            Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.num_layers)
+        ]
 
 
 def _matrix(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std: float = INIT_STD) -> nnx.Param:
@@ -158,7 +162,9 @@ class Block(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
-        x = x + jnp.einsum("...hd,hde->...e", mixed, self.wo[...].astype(self.dtype))
+        # Heads folded first: as a product over two dimensions XLA for CPUs copies the weights at every use.
+        wo = self.wo[...].reshape(-1, x.shape[-1]).astype(self.dtype)
+        x = x + jnp.einsum("...h,he->...e", mixed.reshape(*mixed.shape[:-2], -1), wo)
         h = self.ffn_norm(x)
         gate = jnp.einsum("...e,ef->...f", h, self.w_gate[...].astype(self.dtype))
         up = jnp.einsum("...e,ef->...f", h, self.w_up[...].astype(self.dtype))
@@ -174,7 +180,8 @@ class Llama(nnx.Module):
         vocab, width = config.padded_vocab_size, config.width
         self.embedding = _matrix(rngs.params(), (vocab, width), ("vocab", "embed"))
         keys = jax.random.split(rngs.params(), config.num_layers)
-        self.layers = nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+        make_block = lambda key: Block(config, rngs=nnx.Rngs(params=key))  # noqa: E731
+        self.layers = nnx.vmap(make_block)(keys) if config.stacked else nnx.List(map(make_block, keys))
         self.final_norm = RMSNorm(width, config.norm_eps)
         self.head = _matrix(rngs.params(), (width, vocab), ("embed", "vocab"))
 
@@ -187,41 +194,43 @@ class Llama(nnx.Module):
         x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments), None))
         return self._logits(x)
 
-    def prefill(self, tokens: jax.Array) -> tuple[jax.Array, Cache]:
-        """Runs prompts [batch, length] from position 0; logits at every position, and a cache of this length."""
+    def prefill(self, tokens: jax.Array) -> tuple[jax.Array, list[Cache]]:
+        """Runs prompts [batch, length] from position 0; logits at every position, and caches of this length."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x, (k, v) = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v), (k, v)))
-        return self._logits(x), Cache(k, v)
 
-    def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Tokens [batch] at positions [batch] -> logits [batch, padded_vocab_size] and the cache with them."""
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
+            return causal_attention(q, k, v), Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+        x, caches = self._layers(tokens, positions, attend)
+        if self.config.stacked:
+            caches = [jax.tree.map(lambda stack: stack[i], caches) for i in range(self.config.num_layers)]  # noqa: B023
+        return self._logits(x), caches
+
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, caches: Sequence[Cache]
+    ) -> tuple[jax.Array, list[Cache]]:
+        """Tokens [batch] at positions [batch] -> logits [batch, padded_vocab_size] and the caches with them.
+
+        Wants layers one by one, each with a cache of its own: slices of stacked ones would be copied at every step.
+        """
         x = self._embed(tokens)
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
-        rows = jnp.arange(tokens.shape[0])
-        graphdef, stacked = nnx.split(self.layers)
+        rows, new = jnp.arange(tokens.shape[0]), []
+        for block, cache in zip(self.layers, caches, strict=True):
 
-        # The cache is carried and updated in place: as an output of the scan it would be copied whole at each step.
-        def layer(carry: Any, inputs: Any) -> Any:
-            x, cache = carry
-            index, parameters = inputs
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache = cache) -> tuple[jax.Array, Cache]:
+                cache = Cache(cache.k.at[rows, :, positions].set(k), cache.v.at[rows, :, positions].set(v))
+                return cached_attention(q, cache.k, cache.v, positions), cache
 
-            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-                new = Cache(
-                    cache.k.at[index, rows, positions].set(k.astype(cache.k.dtype)),
-                    cache.v.at[index, rows, positions].set(v.astype(cache.v.dtype)),
-                )
-                return cached_attention(q, new.k[index], new.v[index], positions), new
-
-            return nnx.merge(graphdef, parameters)(x, rope, attend), None
-
-        (x, cache), _ = jax.lax.scan(layer, (x, cache), (jnp.arange(self.config.num_layers), stacked))
-        return self._logits(x), cache
+            x, cache = block(x, rope, attend)
+            new.append(cache)
+        return self._logits(x), new
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return self.embedding[...].astype(self.config.dtype)[tokens]
 
     def _layers(self, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> tuple[jax.Array, Any]:
-        """Runs all layers: [batch, length] -> [batch, length, width], and `attend`'s states stacked over layers."""
+        """Runs all layers: [batch, length] -> [batch, length, width], and `attend`'s states of all layers."""
 
         # Outside attention a token is a row: with two leading axes XLA for CPUs transposes every activation in the
         # backward pass, which takes as long as the products. An axis that is spread cannot be folded into another.
@@ -236,15 +245,24 @@ class Llama(nnx.Module):
             return rows(mixed), state
 
         rope = jax.tree.map(rows, rope_tables(positions, self.config.head_dim, self.config.rope_theta))
-        graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x: jax.Array, parameters: Any) -> Any:
-            x, state = nnx.merge(graphdef, parameters)(rows(x), rope, attend_rows)
+        def layer(x: jax.Array, block: Block) -> Any:
+            x, state = block(rows(x), rope, attend_rows)
             return constrain(sequences(x), "batch", "sequence", None), state
 
+        x = constrain(self._embed(tokens), "batch", "sequence", None)
+        if not self.config.stacked:
+            states = []
+            for block in self.layers:
+                x, state = layer(x, block)
+                states.append(state)
+            return x, states
+
+        graphdef, stacked = nnx.split(self.layers)
+        body = lambda x, parameters: layer(x, nnx.merge(graphdef, parameters))  # noqa: E731
         if self.config.remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=False)  # scan already keeps XLA from undoing it
-        return jax.lax.scan(layer, constrain(self._embed(tokens), "batch", "sequence", None), stacked)
+            body = jax.checkpoint(body, prevent_cse=False)  # scan already keeps XLA from undoing it
+        return jax.lax.scan(body, x, stacked)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         h = self.final_norm(x)
@@ -262,3 +280,10 @@ def abstract(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
 def init_params(config: LlamaConfig, seed: int) -> Any:
     """Fresh parameters as a pure dict, the same for a seed on any mesh; call it inside `jax.jit`."""
     return nnx.to_pure_dict(nnx.state(Llama(config, rngs=nnx.Rngs(params=seed))))
+
+
+def unstack(params: Any) -> Any:
+    """The parameters of a stacked model as those of one with its layers one by one; both as pure dicts."""
+    layers = params["layers"]
+    num_layers = len(jax.tree.leaves(layers)[0])
+    return params | {"layers": {i: jax.tree.map(lambda stack: stack[i], layers) for i in range(num_layers)}}  # noqa: B023

@@ -6,7 +6,6 @@ and its position: so a sequence does not depend on its neighbours or its turn.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -57,7 +56,7 @@ class Settings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Slots:
-    cache: Cache
+    caches: list[Cache]  # one a layer
     tokens: jax.Array  # [slots, max_tokens] ids so far
     lengths: jax.Array  # [slots] how many of them
     keys: jax.Array  # [slots, 2] uint32
@@ -79,15 +78,15 @@ class Engine:
         if settings.slots % members:
             raise InputError(f"slots={settings.slots} do not divide over {members} devices")
         self.settings = settings
-        self._config = config
+        self._config = dataclasses.replace(config, stacked=False)
         self._mesh = mesh
         self._eos = eos
-        self._params = jax.jit(functools.partial(_cast_matrices, dtype=config.dtype))(params)
-        self._graphdef, _ = llama.abstract(config)
+        self._params = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)))(params)
+        self._graphdef, _ = llama.abstract(self._config)
         # The slots are laid out alike before and after each call, so that no program is compiled twice.
         whole = NamedSharding(mesh, PartitionSpec())
-        spread = NamedSharding(mesh, sharding.spec((None, "batch", None, "kv_heads", None)))
-        layout = _Slots(cache=spread, tokens=whole, lengths=whole, keys=whole, done=whole)
+        spread = NamedSharding(mesh, sharding.spec(("batch", "kv_heads", None, None)))
+        layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole)
         self._start = jax.jit(self._empty, out_shardings=layout)
         self._insert = jax.jit(self._insert_impl, donate_argnums=1, out_shardings=layout)
         self._decode = jax.jit(self._decode_impl, donate_argnums=1, out_shardings=layout)
@@ -132,7 +131,7 @@ class Engine:
     def _empty(self) -> _Slots:
         slots, limit = self.settings.slots, self.settings.max_tokens
         return _Slots(
-            cache=Cache.zeros(self._config, slots, limit),
+            caches=Cache.zeros(self._config, slots, limit),
             tokens=jnp.zeros((slots, limit), jnp.int32),
             lengths=jnp.ones(slots, jnp.int32),
             keys=jnp.zeros((slots, 2), jnp.uint32),
@@ -143,15 +142,15 @@ class Engine:
         self, params: Any, state: _Slots, prompt: jax.Array, length: jax.Array, slot: jax.Array, key: jax.Array
     ) -> _Slots:
         """Runs one prompt [1, bucket] and puts its cache and its first new token in a slot."""
-        logits, cache = nnx.merge(self._graphdef, params).prefill(prompt)
+        logits, caches = nnx.merge(self._graphdef, params).prefill(prompt)
         token = self._next(logits[:, length - 1], key[None], length[None])[0]
 
         def into(all_slots: jax.Array, one: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(all_slots, one.astype(all_slots.dtype), (0, slot, 0, 0, 0))
+            return jax.lax.dynamic_update_slice(all_slots, one.astype(all_slots.dtype), (slot, 0, 0, 0))
 
         row = jnp.zeros(self.settings.max_tokens, jnp.int32).at[: prompt.shape[1]].set(prompt[0]).at[length].set(token)
         return _Slots(
-            cache=jax.tree.map(into, state.cache, cache),
+            caches=jax.tree.map(into, state.caches, caches),
             tokens=state.tokens.at[slot].set(row),
             lengths=state.lengths.at[slot].set(length + 1),
             keys=state.keys.at[slot].set(key),
@@ -164,14 +163,14 @@ class Engine:
 
         def step(state: _Slots, _: None) -> tuple[_Slots, None]:
             last = state.lengths - 1
-            logits, cache = model.decode(state.tokens[rows, last], last, state.cache)
+            logits, caches = model.decode(state.tokens[rows, last], last, state.caches)
             token = self._next(logits, state.keys, state.lengths)
             # A finished slot stands still until it is taken over.
             place = jnp.where(state.done, last, state.lengths)
             token = jnp.where(state.done, state.tokens[rows, last], token)
             lengths = place + 1
             done = state.done | self._ends(token, lengths)
-            return _Slots(cache, state.tokens.at[rows, place].set(token), lengths, state.keys, done), None
+            return _Slots(caches, state.tokens.at[rows, place].set(token), lengths, state.keys, done), None
 
         return jax.lax.scan(step, state, None, length=STEPS_A_CALL)[0]
 

@@ -16,13 +16,14 @@ def filtered_probabilities(logits: jax.Array, temperature: float, top_k: int, to
     if temperature == 0:
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
     logits = logits.astype(jnp.float32) / temperature
-    descending = -jnp.sort(-logits, axis=-1)
-    if 0 < top_k < logits.shape[-1]:
-        least = descending[..., top_k - 1 : top_k]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
-        descending = jnp.where(descending >= least, descending, -jnp.inf)
+    candidates = min(top_k or logits.shape[-1], logits.shape[-1])
+    if candidates < logits.shape[-1] or top_p < 1:
+        descending = jax.lax.top_k(logits, candidates)[0]
+    if candidates < logits.shape[-1]:
+        logits = jnp.where(logits >= descending[..., -1:], logits, -jnp.inf)
     if top_p < 1:
-        sorted_probabilities = jax.nn.softmax(descending, axis=-1)
+        # Over all that is left: what ties with the last candidate lies behind it and changes no sum before it.
+        sorted_probabilities = jnp.exp(descending - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
         before = jnp.cumsum(sorted_probabilities, axis=-1) - sorted_probabilities
         least = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, -jnp.inf)

@@ -37,6 +37,12 @@ def random_tokens(shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 320, shape), jnp.int32)
 
 
+def one_by_one(model):
+    """The same model with its layers one by one, as decoding wants them."""
+    graphdef, _ = llama.abstract(dataclasses.replace(model.config, stacked=False))
+    return nnx.merge(graphdef, llama.unstack(nnx.to_pure_dict(nnx.state(model))))
+
+
 def huggingface_twin(model):
     """transformers' Llama with the same weights."""
     config = model.config
@@ -105,15 +111,25 @@ def test_padded_vocabulary_is_impossible():
 def test_cached_decoding_equals_the_full_forward_pass_at_every_position(config):
     model, tokens = make(config), random_tokens((3, 80))
     full = run(model, tokens)
+    model = one_by_one(model)
     prompt = 24
     logits, prefix = nnx.jit(lambda m: m.prefill(tokens[:, :prompt]))(model)
     np.testing.assert_allclose(logits, full[:, :prompt], atol=1e-4)
-    cache = llama.Cache.zeros(config, batch=3, capacity=128)
-    cache = jax.tree.map(lambda all_, some: all_.at[:, :, :prompt].set(some), cache, prefix)
+    caches = llama.Cache.zeros(config, batch=3, capacity=128)
+    caches = jax.tree.map(lambda all_, some: all_.at[:, :, :prompt].set(some), caches, prefix)
     decode = nnx.jit(lambda m, t, p, c: m.decode(t, p, c))
     for position in range(prompt, 80):
-        logits, cache = decode(model, tokens[:, position], jnp.full(3, position), cache)
+        logits, caches = decode(model, tokens[:, position], jnp.full(3, position), caches)
         np.testing.assert_allclose(logits, full[:, position], atol=1e-4)
+
+
+def test_layers_one_by_one_are_the_stacked_model():
+    model, tokens = make(SMALL), random_tokens((2, 40))
+    apart = one_by_one(model)
+    np.testing.assert_allclose(run(apart, tokens), run(model, tokens), atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), model.prefill(tokens), apart.prefill(tokens)
+    )
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
