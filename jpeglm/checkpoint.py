@@ -2,32 +2,44 @@
 
     WORKDIR/config.json       the whole config, as the run was started or last resumed
     WORKDIR/tokenizer.json, WORKDIR/manifest.json   of the data
-    WORKDIR/checkpoints/STEP  Orbax: {"params": ..., "opt_state": ...} after STEP steps
+    WORKDIR/started.json      by whom and when: who started last owns the folder
+    WORKDIR/checkpoints/STEP  Orbax: {"params", "opt_state", "fingerprints"} after STEP steps
+    WORKDIR/checkpoints/STEP.damaged   one that could not be restored, set aside
     WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
 
-Sampling, scoring and export need nothing else.
+Sampling, scoring and export need nothing else. An imported model has a checkpoint of step 0 with parameters alone.
 """
 
+import datetime
 import json
+import os
+import socket
+import uuid
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jpeglm import config as config_lib
 from jpeglm import sharding
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, writing
 from jpeglm.model import llama
+from jpeglm.tokenizer import Tokenizer
 
 # What a resumed run may change: none of it alters what is learnt, but for rounding and the end of the schedule.
 FREE_KEYS = (
     "steps",
     "platform",
     "data.path",
+    "data.verify",
     "mesh.",
     "eval.",
     "checkpoint.",
@@ -43,40 +55,194 @@ def _folder(workdir: epath.Path) -> epath.Path:
     return folder if "://" in str(folder) else folder.absolute()
 
 
-def make_manager(workdir: epath.Path, config: ConfigDict) -> ocp.CheckpointManager:
-    """Saves asynchronously and atomically; keeps the newest `keep` and every step divisible by `keep_every`."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=config.keep, keep_period=config.keep_every or None, cleanup_tmp_directories=True
-    )
-    return ocp.CheckpointManager(_folder(workdir), options=options)
+def _steps(workdir: epath.Path) -> list[int]:
+    """The steps that were saved to their end, in order."""
+    folder = _folder(workdir)
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Starts to write the state after `step` steps; returns once the arrays are copied off the devices."""
-    manager.save(step, args=ocp.args.StandardSave(state))
+# Saving
 
 
-def restore(manager: ocp.CheckpointManager, step: int, abstract_state: Any) -> Any:
-    """The state after `step` steps, laid out as `abstract_state`'s shardings say: each process reads only its own."""
-    return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+class Saver:
+    """Writes checkpoints in the background; each appears whole or not at all.
+
+    The newest `keep` stay, and every step divisible by `keep_every`. Every process makes one and calls it alike.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict):
+        """`config`: the section checkpoint."""
+        self._folder = _folder(workdir)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep, keep_period=config.keep_every or None, cleanup_tmp_directories=True
+        )
+        with writing(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Starts to write the state after `step` steps; returns once the arrays are copied off the devices.
+
+        Raises:
+          InputError: this save, or the one before, cannot be written.
+        """
+        prints = {name: jax.device_get(fingerprints(tree)) for name, tree in state.items()}
+        with writing(self._folder):
+            self._manager.save(step, args=ocp.args.StandardSave(state | {"fingerprints": prints}))
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, an InputError if the system refused to write."""
+        with writing(self._folder):
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        with writing(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            self._manager.close()
+
+
+@jax.jit
+def fingerprints(tree: Any) -> jax.Array:
+    """A hash of the bits of each array, uint32 [leaves], which does not depend on the layout over devices.
+
+    Neither Orbax nor TensorStore notices a changed bit in an array's values. Here every change within one element
+    changes the hash, and any other change does but for one in 2^32.
+    """
+
+    def fingerprint(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        bits ^= place * np.uint32(0x9E3779B9)  # so that the same value counts differently elsewhere
+        bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)  # MurmurHash3's finalizer: one to one
+        bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+        return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)  # integers: the same in any order
+
+    return jnp.stack([fingerprint(x) for x in jax.tree.leaves(tree)])
+
+
+# Restoring
+
+
+def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple[int, Any]:
+    """The newest checkpoint that can be restored, laid out as `abstract_state`'s shardings say.
+
+    Each process reads only its own part, and all agree on the step. Newer checkpoints that are damaged are set aside
+    as STEP.damaged, with a warning, so that the run can save these steps again.
+
+    Returns:
+      (step, state), or (0, None) where nothing has been saved.
+
+    Raises:
+      InputError: checkpoints are there and none can be restored.
+    """
+    damaged = {}
+    for step in reversed(_agreed_steps(workdir)):
+        try:
+            state, why = _read(workdir, step, abstract_state), None
+        except Exception as error:  # whatever Orbax, TensorStore or a JSON parser makes of damaged bytes
+            state, why = None, _in_short(error)
+        why = _any_process_says(why) or _altered(state)
+        if why is None:
+            _set_aside(workdir, damaged, step)
+            return step, state
+        state = None  # its memory is needed
+        damaged[step] = why
+    if damaged:
+        whys = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+        raise InputError(f"{_folder(workdir)}: no checkpoint can be restored ({whys}); nothing was changed")
+    return 0, None
 
 
 def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh) -> Any:
-    """Only the parameters of a run, laid out on `mesh`, as a pure dict; the optimiser's moments are not read."""
+    """Only the parameters of a run, laid out on `mesh`, as a pure dict; the optimiser's moments are not read.
+
+    Raises:
+      InputError: the checkpoint is damaged.
+    """
     _, model = llama.abstract(llama.LlamaConfig.of(config))
     item = {"params": abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))}
-    args = ocp.args.PyTreeRestore(
-        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-    )
-    path = _folder(workdir) / str(step) / "default"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path, args=args)["params"]
+    try:
+        restored, why = _read(workdir, step, item), None
+    except Exception as error:
+        restored, why = None, _in_short(error)
+    why = _any_process_says(why) or _altered(restored)
+    if why:
+        others = ", ".join(str(other) for other in _steps(workdir) if other != step) or "none"
+        raise InputError(f"{workdir}: step {step} cannot be restored: {why} (other steps: {others})")
+    return restored["params"]
+
+
+def _saved(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """What a checkpoint holds, as a tree of its arrays' metadata (shape, dtype)."""
+    return ocp.PyTreeCheckpointHandler().metadata(_folder(workdir) / str(step) / "default").tree
+
+
+def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a checkpoint, with their fingerprints if it has any. Does not wait for other processes."""
+    item = dict(abstract_state)
+    if "fingerprints" in _saved(workdir, step):  # imported weights may have none
+        everywhere = NamedSharding(jax.tree.leaves(abstract_state)[0].sharding.mesh, PartitionSpec())
+        item["fingerprints"] = {
+            name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), jnp.uint32, sharding=everywhere)
+            for name, tree in abstract_state.items()
+        }
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+    # The handler itself: a Checkpointer would wait for a process that failed.
+    return ocp.PyTreeCheckpointHandler().restore(_folder(workdir) / str(step) / "default", args=args)
+
+
+def _altered(restored: dict[str, Any]) -> str | None:
+    """Takes the fingerprints out of what was read and compares them; says where they differ."""
+    for name, expected in restored.pop("fingerprints", {}).items():
+        differs = np.flatnonzero(jax.device_get(fingerprints(restored[name])) != jax.device_get(expected))
+        if len(differs):
+            first = list(_shapes({name: restored[name]}))[differs[0]]
+            return f"{len(differs)} arrays are not as they were saved, the first is {first}"
+    return None
+
+
+def _set_aside(workdir: epath.Path, damaged: dict[int, str], used: int) -> None:
+    """Process 0 renames damaged checkpoints; the others wait."""
+    folder = _folder(workdir)
+    for step, why in damaged.items() if jax.process_index() == 0 else ():
+        name = f"{step}.damaged"
+        while (folder / name).exists():  # from an earlier time
+            name += "+"
+        logging.warning("step %d of %s is damaged (%s): kept as %s, step %d is used", step, folder, why, name, used)
+        with writing(folder):
+            (folder / str(step)).rename(folder / name)
+    if damaged and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+
+
+def _in_short(error: Exception) -> str:
+    """An error of the libraries below in one line, without the specification that TensorStore adds."""
+    text = " ".join(str(error).split()).split(" [tensorstore_spec")[0]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _agreed_steps(workdir: epath.Path) -> list[int]:
+    """The saved steps as process 0 sees them: a shared disk may show the others another list."""
+    steps = np.array(_steps(workdir), np.int32)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist() if count else []
+
+
+def _any_process_says(why: str | None) -> str | None:
+    """The first process's `why` that is not None, on every process."""
+    text = np.frombuffer((why or "").encode()[:300].ljust(300), np.uint8)
+    texts = multihost_utils.process_allgather(text, tiled=True)
+    said = [text for row in texts.reshape(-1, 300) if (text := row.tobytes().decode(errors="replace").strip())]
+    return said[0] if said else None
 
 
 def pick_step(workdir: epath.Path, step: int | None) -> int:
     """`step` if it was saved, or the last one that was."""
-    folder = _folder(workdir)
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    steps = _steps(workdir)
     if not steps:
         raise InputError(f"{workdir}: no checkpoint has been saved here")
     if step is not None and step not in steps:
@@ -84,15 +250,37 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> None:
+class Claim:
+    """Who started last in a workdir owns it.
+
+    So nobody is locked out by an owner that crashed, and one that was only believed dead stops at its next checkpoint.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / "started.json"
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._mine = {"host": socket.gethostname(), "process": os.getpid(), "time": time, "id": uuid.uuid4().hex}
+        _write_whole(self._path, json.dumps(self._mine) + "\n")
+
+    def check(self) -> None:
+        """Raises InputError if another training was started in the workdir since."""
+        owner = json.loads(self._path.read_text())
+        if owner != self._mine:
+            raise InputError(
+                f"{self._path.parent}: another training was started here ({owner['time']}, host {owner['host']}, "
+                f"process {owner['process']}); this one stops"
+            )
+
+
+def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> Claim:
     """Writes what a workdir holds beside checkpoints and metrics; the config last: it marks the folder as a run."""
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+        claim = Claim(workdir)
         for name in ("tokenizer.json", "manifest.json"):
             _write_whole(workdir / name, (data_dir / name).read_text())
         _write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {workdir}: {error}") from error
+    return claim
 
 
 def _write_whole(path: epath.Path, text: str) -> None:
@@ -115,7 +303,19 @@ def read_config(workdir: epath.Path) -> ConfigDict:
 
 
 def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:
-    """A workdir goes on only with the model, data, optimiser and seed that it was started with."""
+    """A workdir goes on only with the model, data, optimiser and seed that it was started with; an empty one, always.
+
+    Raises:
+      InputError: what differs, or that there are only weights to begin with (an imported model).
+    """
+    steps = _steps(workdir)
+    if 0 in steps:  # a training saves from step 1 on
+        raise InputError(
+            f"{workdir} holds weights without an optimiser's state: start a new run from them, with "
+            f"--config.init_from={workdir} and another --workdir"
+        )
+    if not steps and not (workdir / "config.json").exists():
+        return
     before, now = _flat(read_config(workdir).to_dict()), _flat(config.to_dict())
     changed = [key for key in now if not key.startswith(FREE_KEYS) and before.get(key) != now[key]]
     if changed:
@@ -125,6 +325,39 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
     # The folder may have moved, its content may not have changed: each shard's checksum is compared.
     if json.loads((workdir / "manifest.json").read_text())["splits"] != manifest["splits"]:
         raise InputError(f"{workdir} holds a run on other data than {config.data.path}; take a new --workdir")
+
+
+def check_init_from(source: epath.Path, config: ConfigDict, shapes: Any, manifest: dict[str, Any]) -> None:
+    """A run may begin with the weights of `source` if they have its shapes and its tokenizer.
+
+    Args:
+      shapes: of the parameters of the new run.
+      manifest: of its data.
+    """
+    theirs = read_config(source)
+    if Tokenizer.load(source / "tokenizer.json").sha256 != manifest["tokenizer_sha256"]:
+        raise InputError(
+            f"init_from: {source} has another tokenizer than {config.data.path}; prepare the data with "
+            f"--tokenizer={source / 'tokenizer.json'}"
+        )
+    step = pick_step(source, None)
+    try:
+        found = _shapes(_saved(source, step)["params"])
+    except Exception as error:
+        raise InputError(f"init_from: cannot read step {step} of {source}: {_in_short(error)}") from error
+    wanted = _shapes(shapes)
+    for name in sorted(found | wanted):
+        if found.get(name) != wanted.get(name):
+            raise InputError(f"init_from: {name} is {found.get(name)} in {source}, {wanted.get(name)} in this model")
+    for key, value in _flat(config.model.to_dict()).items():  # what no shape shows, such as rope_theta
+        if theirs.model[key] != value:
+            logging.warning("init_from: model.%s is %s in %s, %s here", key, theirs.model[key], source, value)
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """The shape of each array by its name, as layers.wq, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): list(x.shape) for path, x in leaves}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

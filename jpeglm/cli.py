@@ -5,27 +5,40 @@ start me again. 1: anything unexpected, with its traceback.
 """
 
 import logging as std_logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, printable
 
 EXIT_BAD_INPUT = 2
 PACKAGE = Path(__file__).parent
 
 
 def _fail(message: object) -> None:
-    line = " ".join(str(message).split())
-    print(f"{_program()}: error: {line}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+    line = printable(" ".join(str(message).split()))
+    print(f"{_program()}: error: {line}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: that waits for the other processes of the job, which wait for this one, and lets the threads of a
+    # save that failed say more.
+    os._exit(EXIT_BAD_INPUT)
 
 
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:
-    # Orbax, Grain and JAX tell their inner workings at INFO: some forty lines a checkpoint.
-    return record.levelno > std_logging.INFO or Path(record.pathname).is_relative_to(PACKAGE)
+    # Orbax, Grain and JAX tell their inner workings at INFO: some forty lines a checkpoint. Orbax's errors are raised
+    # as well, so that they come out once.
+    path = Path(record.pathname)
+    is_told_again = "orbax" in path.parts and record.levelno >= std_logging.ERROR
+    return path.is_relative_to(PACKAGE) or (record.levelno > std_logging.INFO and not is_told_again)
+
+
+def _tell_unraisable(event: "sys.UnraisableHookArgs") -> None:
+    # Of the writes of a save, those under way when one fails report to an event loop that is gone.
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
 
 
 def _program() -> str:
@@ -46,7 +59,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return rest
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(_describe(error))
-        raise  # unreachable: _fail exits
 
 
 def _describe(error: Exception) -> object:
@@ -75,6 +87,7 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
             _fail(f"missing argument {positional[len(given)]}")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_is_worth_reading)
+        sys.unraisablehook = _tell_unraisable
         try:
             main(*given)
         except InputError as error:

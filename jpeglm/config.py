@@ -13,6 +13,7 @@ def base() -> ConfigDict:
     config.seed = 0  # parameters and the order of chunks
     config.platform = ""  # cpu, gpu or tpu; "" takes what JAX finds
     config.steps = 74_000
+    config.init_from = ""  # workdir whose newest weights a new run begins with
 
     config.codec = ConfigDict()
     config.codec.name = "jpeg"
@@ -28,6 +29,7 @@ def base() -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = ""  # folder that `jpeglm.prepare` wrote
     config.data.seq_len = 12_288  # tokens a chunk
+    config.data.verify = True  # compare the checksum of every shard at each start; False: its size
     config.data.shards = 256
     config.data.holdout = 0.001  # fraction of the documents, or (an integer) their number
     config.data.seed = 0  # order of documents and held-out split

@@ -1,4 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and how messages show what others have named."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -7,3 +12,30 @@ class InputError(ValueError):
     The message is one line and says what is wrong and where. Commands print it without a traceback and
     exit with status 2 (see `jpeglm.cli`).
     """
+
+
+# TensorStore and Riegeli raise ValueError and RuntimeError with the system's words inside.
+_REFUSALS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
+
+
+@contextlib.contextmanager
+def writing(folder: object) -> Iterator[None]:
+    """What the system refuses while `folder` is written (it is full, read-only, ...) becomes a line that names it.
+
+    Raises:
+      InputError: instead of an OSError, or of a library's error that holds the system's words.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError) as error:
+        why = next((words for words in _REFUSALS if words in str(error)), None)
+        if why is None or isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot write {folder}: {why}") from error
+
+
+def printable(name: object) -> str:
+    """`str(name)` for a terminal or a log: control characters, line ends and bytes that are not UTF-8 as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))

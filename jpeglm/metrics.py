@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import jax
 from etils import epath
 
 from jpeglm import codecs
+from jpeglm.errors import InputError, writing
 
 # Dense bf16 multiply-add peaks in FLOP/s a device, from the makers' data sheets; keys are parts of `device_kind`,
 # the longer one first.
@@ -32,36 +34,54 @@ class MetricsLog:
     """Scalars by step: `metrics.jsonl` and TensorBoard events in a workdir.
 
     Rows are written whole on `flush`, beside and then renamed: the file is never half-written and, flushed with each
-    checkpoint, never behind it. A resumed run drops the rows after the step that it goes on from.
+    checkpoint, never behind it. A resumed run drops the rows after the step that it goes on from, and tells
+    TensorBoard to. Everything is written by the caller's thread, so that a full disk is noticed: InputError.
     """
 
     def __init__(self, workdir: epath.Path, resume_step: int):
-        from tensorboardX import SummaryWriter  # late: it imports torch where that is installed, for two seconds
+        # Late: this imports torch where that is installed, for two seconds.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
+        self._workdir = workdir
         self._path = workdir / "metrics.jsonl"
         self._rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._scalar, self._event = summary.scalar, event_pb2.Event
+        with writing(workdir):
+            folder = workdir / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = EventsWriter(str(folder / "events"))
+            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._board.write_event(self._event(step=resume_step + 1, session_log=restart))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         self._rows.append({"step": step, **scalars})
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        now = time.time()
+        with writing(self._workdir):
+            for name, value in scalars.items():
+                self._board.write_event(self._event(wall_time=now, step=step, summary=self._scalar(name, value)))
 
     def flush(self) -> None:
-        beside = self._path.with_name(self._path.name + ".tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
-        beside.replace(self._path)
-        self._board.flush()
+        with writing(self._workdir):
+            self._board.flush()
+            beside = self._path.with_name(self._path.name + ".tmp")
+            beside.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+            beside.replace(self._path)
 
     def close(self) -> None:
         self.flush()
-        self._board.close()
+        with writing(self._workdir):
+            self._board.close()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a workdir's `metrics.jsonl`, oldest first; none where it has not been written."""
     path = epath.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): mend it or move it away") from error
 
 
 def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:

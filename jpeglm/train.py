@@ -22,7 +22,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from jpeglm import checkpoint, cli, metrics, optim, runtime, sharding
-from jpeglm.data import pipeline
+from jpeglm.data import pipeline, shards
 from jpeglm.errors import InputError
 from jpeglm.metrics import human_count, human_time
 from jpeglm.model import llama
@@ -51,6 +51,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     chunks = pipeline.Chunks(data_dir, "train", seq_len, config.model.mask_documents)
     heldout = pipeline.Chunks(data_dir, "heldout", seq_len, config.model.mask_documents)
     pipeline.check_fits(chunks.manifest, config)
+    if config.data.verify:
+        shards.check_checksums(config.data.path, chunks.manifest, jax.process_index(), jax.process_count())
     batch_layout = sharding.batch_sharding(mesh)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
     eval_size = batch_size // accumulate
@@ -70,21 +72,22 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     }
 
     ############################ State: restored, or new ############################
-    if (workdir / "config.json").exists():
-        checkpoint.check_resumable(workdir, config, chunks.manifest)
-    if is_lead:
-        checkpoint.write_run(workdir, config, data_dir)
-    manager = checkpoint.make_manager(workdir, config.checkpoint)
-    first_step = manager.latest_step() or 0
-    if first_step:
-        state = checkpoint.restore(manager, first_step, checkpoint.abstract(shapes, shardings))
-    else:
-
-        def init() -> dict[str, Any]:
-            params = llama.init_params(model_config, config.seed)
-            return {"params": params, "opt_state": optimizer.init(params)}
-
-        state = jax.jit(init, out_shardings=shardings)()  # born in its layout, never whole on one device
+    checkpoint.check_resumable(workdir, config, chunks.manifest)
+    first_step, state = checkpoint.restore_newest(workdir, checkpoint.abstract(shapes, shardings))
+    is_new = state is None
+    init_from = epath.Path(config.init_from) if config.init_from and is_new else None
+    if init_from:
+        checkpoint.check_init_from(init_from, config, abstract_params, chunks.manifest)
+    claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
+    if is_new:
+        # Born in its layout, never whole on one device.
+        if init_from:
+            params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)
+        else:
+            params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=param_shardings)()
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings["opt_state"])(params)
+        state = {"params": params, "opt_state": opt_state}
+    saver = checkpoint.Saver(workdir, config.checkpoint)
 
     ############################ The step ############################
     loss_of = make_loss(graphdef, config.optim.z_loss)
@@ -136,6 +139,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         step = index + 1  # so many will be done
         batch = sharding.global_batch(local, rows, batch_layout, batch_size)
         state, scalars = train_step(state, batch)
+        saver.check()
         bar.update()
 
         if step % config.log.every == 0 or step == config.steps:
@@ -164,13 +168,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 log.write(step, {f"heldout/{name}": value for name, value in scores.items()})
         if step % config.checkpoint.every == 0 or step == config.steps:
             if is_lead:
+                claim.check()
                 log.flush()  # before the checkpoint, so that no checkpoint is ahead of its metrics
-            checkpoint.save(manager, step, state)
+            saver.save(step, state)
         paused += time.monotonic() - started
 
     bar.close()
-    manager.wait_until_finished()
-    manager.close()
+    saver.close()
     if is_lead:
         log.close()
         logging.info("%d steps done: %s", max(first_step, config.steps), workdir)

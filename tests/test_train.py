@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from flax import nnx
@@ -19,6 +18,7 @@ from jpeglm import checkpoint, metrics, sharding
 from jpeglm.data.pipeline import Chunks
 from jpeglm.model import llama
 from tests.commands import ROOT, UNOPTIMISED, finish, run, start
+from tests.runs import differences, state, train_flags, without_speed
 from tests.tiny_config import get_config
 
 STEPS = get_config().steps
@@ -29,16 +29,6 @@ def losses(workdir: Path) -> np.ndarray:
     rows = [row for row in metrics.read_metrics(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     return np.array([row["loss"] for row in rows])
-
-
-def state(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, parameters and optimiser, by its path."""
-    path = workdir / "checkpoints" / str(step) / "default"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata.tree
-        to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        tree = checkpointer.restore(path, restore_args=to_numpy)
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def train_all(data: Path, folder: Path, runs: list[tuple[int, dict]]) -> list[Path]:
@@ -53,12 +43,6 @@ def train_all(data: Path, folder: Path, runs: list[tuple[int, dict]]) -> list[Pa
         done = finish(process)
         assert done.returncode == 0, done.stderr
     return workdirs
-
-
-def train_flags(data: Path, workdir: Path, **changes: object) -> list[str]:
-    """The flags of `jpeglm.train`."""
-    flags = [f"--config.{key}={value}" for key, value in ({"data.path": data} | changes).items()]
-    return ["--config=tests/tiny_config.py", f"--workdir={workdir}", *flags]
 
 
 OFTEN = {"eval.every": 1, "checkpoint.every": 5}
@@ -131,10 +115,6 @@ def test_evaluation_is_the_mean_over_all_heldout_tokens(tiny_data, whole_run):
     assert reported["heldout/bits_per_pixel"] == pytest.approx(bits / (20 * 32 * 32), rel=1e-6)
 
 
-def without_speed(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in metrics.read_metrics(workdir)]
-
-
 def test_a_killed_run_goes_on_bit_for_bit(tiny_data, whole_run, tmp_path):
     flags = train_flags(tiny_data, tmp_path, **OFTEN)
     process = start("jpeglm.train", *flags)
@@ -148,12 +128,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny_data, whole_run, tmp_path):
     done = run("jpeglm.train", *flags)
     assert done.returncode == 0, done.stderr
     assert "starts at step    0" not in done.stderr
-    ours, undisturbed = state(tmp_path, STEPS), state(whole_run[0], STEPS)
-    assert ours.keys() == undisturbed.keys()
-    assert any("opt_state" in name for name in ours) and any("wq" in name for name in ours)
-    for name, array in ours.items():
-        assert np.array_equal(array, undisturbed[name]), name
-    assert without_speed(tmp_path) == without_speed(whole_run[0])
+    assert not differences(tmp_path, whole_run[0], STEPS)
 
 
 def test_a_run_goes_on_with_the_same_losses_on_another_mesh(tiny_data, whole_run, tmp_path):

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from jpeglm import codecs, tokenizer
 from jpeglm.data import shards, sources
 from jpeglm.data.workers import Pool, progress
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, writing
 from jpeglm.tokenizer import Tokenizer
 
 REFUSED = "refused.jsonl"
@@ -78,7 +78,8 @@ def prepare(
       unit_items: names that a worker takes at a time.
 
     Raises:
-      InputError: a source without usable pictures, a folder with something else in it, a config that does not fit.
+      InputError: a source without usable pictures, a folder with something else in it or that cannot be written (a
+        full disk: what is done stays and is gone on from), a config that does not fit.
     """
     sections = config_sections(config)
     codecs.make(config.codec)  # refuses a wrong codec section before any work
@@ -103,6 +104,12 @@ def prepare(
         return manifest
 
     sources.open_source(source)  # refuses a missing one before anything is written
+    with writing(out):
+        return _prepare(job, identity, config, given, workers)
+
+
+def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | None, workers: int | None) -> dict:
+    """The three stages, and the manifest that marks their end."""
     _begin(job, identity)
     unit_starts, num_items = _list_names(job)
     with Pool(workers) as pool:
@@ -126,15 +133,15 @@ def prepare(
         },
     }
     shards.write_whole(job.work / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
-    os.replace(job.work / shards.MANIFEST, out / shards.MANIFEST)
+    os.replace(job.work / shards.MANIFEST, Path(job.out) / shards.MANIFEST)
     shutil.rmtree(job.work)
     return manifest
 
 
 def config_sections(config: ConfigDict) -> dict:
-    """The part of a config that prepared data depends on: codec, tokenizer and data without its path."""
+    """The part of a config that prepared data depends on: codec, tokenizer and data, without what says how to read."""
     sections = {name: config[name].to_dict() for name in ("codec", "tokenizer", "data")}
-    del sections["data"]["path"]
+    del sections["data"]["path"], sections["data"]["verify"]
     return sections
 
 

@@ -45,16 +45,21 @@ class Chunks:
         entries = self.manifest["splits"][split]["shards"]
         paths = shards.shard_paths(path, self.manifest, split)
         # The reader has nothing to open in shards without chunks.
-        paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
+        self._paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
         entries = [entry for entry in entries if entry["chunks"]]
-        self._source = grain.sources.ArrayRecordDataSource(paths)
+        self._source = grain.sources.ArrayRecordDataSource(self._paths)
         chunks = [entry["chunks"] for entry in entries]
-        if len(self._source) != sum(chunks):
-            raise InputError(f"{path}: {len(self._source)} chunks in {split}, the manifest says {sum(chunks)}")
+        self._ends = np.cumsum(chunks)  # of each shard, in chunks
+        try:
+            found = len(self._source)  # opens them
+        except RuntimeError as error:
+            raise InputError(f"{path}: a shard of {split} is damaged: {error}") from error
+        if found != sum(chunks):
+            raise InputError(f"{path}: {found} chunks in {split}, the manifest says {sum(chunks)}")
         # Real tokens of the last chunk of each shard; all others are full.
         self._short = {
             last: entry["tokens"] - (entry["chunks"] - 1) * seq_len
-            for last, entry in zip(np.cumsum(chunks) - 1, entries, strict=True)
+            for last, entry in zip(self._ends - 1, entries, strict=True)
         }
 
     def __len__(self) -> int:
@@ -64,8 +69,20 @@ class Chunks:
         """One chunk: the arrays of `batch` without their first axis."""
         return {name: array[0] for name, array in self.batch([index]).items()}
 
+    def _read(self, index: int) -> np.ndarray:
+        """The tokens of one chunk, uint16 [seq_len]. ArrayRecord compares a hash of each record."""
+        try:
+            return np.frombuffer(self._source[index], "<u2").reshape(self.seq_len)
+        except (OSError, RuntimeError, ValueError) as error:
+            shard = np.searchsorted(self._ends, index, side="right")
+            record = index - (self._ends[shard - 1] if shard else 0)
+            raise InputError(f"{self._paths[shard]}: record {record} cannot be read: {error}") from error
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Several chunks; a negative index stands for an empty one, of weight 0.
+
+        Raises:
+          InputError: a chunk cannot be read.
 
         Returns, all [len(indices), seq_len]:
           tokens: int32.
@@ -77,7 +94,7 @@ class Chunks:
         tokens = np.zeros((len(indices), self.seq_len), np.int32)
         for row, index in enumerate(indices):
             if index >= 0:
-                tokens[row] = np.frombuffer(self._source[index], "<u2")
+                tokens[row] = self._read(index)
         lengths = [self._short.get(index, self.seq_len) if index >= 0 else 0 for index in indices]
         place = np.arange(self.seq_len, dtype=np.int32)
         is_real = place < np.array(lengths)[:, None]

@@ -14,10 +14,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tqdm import tqdm
 
 from jpeglm.errors import InputError
 from jpeglm.tokenizer import BOS, EOS
@@ -70,6 +72,27 @@ def shard_paths(folder: str | os.PathLike, manifest: dict, split: str) -> list[P
         if size != shard["file_size"]:
             raise InputError(f"{paths[-1]} has {size} bytes, the manifest says {shard['file_size']}")
     return paths
+
+
+def check_checksums(folder: str | os.PathLike, manifest: dict, part: int = 0, parts: int = 1) -> None:
+    """Reads each `parts`-th shard from number `part` on, over both splits, and compares its SHA-256.
+
+    Raises:
+      InputError: a shard is missing or is not as it was written.
+    """
+    listed = [
+        (Path(folder) / shard["name"], shard) for split in SPLITS for shard in manifest["splits"][split]["shards"]
+    ]
+    listed = listed[part::parts]
+    total = sum(shard["file_size"] for _, shard in listed)
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=total, unit="B", unit_scale=True, desc="check data", disable=None) as bar,
+    ):
+        for (path, shard), found in zip(listed, pool.map(sha256_of, [path for path, _ in listed]), strict=True):
+            if found != shard["sha256"]:
+                raise InputError(f"{path}: the checksum differs from the manifest's, the shard is damaged")
+            bar.update(shard["file_size"])
 
 
 def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> dict:
