@@ -1,0 +1,28 @@
+"""Language models on the bytes of compressed files.
+
+import jpeglm
+model = jpeglm.load("WORKDIR")
+pictures = model.complete([image], ratio=0.5)
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jpeglm.api import Model
+
+
+def load(workdir: str | os.PathLike, step: int | None = None, slots: int = 8) -> "Model":
+    """A trained run, ready to complete and to write pictures; see `jpeglm.api.Model`.
+
+    Args:
+      workdir: the folder of the run.
+      step: the checkpoint to use; the last one if None.
+      slots: pictures decoded at once.
+
+    Raises:
+      InputError: no run there, or no such checkpoint.
+    """
+    from jpeglm.api import Model  # here: whoever needs only codecs or data waits for no JAX
+
+    return Model.load(workdir, step, slots)

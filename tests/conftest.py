@@ -1,6 +1,8 @@
 """What several test files share: JAX on CPU, and a little prepared data, a little trained run."""
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,4 +46,15 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
     flags = ("--config=tests/tiny_config.py", f"--workdir={workdir}", f"--config.data.path={tiny_data}")
     done = run("jpeglm.train", *flags, "--config.eval.every=8")
     assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def tiny_run_of_256(tiny_run, tmp_path_factory) -> Path:
+    """That run with chunks of 256 tokens in its config: room for whole files, of about 130 tokens."""
+    workdir = tmp_path_factory.mktemp("tiny_run_of_256") / "run"
+    shutil.copytree(tiny_run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["seq_len"] = 256
+    (workdir / "config.json").write_text(json.dumps(config))
     return workdir

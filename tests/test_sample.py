@@ -79,14 +79,9 @@ def test_a_folder_of_other_settings_and_missing_things_are_refused(completed, ti
     assert not (tmp_path / "out").exists()
 
 
-def test_score_sums_the_models_own_log_probabilities(tiny_run, tiny_data, tmp_path):
+def test_score_sums_the_models_own_log_probabilities(tiny_run, tiny_run_of_256, tiny_data):
     """Bits of three held-out files against the loss recomputed from the parameters, a token at a time."""
-    run_of_256 = tmp_path / "run"  # files of about 130 tokens; the little run's chunks have 64
-    shutil.copytree(tiny_run, run_of_256)
-    config = json.loads((run_of_256 / "config.json").read_text())
-    config["data"]["seq_len"] = 256
-    (run_of_256 / "config.json").write_text(json.dumps(config))
-    done = run("jpeglm.score", f"--workdir={run_of_256}", f"--images={tiny_data}", "--num=3")
+    done = run("jpeglm.score", f"--workdir={tiny_run_of_256}", f"--images={tiny_data}", "--num=3")
     assert done.returncode == 0, done.stderr
     rows = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows] == ["heldout-00000", "heldout-00001", "heldout-00002", "mean"]

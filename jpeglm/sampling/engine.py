@@ -5,6 +5,7 @@ requests (prompts are padded to fixed buckets, the cache has a fixed capacity), 
 and its position: so a sequence does not depend on its neighbours or its turn.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -74,15 +75,25 @@ class Engine:
     """
 
     def __init__(self, config: LlamaConfig, params: Any, mesh: Mesh, settings: Settings, eos: int):
-        members = sharding.num_parts(mesh, "batch")
-        if settings.slots % members:
-            raise InputError(f"slots={settings.slots} do not divide over {members} devices")
-        self.settings = settings
         self._config = dataclasses.replace(config, stacked=False)
         self._mesh = mesh
         self._eos = eos
         self._params = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)))(params)
         self._graphdef, _ = llama.abstract(self._config)
+        self._set(settings)
+
+    def with_settings(self, settings: Settings) -> "Engine":
+        """An engine of the same parameters, not copied, with other settings."""
+        other = copy.copy(self)
+        other._set(settings)
+        return other
+
+    def _set(self, settings: Settings) -> None:
+        mesh = self._mesh
+        members = sharding.num_parts(mesh, "batch")
+        if settings.slots % members:
+            raise InputError(f"slots={settings.slots} do not divide over {members} devices")
+        self.settings = settings
         # The slots are laid out alike before and after each call, so that no program is compiled twice.
         whole = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, sharding.spec(("batch", "kv_heads", None, None)))

@@ -1,5 +1,6 @@
 """A trained run as something that writes files: whole ones, or the rest of cut ones."""
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,16 @@ class Sampler:
         self.codec = codecs.make(config.codec)
         self.tokenizer = tokenizer
         self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS)
+
+    @property
+    def settings(self) -> Settings:
+        return self._engine.settings
+
+    def with_settings(self, settings: Settings) -> "Sampler":
+        """A sampler of the same parameters with other settings."""
+        other = copy.copy(self)
+        other._engine = self._engine.with_settings(settings)
+        return other
 
     @classmethod
     def load(cls, workdir: epath.PathLike, settings: Settings, step: int | None = None) -> "Sampler":
