@@ -10,8 +10,10 @@ was interrupted goes on where it stood.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from jpeglm import checkpoint, cli, runtime
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline, shards, sources
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, printable
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Completion, Sampler
 
@@ -38,19 +40,32 @@ def read_pictures(path: str, codec: JpegCodec, limit: int | None) -> dict[str, b
     if (Path(path) / shards.MANIFEST).exists():
         documents = pipeline.documents(path, "heldout", limit)
         return {f"heldout-{number:05d}": document for number, document in enumerate(documents)}
-    source, found = sources.open_source(path), {}
+    source, found, left_out = sources.open_source(path), {}, 0
     for name in source.names():
         if limit is not None and len(found) == limit:
             break
         try:
             image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
         except sources.Refused as error:
-            logging.warning("left out %s: %s", name, error)
+            logging.warning("left out %s: %s", printable(name), error)
+            left_out += 1
             continue
-        found[name.replace("/", "_")] = codec.encode(image)
+        found[_file_name(name, found)] = codec.encode(image)
+    if left_out:
+        logging.warning("%d files left out, %d pictures read", left_out, len(found))
     if not found:
         raise InputError(f"{path} holds no picture that can be read")
     return found
+
+
+def _file_name(name: str, taken: Container[str]) -> str:
+    """What a picture's samples are called: its name without slashes, or a hash where that would be no good name."""
+    flat = name.replace("/", "_")
+    if flat.isprintable() and len(flat.encode()) <= 200 and flat not in taken:
+        return flat
+    chosen = "picture-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    logging.info("%s is called %s here", printable(name), chosen)
+    return chosen
 
 
 def sample(sampler: Sampler, out: Path, pictures: dict[str, bytes], ratio: float, samples: int, seed: int) -> None:

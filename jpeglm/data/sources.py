@@ -21,6 +21,7 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | drawings (EPS, WMF, EMF), no picture that Pillow knows, an empty file | refused, "not a picture" |
 | symbolic link to a folder (may be a loop), pipe, socket, device | refused, "not a regular file" |
 | no permission, dangling link, gone since the folder was listed | refused, "unreadable" |
+| a folder that cannot be listed | an error: nobody knows how much is missing |
 
 Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as one step.
 
@@ -28,8 +29,10 @@ The limits keep a worker below 2 GB and a picture below a minute: decoders and c
 beside the file, and each 14 bytes of a progressive JPEG can be a scan that passes over all pixels again.
 """
 
+import contextlib
 import functools
 import io
+import logging
 import os
 import re
 import stat
@@ -41,7 +44,9 @@ from typing import Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, printable
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
 _DRAWN = ("EPS", "WMF")
@@ -103,7 +108,8 @@ class Folder:
                 with os.scandir(os.path.join(self.path, relative)) as entries:
                     found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
             except OSError as error:
-                raise InputError(f"cannot list {os.path.join(self.path, relative)}: {error.strerror}") from error
+                folder = printable(os.path.join(self.path, relative))
+                raise InputError(f"cannot list {folder}: {error.strerror}") from error
             inside = [(os.path.join(relative, name), is_folder) for name, is_folder in found]
             yield from (name for name, is_folder in inside if not is_folder)
             pending += [name for name, is_folder in reversed(inside) if is_folder]
@@ -214,6 +220,15 @@ def open_picture(data: bytes) -> Image.Image:
     return image
 
 
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Inside, Pillow refuses more than MAX_IMAGE_PIXELS, not only twice as much, and gives no other warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata, by the thousand
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _num_scans(data: bytes) -> int:
     """Number of scans of a JPEG's first picture, or `_MOST_SCANS` + 1 where there are more."""
     scans = end = 0
@@ -229,7 +244,7 @@ def _num_scans(data: bytes) -> int:
 
 def _refusal(error: Exception) -> Refused:
     """What an exception of Pillow means for the picture."""
-    text = " ".join(str(error).split())[:_LONGEST_DETAIL]
+    text = printable(" ".join(str(error).split()))[:_LONGEST_DETAIL]
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return Refused("too large", text)
     if isinstance(error, MemoryError):
@@ -246,11 +261,8 @@ def _formats() -> list[str]:
 
 def canonical(source: Source, name: str, height: int, width: int, mode: str) -> Image.Image:
     """One picture of a source in the codec's size and mode, by the table above. Raises `Refused`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata, by the thousand
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # above MAX_IMAGE_PIXELS, not only twice that
-        with source.load(name) as image:
-            return to_canonical(image, height, width, mode)
+    with limited(), source.load(name) as image:
+        return to_canonical(image, height, width, mode)
 
 
 def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
