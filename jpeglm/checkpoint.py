@@ -55,7 +55,7 @@ def _folder(workdir: epath.Path) -> epath.Path:
     return folder if "://" in str(folder) else folder.absolute()
 
 
-def _steps(workdir: epath.Path) -> list[int]:
+def saved_steps(workdir: epath.Path) -> list[int]:
     """The steps that were saved to their end, in order."""
     folder = _folder(workdir)
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
@@ -152,7 +152,7 @@ def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple
         damaged[step] = why
     if damaged:
         whys = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
-        raise InputError(f"{_folder(workdir)}: no checkpoint can be restored ({whys}); nothing was changed")
+        raise InputError(f"{_folder(workdir)}: no checkpoint can be restored ({whys}); all are left as they are")
     return 0, None
 
 
@@ -170,7 +170,7 @@ def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh
         restored, why = None, _in_short(error)
     why = _any_process_says(why) or _altered(restored)
     if why:
-        others = ", ".join(str(other) for other in _steps(workdir) if other != step) or "none"
+        others = ", ".join(str(other) for other in saved_steps(workdir) if other != step) or "none"
         raise InputError(f"{workdir}: step {step} cannot be restored: {why} (other steps: {others})")
     return restored["params"]
 
@@ -227,7 +227,7 @@ def _in_short(error: Exception) -> str:
 
 def _agreed_steps(workdir: epath.Path) -> list[int]:
     """The saved steps as process 0 sees them: a shared disk may show the others another list."""
-    steps = np.array(_steps(workdir), np.int32)
+    steps = np.array(saved_steps(workdir), np.int32)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist() if count else []
 
@@ -242,7 +242,7 @@ def _any_process_says(why: str | None) -> str | None:
 
 def pick_step(workdir: epath.Path, step: int | None) -> int:
     """`step` if it was saved, or the last one that was."""
-    steps = _steps(workdir)
+    steps = saved_steps(workdir)
     if not steps:
         raise InputError(f"{workdir}: no checkpoint has been saved here")
     if step is not None and step not in steps:
@@ -308,7 +308,7 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
     Raises:
       InputError: what differs, or that there are only weights to begin with (an imported model).
     """
-    steps = _steps(workdir)
+    steps = saved_steps(workdir)
     if 0 in steps:  # a training saves from step 1 on
         raise InputError(
             f"{workdir} holds weights without an optimiser's state: start a new run from them, with "

@@ -48,11 +48,12 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     if not config.data.path:
         raise InputError("where is the data? --config.data.path=DIR, a folder that `python -m jpeglm.prepare` wrote")
     data_dir = epath.Path(config.data.path)
+    manifest = shards.read_manifest(data_dir)
+    pipeline.check_fits(manifest, config)
+    if config.data.verify:
+        shards.check_checksums(data_dir, manifest, jax.process_index(), jax.process_count())
     chunks = pipeline.Chunks(data_dir, "train", seq_len, config.model.mask_documents)
     heldout = pipeline.Chunks(data_dir, "heldout", seq_len, config.model.mask_documents)
-    pipeline.check_fits(chunks.manifest, config)
-    if config.data.verify:
-        shards.check_checksums(config.data.path, chunks.manifest, jax.process_index(), jax.process_count())
     batch_layout = sharding.batch_sharding(mesh)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
     eval_size = batch_size // accumulate
@@ -72,14 +73,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     }
 
     ############################ State: restored, or new ############################
-    checkpoint.check_resumable(workdir, config, chunks.manifest)
-    first_step, state = checkpoint.restore_newest(workdir, checkpoint.abstract(shapes, shardings))
-    is_new = state is None
-    init_from = epath.Path(config.init_from) if config.init_from and is_new else None
-    if init_from:
-        checkpoint.check_init_from(init_from, config, abstract_params, chunks.manifest)
+    checkpoint.check_resumable(workdir, config, manifest)
+    init_from = epath.Path(config.init_from) if config.init_from else None
+    if init_from and not checkpoint.saved_steps(workdir):
+        checkpoint.check_init_from(init_from, config, abstract_params, manifest)
     claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
-    if is_new:
+    first_step, state = checkpoint.restore_newest(workdir, checkpoint.abstract(shapes, shardings))
+    if state is None:
         # Born in its layout, never whole on one device.
         if init_from:
             params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)

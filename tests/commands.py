@@ -3,17 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 UNOPTIMISED = "--xla_backend_optimization_level=0"  # halves the time of compiling, which is most of a tiny training's
 
 
-def start(module: str, *arguments: str, devices: int = 1, **variables: str) -> subprocess.Popen:
-    """Starts `python -m module` on so many CPU devices, with these variables in its environment."""
+def start(
+    module: str, *arguments: str, devices: int = 1, prefix: Sequence[str] = (), **variables: str
+) -> subprocess.Popen:
+    """Starts `python -m module`, behind `prefix`, on so many CPU devices and with these environment variables."""
     flags = f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}" if devices > 1 else ""
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [*prefix, sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags} | variables,
         stdout=subprocess.PIPE,

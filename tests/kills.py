@@ -227,7 +227,7 @@ def main() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "programs"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         Victim(out / "data.log", "jpeglm.prepare", *prepare_flags(out / "data", workers=2)).finish()
-        rows = kill_training(out / "data", out, arguments.kills, arguments.seed, 100 * arguments.kills, every=10)
+        rows = kill_training(out / "data", out, arguments.kills, arguments.seed, 50 * arguments.kills, every=10)
     print(tabulate(rows, headers="keys"))
     print(f"{len(rows)} kills; the result is bit-identical to an undisturbed one")
 

@@ -1,6 +1,7 @@
 """What a training left behind, read back to be compared."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,14 +17,14 @@ def train_flags(data: Path, workdir: Path, **changes: object) -> list[str]:
     return ["--config=tests/tiny_config.py", f"--workdir={workdir}", *flags]
 
 
-def state(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, parameters and optimiser, by its path."""
+def state(workdir: Path, step: int, parts: Sequence[str] = ("params", "opt_state")) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, parameters and optimiser, by its path and in the order of `jax.tree.leaves`."""
     path = workdir / "checkpoints" / str(step) / "default"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(path).item_metadata.tree
         to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         tree = checkpointer.restore(path, restore_args=to_numpy)
-    leaves = jax.tree_util.tree_leaves_with_path({name: tree[name] for name in ("params", "opt_state")})
+    leaves = jax.tree_util.tree_leaves_with_path({name: tree[name] for name in parts})
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 

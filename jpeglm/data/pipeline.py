@@ -47,15 +47,14 @@ class Chunks:
         # The reader has nothing to open in shards without chunks.
         self._paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
         entries = [entry for entry in entries if entry["chunks"]]
-        self._source = grain.sources.ArrayRecordDataSource(self._paths)
         chunks = [entry["chunks"] for entry in entries]
         self._ends = np.cumsum(chunks)  # of each shard, in chunks
         try:
-            found = len(self._source)  # opens them
+            self._source = grain.sources.ArrayRecordDataSource(self._paths)
         except RuntimeError as error:
             raise InputError(f"{path}: a shard of {split} is damaged: {error}") from error
-        if found != sum(chunks):
-            raise InputError(f"{path}: {found} chunks in {split}, the manifest says {sum(chunks)}")
+        if len(self._source) != sum(chunks):
+            raise InputError(f"{path}: {len(self._source)} chunks in {split}, the manifest says {sum(chunks)}")
         # Real tokens of the last chunk of each shard; all others are full.
         self._short = {
             last: entry["tokens"] - (entry["chunks"] - 1) * seq_len
