@@ -53,7 +53,7 @@ class MetricsLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._board = EventsWriter(str(folder / "events"))
             restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._board.write_event(self._event(step=resume_step + 1, session_log=restart))
+            self._board.write_event(self._event(wall_time=time.time(), step=resume_step + 1, session_log=restart))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         self._rows.append({"step": step, **scalars})

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -93,9 +93,10 @@ def checkpoints_on_disk(workdir: Path) -> tuple[list[int], list[str]]:
     return sorted(int(name) for name in names if name.isdigit()), [name for name in names if "tmp" in name]
 
 
-def kill_training(data: Path, out: Path, kills: int, seed: int, steps: int, every: int) -> list[dict]:
+def kill_training(data: Path, out: Path, kills: int, seed: int) -> list[dict]:
     """Trains once undisturbed and once with kills, compares, and returns a row for each kill."""
     chance = random.Random(seed)
+    steps, every = 50 * kills, 10
     changes = {"steps": steps, "checkpoint.every": every, "eval.every": 5 * every}
     undisturbed, workdir, log = out / "undisturbed", out / "killed", out / "train.log"
     Victim(log, "jpeglm.train", *train_flags(data, undisturbed, **changes)).finish()
@@ -181,8 +182,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def kill_preparing(out: Path, kills: int, seed: int) -> list[dict]:
-    """Prepares once undisturbed and again and again with kills, compares, and returns a row for each kill."""
+# Two kills in the first and the last stage and one in between: the stage, and seconds after its first progress.
+MOMENTS = (("encode", 0.5), ("encode", 0.5), ("order", 0.2), ("pack", 0.5), ("pack", 0.2))
+
+
+def kill_preparing(out: Path, kills: int, seed: int, moments: Sequence[tuple[str, float]] = MOMENTS) -> list[dict]:
+    """Prepares once undisturbed and again and again with kills, compares, and returns a row for each kill.
+
+    After the kills at `moments` it goes on to the end, with another number of workers each time.
+    """
     chance = random.Random(seed)
     log = out / "prepare.log"
     Victim(log, "jpeglm.prepare", *prepare_flags(out / "undisturbed", workers=2)).finish()
@@ -191,8 +199,7 @@ def kill_preparing(out: Path, kills: int, seed: int) -> list[dict]:
     preparation = 0
     while len(rows) < kills:
         folder = out / str(preparation)
-        # Two kills in the first and the last stage, one in between, then to the end with another number of workers.
-        for wanted, longest in (("encode", 0.5), ("encode", 0.5), ("order", 0.2), ("pack", 0.5), ("pack", 0.2)):
+        for wanted, longest in moments:
             known = progress(folder)
             victim = Victim(log, "jpeglm.prepare", *prepare_flags(folder, workers=chance.choice((1, 2, 3))))
             if victim.wait_for(
@@ -227,7 +234,7 @@ def main() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "programs"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         Victim(out / "data.log", "jpeglm.prepare", *prepare_flags(out / "data", workers=2)).finish()
-        rows = kill_training(out / "data", out, arguments.kills, arguments.seed, 50 * arguments.kills, every=10)
+        rows = kill_training(out / "data", out, arguments.kills, arguments.seed)
     print(tabulate(rows, headers="keys"))
     print(f"{len(rows)} kills; the result is bit-identical to an undisturbed one")
 
