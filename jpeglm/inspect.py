@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from jpeglm import cli
 from jpeglm.data import packing, shards
-from jpeglm.tokenizer import FIRST_MERGE, Tokenizer
+from jpeglm.tokenizer import Tokenizer
 
 _MERGES = flags.DEFINE_integer("merges", 10, "How many of the longest merges to show.", 0)
 _SHOWN_BYTES = 40  # of a merge
@@ -60,9 +60,10 @@ def main(folder: str) -> None:
             for shard in split["shards"]
         ],
     )
-    merges = sorted(range(FIRST_MERGE, learnt.vocab_size), key=lambda token: -len(learnt.token_bytes[token]))
+    merges = [token for token, data in enumerate(learnt.token_bytes) if len(data) > 1]
+    merges.sort(key=lambda token: -len(learnt.token_bytes[token]))
     _print(
-        f"Tokenizer: {learnt.vocab_size} entries, {learnt.vocab_size - FIRST_MERGE} merges; the longest",
+        f"Tokenizer: {learnt.vocab_size} entries, {len(merges)} merges; the longest",
         ["id", "bytes", "hexadecimal"],
         [
             (token, len(data), data[:_SHOWN_BYTES].hex() + ("..." if len(data) > _SHOWN_BYTES else ""))

@@ -6,6 +6,10 @@ a Braille pattern: 256 printable characters that no normaliser or pre-tokenizer 
 
 Before any merge the text is split behind each match of the codec's separator (for JPEG the restart markers), so the
 tokens of a file that was cut there are exactly a prefix of the tokens of the whole file.
+
+A tokenizer that came from SentencePiece (`jpeglm.interop.sentencepiece`) has no such split and not this promise: its
+merges cross restart markers, and its bytes and merges have the ids 3, 4, ... in SentencePiece's own order. It may put
+a "\u2581" before every text that is not empty; that character stands for no byte.
 """
 
 import hashlib
@@ -24,8 +28,9 @@ UNK, BOS, EOS = 0, 1, 2
 BYTE_OFFSET = 3  # id of byte 0
 SPECIALS = ("<unk>", "<s>", "</s>")
 FIRST_MERGE = BYTE_OFFSET + 256
+DUMMY_PREFIX = "\u2581"  # SentencePiece's mark of a space, which it puts before a text
 _BRAILLE = 0x2800
-_ALPHABET = [chr(_BRAILLE + byte) for byte in range(256)]
+ALPHABET = [chr(_BRAILLE + byte) for byte in range(256)]
 
 
 class Tokenizer:
@@ -33,15 +38,16 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of ids, specials and bytes included; ids are 0 .. vocab_size - 1 without gaps.
-      token_bytes: the bytes of each id, b"" for the three specials.
+      token_bytes: the bytes of each id, b"" for the three specials and SentencePiece's mark of a space.
+      text: the saved file.
       sha256: hexadecimal digest of the saved file.
     """
 
     UNK, BOS, EOS, BYTE_OFFSET = UNK, BOS, EOS, BYTE_OFFSET
 
     def __init__(self, text: str):
-        """Reads the text of a `tokenizer.json`; `InputError` if it is not one of ours."""
-        self._text = text
+        """Reads the text of a `tokenizer.json`; `InputError` if it is none of the two kinds above."""
+        self.text = text
         try:
             self._model = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
@@ -50,16 +56,25 @@ class Tokenizer:
         tokens = sorted(vocab, key=vocab.__getitem__)
         if [vocab[token] for token in tokens] != list(range(len(tokens))):
             raise InputError("tokenizer.json: the ids have gaps")
-        if tuple(tokens[:BYTE_OFFSET]) != SPECIALS or tokens[BYTE_OFFSET:FIRST_MERGE] != _ALPHABET:
-            raise InputError("tokenizer.json: ids 0 to 258 are not <unk>, <s>, </s> and the 256 bytes")
+        if tuple(tokens[:BYTE_OFFSET]) != SPECIALS:
+            raise InputError("tokenizer.json: ids 0 to 2 are not <unk>, <s>, </s>")
+        entries = tokens[BYTE_OFFSET:]
+        if self._model.pre_tokenizer is None:  # SentencePiece's kind
+            entries = [token.removeprefix(DUMMY_PREFIX) for token in entries]
+            if set(ALPHABET) - set(tokens):
+                raise InputError("tokenizer.json: not every byte has an id")
+        elif entries[:256] != ALPHABET:
+            raise InputError("tokenizer.json: ids 3 to 258 are not the 256 bytes")
         if len(tokens) > 1 << 16:
             raise InputError(f"tokenizer.json: {len(tokens)} entries do not fit 16 bits")
-        merges = tokens[FIRST_MERGE:]
-        if any(not 0 <= ord(character) - _BRAILLE < 256 for token in merges for character in token):
+        if any(not 0 <= ord(character) - _BRAILLE < 256 for token in entries for character in token):
             raise InputError("tokenizer.json: an entry is not written in the 256 Braille characters")
         self.vocab_size = len(tokens)
-        self.token_bytes = [b""] * BYTE_OFFSET + [_to_bytes(token) for token in tokens[BYTE_OFFSET:]]
+        self.token_bytes = [b""] * BYTE_OFFSET + [_to_bytes(token) for token in entries]
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        every_byte = bytes(range(256))
+        if self.decode(self.encode(every_byte)) != every_byte:
+            raise InputError("tokenizer.json: bytes do not come back from their ids")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -77,7 +92,7 @@ class Tokenizer:
         """Writes `tokenizer.json`, whole or not at all."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(self._text, encoding="utf-8")
+        temporary.write_text(self.text, encoding="utf-8")
         os.replace(temporary, path)
 
     def encode(self, data: bytes) -> np.ndarray:
@@ -113,7 +128,7 @@ def train(documents: Iterable[bytes], vocab_size: int, separator_regex: str) -> 
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIALS),
-        initial_alphabet=_ALPHABET,
+        initial_alphabet=ALPHABET,
         show_progress=False,
     )
     model.train_from_iterator(map(_to_text, documents), trainer)
@@ -123,8 +138,12 @@ def train(documents: Iterable[bytes], vocab_size: int, separator_regex: str) -> 
             f"the documents give a tokenizer of {size} entries, tokenizer.vocab_size asks for {vocab_size}: "
             "more documents or a smaller vocabulary are needed"
         )
-    # Through json once more: the file's bytes then depend on the content alone, not on the library's layout.
-    return Tokenizer(json.dumps(json.loads(model.to_str()), indent=1) + "\n")
+    return Tokenizer(file_text(model))
+
+
+def file_text(model: tokenizers.Tokenizer) -> str:
+    """The text of `tokenizer.json`: through json once more, so that it depends on the content alone."""
+    return json.dumps(json.loads(model.to_str()), indent=1) + "\n"
 
 
 def _to_text(data: bytes) -> str:

@@ -2,10 +2,12 @@
 
 Both formats of `torch.save` are pickles that refer to raw storages: the older one is a row of pickles followed by
 the storages, the newer one a zip archive with one record per storage. The unpickler here knows a handful of globals
-by name; everything else is refused.
+by name; everything else is refused. The storages are mapped, not read: a file may be larger than the memory.
 """
 
 import io
+import mmap
+import os
 import pickle
 import struct
 import zipfile
@@ -50,8 +52,8 @@ class _Tensor(NamedTuple):
 def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the state dict that `torch.save` wrote to `path`, in its zip or its older format.
 
-    Tensors that share a storage share memory here too. The arrays are read-only, with the shape, strides and dtype
-    of the tensors; bfloat16 is `ml_dtypes.bfloat16`.
+    Tensors that share a storage share memory here too. The arrays are read-only maps of the file, with the shape,
+    strides and dtype of the tensors; bfloat16 is `ml_dtypes.bfloat16`. The zip format's checksums are compared.
 
     Raises:
         InputError: the file is absent, truncated, not a torch file, holds something else than named tensors, or
@@ -96,18 +98,26 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
         (count,) = struct.unpack("<q", _read_exactly(file, 8, key))
         if count != storage.count:
             raise InputError(f"storage {key!r} holds {count} elements where its tensors expect {storage.count}")
-        data = _read_exactly(file, count * storage.dtype.itemsize, key)
-        storages[key] = np.frombuffer(data, storage.dtype)
+        storages[key] = _map(file, storage, file.tell())
+        file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
     return contents, storages
 
 
 def _read_exactly(file: BinaryIO, size: int, key: str) -> bytes:
-    here = file.tell()
-    left = file.seek(0, io.SEEK_END) - here
-    file.seek(here)
-    if size > left:
-        raise InputError(f"truncated: storage {key!r} needs {size} bytes at offset {here}, {left} are left")
+    _check_left(file, file.tell(), size, key)
     return file.read(size)
+
+
+def _check_left(file: BinaryIO, offset: int, size: int, key: str) -> None:
+    left = os.fstat(file.fileno()).st_size - offset
+    if size > left:
+        raise InputError(f"truncated: storage {key!r} needs {size} bytes at offset {offset}, {left} are left")
+
+
+def _map(file: BinaryIO, storage: _Storage, offset: int) -> np.ndarray:
+    _check_left(file, offset, storage.count * storage.dtype.itemsize, storage.key)
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(whole, storage.dtype, storage.count, offset)
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
@@ -132,7 +142,12 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
         expected = storage.count * storage.dtype.itemsize
         if record.file_size != expected or record.compress_type != zipfile.ZIP_STORED:
             raise InputError(f"storage {key!r} has {record.file_size} bytes, expected {expected}, uncompressed")
-        storages[key] = np.frombuffer(archive.read(record), storage.dtype)
+        with archive.open(record) as stream:  # compares the checksum at the end
+            while stream.read(1 << 20):
+                pass
+        file.seek(record.header_offset + 26)  # the lengths of name and extra field in front of the data
+        lengths = struct.unpack("<HH", file.read(4))
+        storages[key] = _map(file, storage, record.header_offset + 30 + sum(lengths))
     return contents, storages
 
 
