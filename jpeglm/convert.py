@@ -31,6 +31,8 @@ def main(direction: str, source: str, target: str) -> None:
         for name in names:
             if other != direction and FLAGS[name].present:
                 raise InputError(f"--{name} belongs to {other}, not to {direction}")
+    if "://" in target:
+        raise InputError(f"{target}: not a local folder; write to one, then copy it there")
     runtime.start("cpu")
     if direction == "import":
         config = FLAGS.config or config_lib.base()

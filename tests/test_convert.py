@@ -111,9 +111,10 @@ def test_training_goes_on_from_imported_weights_with_the_imported_tokenizer(work
     [
         (["bring", "{public}", "{new}"], "'bring' is neither import nor export"),
         (["import", "{public}", "{new}", "--step=3"], "--step belongs to export, not to import"),
+        (["import", "{public}", "gs://bucket/run"], "gs://bucket/run: not a local folder"),
         (["import", "{damaged}", "{new}", TINY], "pytorch_model.bin: .*truncated"),
     ],
-    ids=["no direction", "flag of the other", "damaged weights"],
+    ids=["no direction", "flag of the other", "not local", "damaged weights"],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, named, public, tmp_path):
     damaged = shutil.copytree(public, tmp_path / "in" / "llama")

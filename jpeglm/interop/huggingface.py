@@ -29,7 +29,7 @@ from jpeglm.interop.weight_files import SHARD_BYTES, SafetensorsWriter, Tensor, 
 from jpeglm.model import llama
 from jpeglm.tokenizer import BOS, DUMMY_PREFIX, EOS, SPECIALS, UNK, Tokenizer
 
-# Ours -> theirs, in the order of their files, with the number of leading axes that are inputs (0: not turned).
+# Ours -> theirs, with the number of leading axes of ours that are inputs (0: not turned).
 _OUTER = {
     "embedding": ("model.embed_tokens.weight", 0),
     "final_norm.scale": ("model.norm.weight", 0),
@@ -148,8 +148,8 @@ def import_model(source: Path, workdir: Path, config: ConfigDict) -> llama.Llama
         raise InputError(
             f"{source}: vocab_size={model.vocab_size} in config.json, its tokenizer has {tokenizer.vocab_size} entries"
         )
-    theirs = _needed(source, open_folder(source), model)
     with _made_beside(workdir) as folder:
+        theirs = _needed(source, open_folder(source), model)
         tokenizer.save(folder / "tokenizer.json")
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -318,6 +318,7 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
     read = _open_checkpoint(workdir, step, ours)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     shapes = {name: leaf.their_shape for leaf in ours for name in leaf.names}
+    # As transformers: layer after layer, also past the tenth.
     order = sorted(shapes, key=lambda name: [int(part) if part.isdecimal() else part for part in name.split(".")])
     with _made_beside(target) as folder:
         _write_json(folder / "config.json", _their_config(model, config.data.seq_len, dtype))
@@ -429,8 +430,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _made_beside(path: Path) -> Iterator[Path]:
     """PATH.partial, which becomes `path` if all goes well and is removed if not."""
     partial = path.with_name(path.name + ".partial")
-    if "://" in str(path):
-        raise InputError(f"{path}: a local folder is wanted")
     if path.exists():
         raise InputError(f"{path} exists; nothing is overwritten")
     if partial.exists():

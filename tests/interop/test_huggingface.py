@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import struct
 
@@ -311,6 +312,20 @@ def test_nothing_is_overwritten(theirs, workdir, tmp_path):
         huggingface.import_model(theirs, tmp_path / "other", llamas.run_config())
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(theirs, workdir, tmp_path):
+    """Files that may not grow past 50 KB stand for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=f"cannot write {tmp_path}/run: File too large"):
+            import_into(tmp_path, theirs)
+        with pytest.raises(InputError, match=f"cannot write {tmp_path}/export: File too large"):
+            export_into(tmp_path, workdir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 # Export
 
 
@@ -409,7 +424,7 @@ def test_auto_tokenizer_gives_our_ids_and_text(workdir, tmp_path):
     assert (len(theirs), theirs.model_max_length) == (320, 256)
 
 
-def test_an_earlier_step_can_be_exported_and_an_absent_one_is_refused(tiny_run, tmp_path):
+def test_a_step_that_was_saved_can_be_named_and_no_other(tiny_run, tmp_path):
     step = checkpoint.pick_step(epath.Path(tiny_run), None)
     export_into(tmp_path, tiny_run, step=step)
     with pytest.raises(InputError, match=f"no checkpoint of step 7; there are {step}"):
