@@ -23,6 +23,7 @@ def main(folder: str) -> None:
     _print("Config", ["key", "value"], settings)
 
     rows = [("seen", counts["seen"]), ("kept", counts["kept"]), ("duplicates among these", counts["duplicates"])]
+    rows.append(("variants added", counts["variants"]))
     _print("Pictures", ["", "number"], rows + [(f"refused: {key}", n) for key, n in counts["refused"].items()])
 
     _print(

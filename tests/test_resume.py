@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -57,6 +58,18 @@ def flip(path: Path) -> None:
 def arrays_of(workdir: Path, step: int) -> Path:
     """The file that holds most of a checkpoint's arrays."""
     return max(workdir.glob(f"checkpoints/{step}/default/**/d/*"), key=lambda path: path.stat().st_size)
+
+
+def alter_a_parameter(workdir: Path, step: int) -> None:
+    """Writes a checkpoint again with one bit of one parameter changed and the fingerprints as they were."""
+    path = workdir / "checkpoints" / str(step) / "default"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        to_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(path).item_metadata.tree
+        )
+        tree = checkpointer.restore(path, restore_args=to_numpy)
+        tree["params"]["head"].view(np.uint32)[3, 5] ^= 1
+        checkpointer.save(path, tree, force=True)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +158,7 @@ def folders(tiny_data, whole_run, imported, tmp_path_factory) -> dict[str, Path]
     for step in (10, 15, 20):
         flip(arrays_of(found["unreadable"], step))
     (found["without_config"] / "config.json").unlink()
-    flip(arrays_of(found["last_damaged"], 20))
+    alter_a_parameter(found["last_damaged"], 20)
     found["altered_data"] = folder / "altered_data"
     shutil.copytree(tiny_data, found["altered_data"])
     flip(found["altered_data"] / "train-00001-of-00002.array_record")

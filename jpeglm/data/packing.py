@@ -1,12 +1,15 @@
 """From pictures to packed shards, in three stages that any number of processes share and a kill does not undo.
 
 1. Encode. The source's names are listed once and cut into units of `unit_items` names. A unit becomes one file of
-   concatenated documents and one index with their offsets and keys.
+   concatenated documents and one index with their offsets and keys. With `data.augment`, so many variants of each
+   picture (jpeglm/data/augment.py) follow it as documents of their own.
 2. Order. All documents are sorted by key = SHA-256(f"{seed}:" + SHA-256(document)). The
-   first K are held out, K = `data.holdout` (a number, or below 1 a fraction of the documents: rounded, at least one);
-   the boundary moves on past copies of the same document, so no document is on both sides. A training document
-   belongs to shard (last 8 bytes of its key, big-endian) modulo `data.shards`. The tokenizer is learnt from the first
-   `tokenizer.documents` training documents in this order, never from a held-out one, or is given as a file.
+   first K pictures are held out, K = `data.holdout` (a number, or below 1 a fraction of them, rounded, at least
+   one); the boundary moves on past copies of the same document, so no document is on both sides. Variants are never
+   held out: one stays if its picture is a training document and its own key lies in the training part, so that the
+   split by keys is the same and no variant equals a held-out document. A training document belongs to shard (last 8
+   bytes of its key, big-endian) modulo `data.shards`. The tokenizer is learnt from the first `tokenizer.documents`
+   training documents in this order, never from a held-out one, or is given as a file.
 3. Pack. Each shard is written alone (`shards.write_shard`), its documents in the same order.
 
 Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
@@ -31,7 +34,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jpeglm import codecs, tokenizer
-from jpeglm.data import shards, sources
+from jpeglm.data import augment, shards, sources
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError, writing
 from jpeglm.tokenizer import Tokenizer
@@ -88,6 +91,8 @@ def prepare(
     holdout = config.data.holdout
     if holdout <= 0 or (holdout >= 1 and holdout != int(holdout)):
         raise InputError(f"data.holdout must be a fraction below 1 or a whole number from 1 on, not {holdout}")
+    if config.data.augment < 0:
+        raise InputError(f"data.augment must be a number of variants from 0 on, not {config.data.augment}")
     given = Tokenizer.load(tokenizer_path) if tokenizer_path else None
     if given and given.vocab_size != config.tokenizer.vocab_size:
         raise InputError(
@@ -241,8 +246,9 @@ def _encode_unit(job: Job, unit: int, start: int) -> int:
         except sources.Refused as refusal:
             refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
             continue
-        documents.append(codec.encode(image))
-        keys.append(document_key(job.data["seed"], documents[-1]))
+        for number in range(1 + job.data["augment"]):
+            documents.append(codec.encode(augment.variant(image, number) if number else image))
+            keys.append(document_key(job.data["seed"], documents[-1]))
     shards.write_whole(_documents_path(job, unit), b"".join(documents))
     shards.write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
     temporary = job.work / f".unit-{unit:06d}.{os.getpid()}.npz"
@@ -275,7 +281,7 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
       places: _PLACE [kept], by key.
       held_out: how many of them, from the first, are held out.
       shard: int64 [kept - held_out], the training shard of each of the others.
-      counts: kept, duplicates and refused, for the manifest.
+      counts: pictures kept, duplicates among them and refused, and variants, for the manifest.
     """
     all_keys, all_places, refused, first_refused = [], [], collections.Counter(), []
     temporary = job.work / f".{REFUSED}.{os.getpid()}"
@@ -300,14 +306,26 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
         raise InputError(f"no picture of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
 
+    per_picture = 1 + job.data["augment"]
+    index = np.arange(len(keys))
+    is_variant = index % per_picture > 0
     order = np.lexsort(keys.T[::-1])  # by the first 8 bytes, then the next ...
-    keys, places = keys[order], places[order]
-    is_copy = np.concatenate([[False], (keys[1:] == keys[:-1]).all(axis=1)])
+    repeats = np.concatenate([[False], (keys[order[1:]] == keys[order[:-1]]).all(axis=1)])
+    rank = np.empty(len(keys), np.int64)  # by key; equal for equal documents
+    rank[order] = np.cumsum(~repeats)
+
+    pictures = order[~is_variant[order]]
+    is_copy = np.concatenate([[False], rank[pictures[1:]] == rank[pictures[:-1]]])
     held_out = _num_held_out(job.data["holdout"], is_copy)
+    trains = rank > rank[pictures[held_out - 1]]
+    stays = ~is_variant | (trains & trains[index - index % per_picture])
+    order = order[stays[order]]
+    keys, places = keys[order], places[order]
     shard = keys[held_out:, 3] % np.uint64(job.data["shards"])
     counts = {
-        "kept": len(keys),
+        "kept": len(pictures),
         "duplicates": int(is_copy.sum()),
+        "variants": len(keys) - len(pictures),
         "refused": dict(sorted(refused.items())),
         "first_refused": first_refused,
     }

@@ -78,10 +78,12 @@ def check_checksums(folder: str | os.PathLike, manifest: dict, part: int = 0, pa
     """Reads each `parts`-th shard from number `part` on, over both splits, and compares its SHA-256.
 
     Raises:
-      InputError: a shard is missing or is not as it was written.
+      InputError: a shard is missing, of another size or not as it was written.
     """
     listed = [
-        (Path(folder) / shard["name"], shard) for split in SPLITS for shard in manifest["splits"][split]["shards"]
+        (path, shard)
+        for split in SPLITS
+        for path, shard in zip(shard_paths(folder, manifest, split), manifest["splits"][split]["shards"], strict=True)
     ]
     listed = listed[part::parts]
     total = sum(shard["file_size"] for _, shard in listed)

@@ -29,7 +29,8 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
     splits, counts = manifest["splits"], manifest["counts"]
     listed = [(split, index) for split in splits for index in range(len(shards.shard_paths(folder, manifest, split)))]
     ranges = {split: [] for split in splits}  # first and last key of each shard
-    with Pool(workers) as pool, progress(counts["kept"], "doc", "verifying") as bar:
+    listed_documents = counts["kept"] + counts["variants"]
+    with Pool(workers) as pool, progress(listed_documents, "doc", "verifying") as bar:
         for split, first_last, documents in pool.map_unordered(
             _verify_shard, ((str(folder), manifest, split, index) for split, index in listed)
         ):
@@ -48,8 +49,8 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
     refused = collections.Counter(json.loads(line)["reason"] for line in lines)
     if refused != counts["refused"] or counts["seen"] != counts["kept"] + len(lines):
         raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
-    if counts["kept"] != sum(split["documents"] for split in splits.values()):
-        raise InputError(f"{folder}: the manifest says {counts['kept']} documents kept, the splits hold others")
+    if listed_documents != sum(split["documents"] for split in splits.values()):
+        raise InputError(f"{folder}: the manifest says {listed_documents} documents in all, the splits hold others")
     return manifest
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from jpeglm import codecs, tokenizer
 from jpeglm.config import base
-from jpeglm.data import packing, pipeline
+from jpeglm.data import augment, packing, pipeline, sources
 from jpeglm.data.verify import verify
 from jpeglm.errors import InputError
 from jpeglm.tokenizer import Tokenizer
@@ -104,11 +104,17 @@ def detokenize(folder: Path) -> list[bytes]:
     return documents
 
 
+def usable(folder: Path) -> list[str]:
+    """The names of the pictures of `photographs` that must be kept."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    names = [name for name in names if name not in BROKEN]
+    assert len(names) == NUM_PICTURES + 3
+    return names
+
+
 def test_documents_in_the_shards_are_the_bytes_that_pillow_writes(photographs, prepared):
-    pictures = [path for path in photographs.rglob("*") if path.is_file()]
-    pictures = [path for path in pictures if str(path.relative_to(photographs)) not in BROKEN]
-    assert len(pictures) == NUM_PICTURES + 3
-    assert sorted(detokenize(prepared)) == sorted(pillow_bytes(cropped(path)) for path in pictures)
+    expected = sorted(pillow_bytes(cropped(photographs / name)) for name in usable(photographs))
+    assert sorted(detokenize(prepared)) == expected
 
 
 def check_photographs(pictures: list[Image.Image], folder: Path) -> None:
@@ -324,6 +330,28 @@ def test_copies_are_never_on_both_sides(photographs, tmp_path):
     assert (len(held_out), len(training)) == (4, 8)
     assert not set(held_out) & set(training)
     assert manifest["counts"]["duplicates"] == 9
+
+
+def test_variants_are_of_training_pictures_alone_and_hold_out_the_same(photographs, prepared, tmp_path):
+    config = small_config(augment=2)
+    manifest = packing.prepare(config, str(photographs), tmp_path / "out", workers=2, unit_items=16)
+    held_out, training = (list(pipeline.documents(tmp_path / "out", split)) for split in ("heldout", "train"))
+    assert held_out == list(pipeline.documents(prepared, "heldout"))
+    originals = list(pipeline.documents(prepared, "train"))
+    assert set(originals) < set(training)
+    codec = codecs.make(config.codec)
+    source = sources.Folder(str(photographs))
+    pictures = [sources.canonical(source, name, 32, 48, "RGB") for name in usable(photographs)]
+    made = [(codec.encode(picture), codec.encode(augment.variant(picture, n))) for picture in pictures for n in (1, 2)]
+    boundary = max(packing.document_key(0, document) for document in held_out)
+    expected = [variant for original, variant in made if original not in held_out]
+    expected = [variant for variant in expected if packing.document_key(0, variant) > boundary]
+    assert sorted(training) == sorted(originals + expected)
+    assert 140 < manifest["counts"]["variants"] == len(expected) < 2 * len(originals)
+    assert verify(tmp_path / "out", workers=1) == manifest
+
+    packing.prepare(config, str(photographs), tmp_path / "again", workers=1, unit_items=7)
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("holdout", "expected"), [(0.1, 9), (0.001, 1), (7, 7), (7.0, 7)])
