@@ -7,15 +7,18 @@ num_heads is a multiple of num_kv_heads. Scores and softmax are float32 whatever
 import jax
 import jax.numpy as jnp
 
-# Queries handled at once. A block's scores are [batch, heads, BLOCK, length], so memory grows linearly with length.
-BLOCK = 512
+# Queries handled at once, at least, and blocks at most, since each is compiled anew. A block's scores are
+# [batch, heads, block, length].
+SMALLEST_BLOCK = 64
+MOST_BLOCKS = 24
+KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v over each position's past.
 
-    Each block of queries meets only the keys up to its own end, so the upper triangle is not computed, and where there
-    are several blocks their scores are computed again in the backward pass instead of kept.
+    Each block of queries meets only the keys up to its own end, so the upper triangle is not computed. Of long
+    sequences the scores are computed again in the backward pass instead of kept.
 
     Args:
       q: [batch, length, heads, head_dim].
@@ -25,29 +28,23 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     Returns:
       [batch, length, heads, head_dim] of q's dtype.
     """
-    length = q.shape[1]
-    if length <= BLOCK:
-        return _attend_block(q, k, v, None if segment_ids is None else (segment_ids, segment_ids))
-    blocks = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        segments = None if segment_ids is None else (segment_ids[:, start:end], segment_ids[:, :end])
-        blocks.append(jax.checkpoint(_attend_block)(q[:, start:end], k[:, :end], v[:, :end], segments))
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """The last q.shape[1] of k.shape[1] positions as queries."""
-    batch, queries, heads, head_dim = q.shape
-    keys, kv_heads = k.shape[1:3]
-    visible = jnp.arange(keys)[None, :] <= jnp.arange(keys - queries, keys)[:, None]  # [queries, keys]
-    visible = visible[None]  # [1 or batch, queries, keys]
-    if segments is not None:
-        visible &= segments[0][:, :, None] == segments[1][:, None, :]
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
     # Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
-    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    mixed = _attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    attend = _attend if length <= KEPT_LENGTH else jax.checkpoint(_attend)
+    blocks = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        visible = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]  # [queries, keys]
+        visible = visible[None]  # [1 or batch, queries, keys]
+        if segment_ids is not None:
+            visible &= segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        blocks.append(attend(q[..., start:end, :], k[:, :, :end], v[:, :, :end], visible))
+    mixed = jnp.concatenate(blocks, axis=3)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:

@@ -136,13 +136,16 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 100, heads, 16)) for i, heads in enumerate((6, 2, 2)))
     segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(1, 5, (2, 100))))
 
-    def value_and_grads(block):
-        monkeypatch.setattr(attention, "BLOCK", block)
+    def value_and_grads(block, kept_length=512):
+        monkeypatch.setattr(attention, "SMALLEST_BLOCK", block)
+        monkeypatch.setattr(attention, "KEPT_LENGTH", kept_length)
         return jax.value_and_grad(
             lambda *qkv: jnp.sum(jnp.sin(attention.causal_attention(*qkv, segments))), argnums=(0, 1, 2)
         )(q, k, v)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), value_and_grads(1000), value_and_grads(32))
+    whole = value_and_grads(1000)
+    for blocks in (value_and_grads(32), value_and_grads(32, kept_length=10)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, blocks)
 
 
 def test_masked_documents_do_not_see_each_other_and_unmasked_ones_do():
