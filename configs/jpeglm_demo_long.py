@@ -16,7 +16,7 @@ from configs import jpeglm_demo
 
 def get_config():
     config = jpeglm_demo.get_config()
-    config.steps = 9_000
+    config.steps = 6_000
     config.data.augment = 15
     config.data.shards = 16
     config.eval.every = 1_000
