@@ -7,7 +7,8 @@
     WORKDIR/checkpoints/STEP.damaged   one that could not be restored, set aside
     WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
 
-Sampling, scoring and export need nothing else. An imported model has a checkpoint of step 0 with parameters alone.
+Sampling, scoring and export need nothing else. An imported model has a checkpoint of step 0 with parameters alone; a
+slim copy of a run has one of its own step.
 """
 
 import datetime
@@ -250,6 +251,39 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
+def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> llama.LlamaConfig:
+    """Copies of a run what using it takes: one checkpoint's parameters, config, tokenizer, manifest and metrics.
+
+    Args:
+      target: a folder to be made. The parameters are held once in memory.
+      step: of the checkpoint; None takes the last.
+
+    Raises:
+      InputError: no run, no such checkpoint or a damaged one; `target` exists or cannot be written.
+    """
+    config = read_config(workdir)
+    step = pick_step(workdir, step)
+    if target.exists():
+        raise InputError(f"{target} exists; nothing is overwritten")
+    one_device = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    params = restore_model(workdir, step, config, sharding.make_mesh(one_device, jax.devices()[:1]))
+    beside = target.with_name(target.name + ".partial")
+    with writing(target):
+        beside.mkdir(parents=True)
+        try:
+            saver = Saver(beside, config.checkpoint)
+            saver.save(step, {"params": params})
+            saver.close()
+            for name in ("config.json", "tokenizer.json", "manifest.json", "metrics.jsonl"):
+                if (workdir / name).exists():  # an imported model has no data and no metrics
+                    (beside / name).write_text((workdir / name).read_text())
+            beside.rename(target)
+        except BaseException:
+            beside.rmtree(missing_ok=True)
+            raise
+    return llama.LlamaConfig.of(config)
+
+
 class Claim:
     """Who started last in a workdir owns it.
 
@@ -299,17 +333,29 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         config.update(json.loads(path.read_text()))
         return config
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the config of a run: {error}") from error
+        reason = str(error.args[0]).partition("\n")[0][:200]  # a KeyError of ml_collections tells all keys there are
+        raise InputError(f"{path}: not the config of a run: {reason}") from error
+
+
+def read_manifest(workdir: epath.Path) -> dict[str, Any]:
+    """The manifest of the data that a run learns. Raises InputError where there is none (an imported model)."""
+    path = workdir / "manifest.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{workdir}: nothing says what this was trained on (manifest.json is missing)") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:
     """A workdir goes on only with the model, data, optimiser and seed that it was started with; an empty one, always.
 
     Raises:
-      InputError: what differs, or that there are only weights to begin with (an imported model).
+      InputError: what differs, or that there are only weights to begin with (an imported model, a slim copy).
     """
     steps = saved_steps(workdir)
-    if 0 in steps:  # a training saves from step 1 on
+    if steps and _has_parameters_alone(workdir, steps[-1]):
         raise InputError(
             f"{workdir} holds weights without an optimiser's state: start a new run from them, with "
             f"--config.init_from={workdir} and another --workdir"
@@ -323,7 +369,7 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"{workdir} holds a run of another config: {differences}{more}; take a new --workdir")
     # The folder may have moved, its content may not have changed: each shard's checksum is compared.
-    if json.loads((workdir / "manifest.json").read_text())["splits"] != manifest["splits"]:
+    if read_manifest(workdir)["splits"] != manifest["splits"]:
         raise InputError(f"{workdir} holds a run on other data than {config.data.path}; take a new --workdir")
 
 
@@ -352,6 +398,13 @@ def check_init_from(source: epath.Path, config: ConfigDict, shapes: Any, manifes
     for key, value in _flat(config.model.to_dict()).items():  # what no shape shows, such as rope_theta
         if theirs.model[key] != value:
             logging.warning("init_from: model.%s is %s in %s, %s here", key, theirs.model[key], source, value)
+
+
+def _has_parameters_alone(workdir: epath.Path, step: int) -> bool:
+    try:
+        return "opt_state" not in _saved(workdir, step)
+    except Exception:  # damaged: restoring says how
+        return False
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:

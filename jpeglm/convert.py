@@ -1,12 +1,14 @@
-"""Hugging Face's Llama directories in and out.
+"""Hugging Face's Llama directories in and out, and runs made slim.
 
 python -m jpeglm.convert import SRC WORKDIR [--config=configs/jpeglm_7b.py]
 python -m jpeglm.convert export WORKDIR DST [--step=N] [--dtype=bfloat16]
+python -m jpeglm.convert slim WORKDIR DST [--step=N]
 
 `import` makes a WORKDIR, with which `jpeglm.sample` and `jpeglm.score` work and from which `jpeglm.train` begins with
 --config.init_from=WORKDIR. The config says codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
-directory that transformers' LlamaForCausalLM and AutoTokenizer load. Both work beside what they make, in DST.partial,
-and never hold more than a parameter (of all layers) in memory.
+directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
+checkpoint without the optimiser's state, a third of its size. All work beside what they make, in DST.partial; import
+and export never hold more than a parameter (of all layers) in memory, `slim` holds them all.
 """
 
 from pathlib import Path
@@ -15,28 +17,30 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from jpeglm import cli, runtime
+from jpeglm import checkpoint, cli, runtime
 from jpeglm import config as config_lib
 from jpeglm.errors import InputError
 from jpeglm.interop import huggingface
 
 FLAGS = flags.FLAGS
-_FLAGS_OF = {"import": ("config",), "export": ("step", "dtype")}
+_FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",)}
 
 
 def main(direction: str, source: str, target: str) -> None:
     if direction not in _FLAGS_OF:
-        raise InputError(f"{direction!r} is neither import nor export")
-    for other, names in _FLAGS_OF.items():
-        for name in names:
-            if other != direction and FLAGS[name].present:
-                raise InputError(f"--{name} belongs to {other}, not to {direction}")
+        raise InputError(f"{direction!r} is none of {', '.join(_FLAGS_OF)}")
+    for name in sorted({name for names in _FLAGS_OF.values() for name in names}):
+        if name not in _FLAGS_OF[direction] and FLAGS[name].present:
+            owners = " and ".join(other for other, names in _FLAGS_OF.items() if name in names)
+            raise InputError(f"--{name} belongs to {owners}, not to {direction}")
     if "://" in target:
         raise InputError(f"{target}: not a local folder; write to one, then copy it there")
     runtime.start("cpu")
     if direction == "import":
         config = FLAGS.config or config_lib.base()
         model = huggingface.import_model(Path(source), Path(target), config)
+    elif direction == "slim":
+        model = checkpoint.slim(epath.Path(source), epath.Path(target), FLAGS.step)
     else:
         model = huggingface.export_model(epath.Path(source), Path(target), FLAGS.step, FLAGS.dtype)
     print(f"{target}: {model.num_layers} layers, {model.num_parameters:,} parameters, {model.vocab_size} entries")
@@ -44,6 +48,6 @@ def main(direction: str, source: str, target: str) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="The run's config file; the 7B's if not given.")
-    flags.DEFINE_integer("step", None, "Checkpoint to export; the last one if not given.")
+    flags.DEFINE_integer("step", None, "Checkpoint to take; the last one if not given.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported weights.")
-    cli.run(main, positional=("import|export", "SRC", "DST"))
+    cli.run(main, positional=("import|export|slim", "SRC", "DST"))

@@ -11,6 +11,7 @@ import sentencepiece
 import torch
 import transformers
 
+import jpeglm
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.tokenizer import Tokenizer
@@ -79,6 +80,29 @@ def test_training_begins_from_an_imported_run_but_not_in_it(workdir, tiny_data, 
     assert "--config.init_from=" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_slim_copy_samples_as_the_run_does_and_is_not_trained_on(tiny_run, tiny_data, tmp_path):
+    slim = tmp_path / "slim"
+    done = run("jpeglm.convert", "slim", str(tiny_run), str(slim))
+    assert done.returncode == 0, done.stderr
+    steps = [path.name for path in (slim / "checkpoints").iterdir()]
+    assert steps == [max((path.name for path in (tiny_run / "checkpoints").iterdir()), key=int)]
+    size = {
+        folder: sum(p.stat().st_size for p in (folder / "checkpoints" / steps[0]).rglob("*"))
+        for folder in (tiny_run, slim)
+    }
+    assert size[slim] < size[tiny_run] / 2
+    same = [
+        (jpeglm.load(folder).generate(3, seed=5), (folder / "metrics.jsonl").read_text())
+        for folder in (tiny_run, slim)
+    ]
+    assert [picture.file for picture in same[0][0]] == [picture.file for picture in same[1][0]]
+    assert same[0][1] == same[1][1]
+    done = run("jpeglm.train", TINY, f"--config.data.path={tiny_data}", f"--workdir={slim}")
+    assert done.returncode == 2 and f"--config.init_from={slim}" in done.stderr
+    done = run("jpeglm.convert", "slim", str(tiny_run), str(slim))
+    assert done.returncode == 2 and "nothing is overwritten" in done.stderr
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_imported_weights_with_the_imported_tokenizer(workdir, tmp_path):
     prepared = run(
@@ -109,12 +133,13 @@ def test_training_goes_on_from_imported_weights_with_the_imported_tokenizer(work
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["bring", "{public}", "{new}"], "'bring' is neither import nor export"),
-        (["import", "{public}", "{new}", "--step=3"], "--step belongs to export, not to import"),
+        (["bring", "{public}", "{new}"], "'bring' is none of import, export, slim"),
+        (["import", "{public}", "{new}", "--step=3"], "--step belongs to export and slim, not to import"),
+        (["slim", "{public}", "{new}"], "llama/config.json: not the config of a run"),
         (["import", "{public}", "gs://bucket/run"], "gs://bucket/run: not a local folder"),
         (["import", "{damaged}", "{new}", TINY], "pytorch_model.bin: .*truncated"),
     ],
-    ids=["no direction", "flag of the other", "not local", "damaged weights"],
+    ids=["no direction", "flag of the other", "no run", "not local", "damaged weights"],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, named, public, tmp_path):
     damaged = shutil.copytree(public, tmp_path / "in" / "llama")

@@ -18,7 +18,8 @@ def get_config():
 
     config.num = 128  # pictures a row: the first held-out ones; the reference is as many that follow
     config.ratios = (0.25, 0.5, 0.75)  # of the MCUs that are given
-    config.rows = ("trained", "untrained", "random_bytes", "flat", "training_mean")
+    config.rows = ("trained", "pretrained", "untrained", "random_bytes", "flat", "training_mean", "training_picture")
+    config.pretrained = "pretrained/demo"  # a second workdir, of the same held-out files; "" leaves the row out
     config.extractor = "efficientnet_lite0"  # of the features that the distance is taken of
     config.seed = 0  # of the draws
 

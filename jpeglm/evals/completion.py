@@ -1,7 +1,8 @@
 """What completes cut pictures in a table: the model, and the controls that say what a distance is worth.
 
 Each method is given the same cut documents and gives back as many whole ones. The controls are the prompt with random
-bytes, with flat blocks and with the mean of the training pictures behind it, and the model before its first step.
+bytes, with flat blocks, with the mean of the training pictures and with a random one of them behind it, and the model
+before its first step.
 """
 
 import dataclasses
@@ -28,12 +29,16 @@ from jpeglm.tokenizer import Tokenizer
 
 TITLES = {  # of the rows, in the order of tables
     "trained": "trained model",
+    "pretrained": "pretrained model",
     "untrained": "untrained model",
     "random_bytes": "prompt + random bytes",
     "flat": "prompt + flat blocks",
     "training_mean": "prompt + training mean",
+    "training_picture": "prompt + rest of a random training picture",
 }
-MEAN_PICTURES = 2_000  # the mean of so many training pictures is within a grey level or two of the mean of all
+MODELS = ("trained", "pretrained", "untrained")  # the rows that a network writes
+# The mean of so many training pictures is within a grey level or two of the mean of all; a random one is one of them.
+TRAINING_PICTURES = 2_000
 
 Arrays = dict[str, np.ndarray]
 
@@ -90,13 +95,26 @@ def with_flat_blocks(codec: Codec, documents: Sequence[bytes], ratio: float) -> 
     return [codec.complete_with_flat(*codec.cut(document, ratio)) for document in documents]
 
 
-def with_rest_of(codec: Codec, documents: Sequence[bytes], ratio: float, other: bytes) -> list[bytes]:
-    """The prompt, then the MCUs that `other`, a canonical document, has in the missing places: a valid file.
+def with_rest_of(codec: Codec, documents: Sequence[bytes], ratio: float, others: Sequence[bytes]) -> list[bytes]:
+    """The prompt, then the MCUs that its one of `others`, canonical too, has in the missing places: a valid file.
 
-    Each MCU predicts its DC values anew, so those of `other` look behind the prompt as they do at home.
+    Each MCU predicts its DC values anew, so those of another document look behind the prompt as they do at home.
     """
-    rest = other[len(codec.cut(other, ratio)[0]) :]
-    return [codec.cut(document, ratio)[0] + rest for document in documents]
+
+    def joined(document: bytes, other: bytes) -> bytes:
+        return codec.cut(document, ratio)[0] + other[len(codec.cut(other, ratio)[0]) :]
+
+    return [joined(document, other) for document, other in zip(documents, others, strict=True)]
+
+
+def random_others(documents: Sequence[bytes], pool: Sequence[bytes], seed: int) -> list[bytes]:
+    """One of `pool` for each document; which one depends on (seed, the document) alone."""
+
+    def pick(document: bytes) -> bytes:
+        digest = hashlib.sha256(document).digest()
+        return pool[np.random.default_rng([seed, int.from_bytes(digest)]).integers(len(pool))]
+
+    return [pick(document) for document in documents]
 
 
 def mean_document(codec: Codec, documents: Iterable[bytes]) -> bytes:
@@ -117,11 +135,19 @@ class Methods:
     What a method needs is loaded when it is first used; of the two models only the last used one is held.
     """
 
-    def __init__(self, workdir: epath.PathLike, data: str, settings: Settings, seed: int):
-        """Opens a run and its data.
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        data: str,
+        settings: Settings,
+        seed: int,
+        pretrained: epath.PathLike | None = None,
+    ):
+        """Opens a run and its data, and perhaps a second run, `pretrained`.
 
         Raises:
-          InputError: no run, no checkpoint, no finished data, or data that the run was not trained on.
+          InputError: no run, no checkpoint, no finished data, data that the run was not trained on, or a second run
+            with another held-out split: it may have learnt what is held out here.
         """
         self.workdir = epath.Path(workdir)
         self.data = data
@@ -138,35 +164,49 @@ class Methods:
             raise InputError(f"{data} was prepared with another tokenizer than the run in {workdir} learnt with")
         self.codec = codecs.make(self.run_config.codec)
         self._sampler: tuple[str, Sampler] | None = None
-        self._mean: bytes | None = None
+        self._pool: list[bytes] | None = None
+        self.pretrained = epath.Path(pretrained) if pretrained else None
+        if self.pretrained:
+            theirs = checkpoint.read_manifest(self.pretrained)["splits"]["heldout"]["shards"]
+            if [shard["sha256"] for shard in theirs] != self.split_identity("heldout"):
+                raise InputError(
+                    f"{pretrained} held out other files than {data} does, and may have learnt these: leave it out "
+                    "with --config.pretrained="
+                )
 
     def complete(self, row: str, originals: Sequence[bytes], ratio: float) -> Completed:
         """Completes each original from its first `ratio` of MCUs by the method of `row`, a key of `TITLES`."""
         match row:
-            case "trained" | "untrained":
+            case "trained" | "pretrained" | "untrained":
                 return self._by_model(row, originals, ratio)
             case "random_bytes":
                 return Completed(with_random_bytes(self.codec, originals, ratio, self.seed))
             case "flat":
                 return Completed(with_flat_blocks(self.codec, originals, ratio))
             case "training_mean":
-                return Completed(with_rest_of(self.codec, originals, ratio, self._training_mean()))
+                mean = mean_document(self.codec, self._training_pictures())
+                return Completed(with_rest_of(self.codec, originals, ratio, [mean] * len(originals)))
+            case "training_picture":
+                others = random_others(originals, self._training_pictures(), self.seed)
+                return Completed(with_rest_of(self.codec, originals, ratio, others))
         raise KeyError(row)
 
     def identity(self, row: str) -> dict:
         """All that the completions of `row` depend on beside the originals and the ratio; JSON types."""
         codec, model = self.run_config.codec.to_dict(), self.run_config.model.to_dict()
         identity = {"row": row, "codec": codec}
-        if row in ("trained", "untrained"):
+        if row in MODELS:
             identity |= {"tokenizer": self.tokenizer.sha256, "seed": self.seed} | dataclasses.asdict(self.settings)
-            saved = self.workdir / "checkpoints" / str(self.step) / "_CHECKPOINT_METADATA"  # holds the time of saving
-            trained = {"step": self.step, "saved": hashlib.sha256(saved.read_bytes()).hexdigest()}
-            untrained = {"parameters": self.run_config.seed}
-            identity |= {"model": model} | (trained if row == "trained" else untrained)
-        elif row == "random_bytes":
+        if row == "trained":
+            identity |= {"model": model} | _checkpoint_identity(self.workdir, self.step)
+        elif row == "pretrained":
+            identity |= _checkpoint_identity(self.pretrained, checkpoint.pick_step(self.pretrained, None))
+        elif row == "untrained":
+            identity |= {"model": model, "parameters": self.run_config.seed}
+        if row in ("random_bytes", "training_picture"):
             identity |= {"seed": self.seed}
-        elif row == "training_mean":
-            identity |= {"pictures": MEAN_PICTURES, "train": self.split_identity("train")}
+        if row in ("training_mean", "training_picture"):
+            identity |= {"pictures": TRAINING_PICTURES, "train": self.split_identity("train")}
         return identity
 
     def split_identity(self, split: str) -> list[str]:
@@ -176,8 +216,8 @@ class Methods:
     def _by_model(self, row: str, originals: Sequence[bytes], ratio: float) -> Completed:
         if self._sampler is None or self._sampler[0] != row:
             self._sampler = None  # before the next one is loaded
-            make = Sampler.load if row == "trained" else Sampler.untrained
-            self._sampler = row, make(self.workdir, self.settings)
+            make = Sampler.untrained if row == "untrained" else Sampler.load
+            self._sampler = row, make(self.pretrained if row == "pretrained" else self.workdir, self.settings)
         generated = self._sampler[1].complete(originals, ratio, seed=self.seed)
         bar = tqdm(generated, f"{TITLES[row]}, ratio {ratio:g}", len(originals), unit="picture", dynamic_ncols=True)
         in_order = sorted(bar, key=lambda completion: completion.index)
@@ -187,13 +227,16 @@ class Methods:
             np.array([completion.tokens for completion in in_order], np.int64),
         )
 
-    def _training_mean(self) -> bytes:
-        if self._mean is None:
-            count = min(MEAN_PICTURES, self.manifest["splits"]["train"]["documents"])
-            documents = pipeline.documents(self.data, "train", count)
-            bar = tqdm(documents, "mean of training pictures", count, unit="picture", dynamic_ncols=True)
-            self._mean = mean_document(self.codec, bar)
-        return self._mean
+    def _training_pictures(self) -> list[bytes]:
+        """The first ones in the order of the shards, which is by a hash."""
+        if self._pool is None:
+            self._pool = list(pipeline.documents(self.data, "train", TRAINING_PICTURES))
+        return self._pool
+
+
+def _checkpoint_identity(workdir: epath.Path, step: int) -> dict:
+    saved = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"  # holds the time of saving
+    return {"step": step, "saved": hashlib.sha256(saved.read_bytes()).hexdigest()}
 
 
 def judge(codec: Codec, documents: Iterable[bytes], kept: int) -> Iterator[tuple[np.ndarray, bool, float]]:

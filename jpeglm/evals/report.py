@@ -30,7 +30,7 @@ from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, Row, Shown, Table
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
 _SERIES = {method: f"#0000{place:02x}" for place, method in enumerate(TITLES, 16)}
 _VARIABLES = {_INK: "soft", _LINE: "line", _FLOOR: "ink"} | {_SERIES[method]: method for method in TITLES}
-_MARKERS = dict(zip(TITLES, "osD^v", strict=True))  # shapes, so that colour is not all
+_MARKERS = dict(zip(TITLES, "oPsD^vX", strict=True))  # shapes, so that colour is not all
 _CHART_STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "jpeglm",

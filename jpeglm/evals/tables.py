@@ -21,7 +21,16 @@ from jpeglm.data import pipeline
 from jpeglm.data.shards import write_whole
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram
-from jpeglm.evals.completion import MEAN_PICTURES, TITLES, Completed, Methods, Store, documents_identity, judge
+from jpeglm.evals.completion import (
+    MODELS,
+    TITLES,
+    TRAINING_PICTURES,
+    Completed,
+    Methods,
+    Store,
+    documents_identity,
+    judge,
+)
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments, frechet_distance
@@ -87,7 +96,7 @@ class Table:
     Attributes:
       metric: what the distance is called.
       rows: the originals first, then ratio by ratio.
-      language_models: the trained model at `step`, then the n-gram model.
+      language_models: the trained model at `step`, the n-gram model, and the pretrained model if there is one.
       history: the rows of the run's metrics up to `step`.
       shown: by (ratio, method); by (None, "heldout") the originals and by (ratio, "prompt") what was given over grey.
     """
@@ -130,7 +139,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
       InputError: a key, run or data that the user can mend.
     """
     check(config)
-    methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed)
+    methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
     codec, num = methods.codec, config.num
     there = methods.manifest["splits"]["heldout"]["documents"]
     if there < 2 * num:
@@ -176,7 +185,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
     show(None, FLOOR, originals)
 
     ############################ Methods by ratios ############################
-    for method in config.rows:  # outermost, so that each model is loaded once
+    for method in _rows(config):  # outermost, so that each model is loaded once
         for ratio in config.ratios:
             name, title = f"{method}-{ratio:g}", TITLES[method]
             identity = methods.identity(method) | {"ratio": ratio, "originals": documents_identity(originals)}
@@ -208,17 +217,47 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
 
     ############################ The language model ############################
     history = [row for row in read_metrics(methods.workdir) if row["step"] <= methods.step]
-    scores = [row for row in history if "heldout/nats_per_token" in row]
-    if not scores:
-        raise InputError(f"{config.workdir}: metrics.jsonl holds no held-out loss up to step {methods.step}")
     identity = {split: methods.split_identity(split) for split in ("train", "heldout")} | {"order": NGRAM_ORDER}
     counted = store.get("ngram", identity, lambda: _ngram_scores(config.data))
     language_models = [
-        _language_model(f"trained model, step {scores[-1]['step']:,}", scores[-1], "heldout/"),
+        _last_scores(TITLES["trained"], history, config.workdir),
         _language_model(f"interpolated {NGRAM_ORDER}-gram", {name: float(x) for name, x in counted.items()}, ""),
     ]
-    notes = _notes(config, methods, extractor)
+    if methods.pretrained:
+        rows_of = read_metrics(methods.pretrained)
+        language_models.append(_last_scores(TITLES["pretrained"], rows_of, config.pretrained))
+    notes = _verdicts(rows) + _notes(config, methods, extractor)
     return Table(extractor.metric, methods.step, rows, language_models, history, shown, notes)
+
+
+def _rows(config: ConfigDict) -> list[str]:
+    return [row for row in config.rows if row != "pretrained" or config.pretrained]
+
+
+def _last_scores(title: str, history: list[dict[str, Any]], workdir: str) -> LanguageModel:
+    """The last held-out loss of a run's metrics."""
+    scores = [row for row in history if "heldout/nats_per_token" in row]
+    if not scores:
+        raise InputError(f"{workdir}: metrics.jsonl holds no held-out loss up to its checkpoint")
+    return _language_model(f"{title}, step {scores[-1]['step']:,}", scores[-1], "heldout/")
+
+
+def _verdicts(rows: list[Row]) -> list[str]:
+    """Says of each trained network which controls are nearer to real pictures than it is, at which ratio."""
+    verdicts = []
+    for method in MODELS[:2]:
+        own = [row for row in rows if row.method == method]
+        nearer = [
+            f"“{other.title}” at {row.ratio:g} ({other.distance:,.2f} against {row.distance:,.2f})"
+            for row in own
+            for other in rows
+            if other.ratio == row.ratio and other.method not in MODELS[:2] and other.distance <= row.distance
+        ]
+        if nearer:
+            verdicts.append(f"“{TITLES[method]}” loses to {', '.join(nearer)}.")
+        elif own:
+            verdicts.append(f"“{TITLES[method]}” is nearer to real pictures than every control, at every ratio.")
+    return verdicts
 
 
 def _ngram_scores(data: str) -> dict[str, np.ndarray]:
@@ -235,6 +274,7 @@ def _language_model(title: str, scores: dict[str, float], prefix: str) -> Langua
 def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[str]:
     """What a reader has to know to read the numbers right."""
     num, run, manifest = config.num, methods.run_config, methods.manifest
+    pool = min(TRAINING_PICTURES, manifest["splits"]["train"]["documents"])
     notes = [
         f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
         f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
@@ -255,14 +295,18 @@ def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[s
             "rows of this table and nothing else."
         )
     controls = {
+        "pretrained": f"“pretrained model” is the checkpoint in {config.pretrained}, not trained by this run; it held "
+        "out the same files.",
         "untrained": "“untrained model” is the same network before its first step, sampled alike.",
         "random_bytes": "“prompt + random bytes” has uniformly random bytes behind the prompt, as many as the "
         "original has there, no markers put among them: nearly all of it is unreadable and shows as grey.",
         "flat": "“prompt + flat blocks” has mid-grey MCUs behind the prompt, a valid file.",
         "training_mean": "“prompt + training mean” has the MCUs of the mean of "
-        f"{min(MEAN_PICTURES, manifest['splits']['train']['documents']):,} training pictures there, a valid file.",
+        f"{pool:,} training pictures there, a valid file.",
+        "training_picture": "“prompt + rest of a random training picture” has the MCUs of one of these "
+        f"{pool:,} there, a valid file: real strokes that know nothing of the prompt.",
     }
-    notes += [text for row, text in controls.items() if row in config.rows]
+    notes += [text for row, text in controls.items() if row in _rows(config)]
     heldout, seen = manifest["splits"]["heldout"]["chunks"], run.eval.batches * run.optim.batch_size
     notes.append(
         f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on the tokens that the network trained on; "

@@ -1,6 +1,8 @@
 """The methods that complete cut files, and the store of what they made."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from jpeglm.evals.completion import (
     Store,
     judge,
     mean_document,
+    random_others,
     with_flat_blocks,
     with_random_bytes,
     with_rest_of,
@@ -45,7 +48,7 @@ def test_controls_begin_with_the_prompt_and_end_differently(codec, ratio):
     for completed in (
         with_random_bytes(codec, documents, ratio, seed=0),
         with_flat_blocks(codec, documents, ratio),
-        with_rest_of(codec, documents, ratio, other),
+        with_rest_of(codec, documents, ratio, [other] * len(documents)),
     ):
         assert len(completed) == len(documents)
         for document, original in zip(completed, documents, strict=True):
@@ -88,7 +91,7 @@ def test_flat_blocks_are_valid_and_mid_grey(codec):
 @pytest.mark.parametrize("codec", CODECS, ids=["grey", "colour"])
 def test_the_rest_of_another_picture_keeps_the_coefficients_of_both(codec):
     original, other = some_documents(codec, 2)
-    spliced = with_rest_of(codec, [original], 0.4, other)[0]
+    spliced = with_rest_of(codec, [original], 0.4, [other])[0]
     kept = codec.cut(original, 0.4)[1]
     expected = np.concatenate([codec.parse(original).coefficients()[:kept], codec.parse(other).coefficients()[kept:]])
     np.testing.assert_array_equal(codec.parse(spliced).coefficients(), expected)
@@ -128,7 +131,7 @@ def test_completions_come_back_from_their_arrays():
 
 @pytest.fixture(scope="module")
 def methods(tiny_run, tiny_data):
-    return Methods(tiny_run, str(tiny_data), SETTINGS, seed=0)
+    return Methods(tiny_run, str(tiny_data), SETTINGS, seed=0, pretrained=tiny_run)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,28 @@ def test_every_method_of_a_run_completes_every_prompt(methods, originals, comple
         for document, original in zip(completed[row].documents, originals, strict=True):
             assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
     assert completed["trained"].documents != completed["untrained"].documents
-    assert all(methods.codec.is_valid(document) for document in completed["training_mean"].documents)
+    assert completed["trained"].documents == completed["pretrained"].documents  # here the same run
+    for row in ("training_mean", "training_picture"):
+        assert all(methods.codec.is_valid(document) for document in completed[row].documents)
+    assert len(set(completed["training_picture"].documents)) == len(originals)
+
+
+def test_random_others_depend_on_seed_and_original_alone():
+    documents = some_documents(CODECS[0], 6)
+    pool = [bytes([number]) for number in range(100)]
+    others = random_others(documents, pool, seed=3)
+    assert random_others(documents[::-1], pool, seed=3) == others[::-1]
+    assert random_others(documents, pool, seed=4) != others
+    assert len(set(others)) > 3
+
+
+def test_a_pretrained_run_that_held_out_other_files_is_refused(tiny_run, tiny_data, tmp_path):
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["splits"]["heldout"]["shards"][0]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="held out other files"):
+        Methods(tiny_run, str(tiny_data), SETTINGS, seed=0, pretrained=other)
 
 
 def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(methods, originals, completed):
@@ -159,9 +183,9 @@ def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(methods,
 def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_run, tiny_data):
     identities = [methods.identity(row) for row in TITLES]
     assert all(identities.count(identity) == 1 for identity in identities)
-    other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0)
+    other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0, pretrained=tiny_run)
     changed = [row for row in TITLES if other.identity(row) != methods.identity(row)]
-    assert changed == ["trained", "untrained"]
+    assert changed == ["trained", "pretrained", "untrained"]
 
 
 def test_data_of_another_tokenizer_is_refused(methods, tiny_run, tiny_data, tmp_path):

@@ -33,6 +33,7 @@ def make_config(workdir: Path, data: Path, out: Path) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config()
     config.workdir, config.data, config.out = str(workdir), str(data), str(out)
+    config.pretrained = str(workdir)
     config.num, config.ratios = NUM, RATIOS
     config.sampling.slots = 4
     return config
@@ -104,13 +105,29 @@ def test_the_rows_of_the_model_describe_what_it_wrote(made, tiny_data):
 def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made):
     rows = [json.loads(line) for line in (Path(made.config.workdir) / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "heldout/bits_per_byte" in row][-1]
-    model, counted = made.table.language_models
+    model, counted, pretrained = made.table.language_models
+    assert dataclasses.replace(pretrained, title="") == dataclasses.replace(model, title="")  # here the same run
     assert model.nats_per_token == last["heldout/nats_per_token"]
     assert model.bits_per_pixel == last["heldout/bits_per_pixel"]
     assert "step 20" in model.title
     expected = ngram.fit_and_score(made.config.data, 4)
     assert counted.nats_per_token == pytest.approx(expected["nats_per_token"])
     assert made.table.history == rows
+
+
+def test_the_notes_say_which_controls_are_nearer_than_the_model(made):
+    table = made.table
+    own = by_place(table)
+    for title, method in (("trained model", "trained"), ("pretrained model", "pretrained")):
+        [verdict] = [
+            note
+            for note in table.notes
+            if note.startswith(f"“{title}” ") and " loses to " in note or note.startswith(f"“{title}” is nearer")
+        ]
+        for (other, ratio), row in own.items():
+            if ratio is not None and other not in ("trained", "pretrained"):
+                named = f"“{row.title}” at {ratio:g} (" in verdict
+                assert named == (row.distance <= own[method, ratio].distance), (other, ratio)
 
 
 def test_a_second_time_everything_is_taken_from_the_cells(made, monkeypatch):
