@@ -228,11 +228,11 @@ def _encode_all(pool: Pool, job: Job, unit_starts: list[int], num_items: int) ->
     todo = [unit for unit in range(len(unit_starts)) if not _index_path(job, unit).exists()]
     with progress(num_items, "pic", "encoding") as bar:
         bar.update(num_items - sum(sizes[unit] for unit in todo))
-        for unit in pool.map_unordered(_encode_unit, ((job, unit, unit_starts[unit]) for unit in todo)):
+        for unit in pool.map_unordered(encode_unit, ((job, unit, unit_starts[unit]) for unit in todo)):
             bar.update(sizes[unit])
 
 
-def _encode_unit(job: Job, unit: int, start: int) -> int:
+def encode_unit(job: Job, unit: int, start: int) -> int:
     """Encodes the names of one unit. The index is written last: where it exists, the unit is complete."""
     codec = codecs.make(job.codec)
     source = sources.open_source(job.source)

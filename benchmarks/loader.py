@@ -1,0 +1,62 @@
+"""Reading batches against bare reads of the same records: tokens a second, and the ratio.
+
+    python -m benchmarks.loader --data=DATA [--batch_size=8] [--steps=2000]
+
+DATA is what `jpeglm.prepare` wrote. Ours are the batches of training: order drawn anew each epoch, five arrays,
+two threads. Bare are the same number of records, read one after the other into arrays of tokens and nothing else. They
+take turns, `--rounds` times; the median counts. Files are in the system's cache.
+"""
+
+import statistics
+import time
+
+import grain
+import numpy as np
+from absl import app, flags
+from tabulate import tabulate
+
+from benchmarks import peer
+from jpeglm.data import pipeline, shards
+
+_DATA = flags.DEFINE_string("data", None, "Folder that jpeglm.prepare wrote.", required=True)
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Chunks a batch.")
+_STEPS = flags.DEFINE_integer("steps", 2000, "Batches of a turn.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
+
+
+def main(_: list[str]) -> None:
+    manifest = shards.read_manifest(_DATA.value)
+    seq_len, size, steps = manifest["config"]["data"]["seq_len"], _BATCH.value, _STEPS.value
+    chunks = pipeline.Chunks(_DATA.value, "train", seq_len)
+    source = grain.sources.ArrayRecordDataSource([str(p) for p in shards.shard_paths(_DATA.value, manifest, "train")])
+    places = np.random.default_rng(0).integers(len(source), size=(steps, size))
+
+    def ours() -> None:
+        assert sum(1 for _ in pipeline.train_batches(chunks, 0, size, range(size), 0, steps)) == steps
+
+    def bare() -> None:
+        for step in places:
+            np.stack([np.frombuffer(source[int(place)], "<u2") for place in step])
+
+    taken = []
+    for _ in range(_ROUNDS.value):
+        times = [time.perf_counter()]
+        for run in (ours, bare):
+            run()
+            times.append(time.perf_counter())
+        taken.append(np.diff(times))
+    rates = [steps * size * seq_len / statistics.median(column) for column in zip(*taken, strict=True)]
+    ratio = statistics.median(bare_ / ours_ for ours_, bare_ in taken)
+    print(f"batches of {size} x {seq_len} tokens; {peer.machine()}")
+    print(
+        tabulate(
+            [[*rates, ratio]],
+            ["jpeglm, tokens/s", "bare, tokens/s", "ratio"],
+            "github",
+            floatfmt=(",.0f", ",.0f", ".2f"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

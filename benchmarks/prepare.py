@@ -1,0 +1,92 @@
+"""Preparing pictures against a bare loop of Pillow: pictures a second on one core, and the ratio.
+
+    python -m benchmarks.prepare [--source=FOLDER] [--config=configs/jpeglm_7b.py]
+
+Without FOLDER the pictures are `--num` JPEG files of 500x375, windows of photographs. The bare loop opens each file,
+crops and resizes it, and encodes it as the codec does. Beside it stand the stage of `jpeglm.prepare` that does this
+(with refusals, strict rules, hashes and files on disk), and all of `jpeglm.prepare` with one worker: learning the
+tokenizer, tokenizing and packing too. They take turns, `--rounds` times; the median counts.
+"""
+
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+from PIL import Image, ImageOps
+from tabulate import tabulate
+
+from benchmarks import peer
+from jpeglm.data import packing, sources
+from tests.photographs import photographs
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/jpeglm_7b.py")
+_SOURCE = flags.DEFINE_string("source", None, "A folder of pictures.")
+_NUM = flags.DEFINE_integer("num", 400, "Pictures to make where no folder is given.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.")
+
+
+def bare(names: list[str], folder: str, config: ConfigDict) -> None:
+    codec = config.codec
+    for name in names:
+        with Image.open(os.path.join(folder, name)) as image:
+            image = ImageOps.fit(image.convert(codec.mode), (codec.width, codec.height), Image.Resampling.BICUBIC)
+        image.save(io.BytesIO(), "JPEG", quality=codec.quality, restart_marker_blocks=1)
+
+
+def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
+    with tempfile.TemporaryDirectory() as out:
+        sections = packing.config_sections(config)
+        job = packing.Job(folder, out, sections["codec"], sections["data"], len(names))
+        job.work.mkdir()
+        (job.work / "names.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
+        packing.encode_unit(job, 0, 0)
+
+
+def whole(names: list[str], folder: str, config: ConfigDict) -> None:
+    with tempfile.TemporaryDirectory() as out:
+        manifest = packing.prepare(config, folder, Path(out) / "data", workers=1)
+        assert manifest["counts"]["kept"] == len(names), manifest["counts"]
+
+
+def seconds(what: Callable[..., None], *arguments: object) -> float:
+    started = time.perf_counter()
+    what(*arguments)
+    return time.perf_counter() - started
+
+
+def main(_: list[str]) -> None:
+    config = _CONFIG.value
+    config.data.shards, config.data.holdout = 2, 1
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # one core, for libraries' threads too
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with tempfile.TemporaryDirectory() as made:
+        folder = _SOURCE.value or made
+        for number, picture in enumerate(photographs(_NUM.value, 375, 500) if not _SOURCE.value else []):
+            picture.convert("RGB").save(os.path.join(made, f"{number:05d}.jpg"), quality=90)
+        names = list(sources.open_source(folder).names())
+        columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": whole}
+        taken = [
+            {name: seconds(run, names, folder, config) for name, run in columns.items()} for _ in range(_ROUNDS.value)
+        ]
+    rows = []
+    for name in columns:
+        ratios = [turn["bare Pillow"] / turn[name] for turn in taken]
+        rate = len(names) / statistics.median(turn[name] for turn in taken)
+        rows.append([name, rate, statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])
+    print(f"{len(names)} pictures to {config.codec.width}x{config.codec.height} {config.codec.mode}; {peer.machine()}")
+    print(
+        tabulate(
+            rows, ["", "pictures/s a core", "ratio", "range"], tablefmt="github", floatfmt=("", ",.1f", ".2f", "")
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
