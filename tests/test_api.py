@@ -106,11 +106,10 @@ def test_no_run_is_one_error(tmp_path):
         jpeglm.load(tmp_path)
 
 
-def test_the_page_in_the_readme_runs(tiny_run_of_256, digits, tmp_path, monkeypatch):
+def test_the_page_in_the_readme_runs(digits, tmp_path, monkeypatch):
     page = README.read_text().partition("## In Python")[2]
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "run").symlink_to(tiny_run_of_256)
+    (tmp_path / "pretrained").symlink_to(README.parent / "pretrained")
     digits[0].save(tmp_path / "digit.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
