@@ -1,6 +1,8 @@
-"""What a training left behind, read back to be compared."""
+"""Tiny trainings, and what they left behind, read back to be compared."""
 
+import socket
 import struct
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +11,31 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jpeglm import metrics
+from tests.commands import UNOPTIMISED, start
 
 
 def train_flags(data: Path, workdir: Path, **changes: object) -> list[str]:
     """The flags of `jpeglm.train` for a tiny run."""
     flags = [f"--config.{key}={value}" for key, value in ({"data.path": data} | changes).items()]
     return ["--config=tests/tiny_config.py", f"--workdir={workdir}", *flags]
+
+
+def start_two(data: Path, workdir: Path, **changes: object) -> list[subprocess.Popen]:
+    """Starts `jpeglm.train` as two processes of one run, with a device each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        start(
+            "jpeglm.train",
+            *train_flags(data, workdir, **changes),
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+            XLA_FLAGS=UNOPTIMISED,
+        )
+        for number in range(2)
+    ]
 
 
 def state(workdir: Path, step: int, parts: Sequence[str] = ("params", "opt_state")) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from flax import nnx
 from jpeglm import checkpoint, metrics, sharding
 from jpeglm.data.pipeline import Chunks
 from jpeglm.model import llama
-from tests.commands import ROOT, UNOPTIMISED, finish, run, start
-from tests.runs import differences, state, train_flags, without_speed
+from tests.commands import ROOT, finish, run, start
+from tests.runs import differences, start_two, state, train_flags, without_speed
 from tests.tiny_config import get_config
 
 STEPS = get_config().steps
@@ -158,20 +157,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_data, whole_run):
 @pytest.mark.parametrize("axis", ["fsdp", pytest.param("context", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(tiny_data, whole_run, tmp_path, axis):
     workdir = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        start(
-            "jpeglm.train",
-            *train_flags(tiny_data, workdir, **{"mesh.fsdp": 1, f"mesh.{axis}": 2, "checkpoint.every": 10}),
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-            XLA_FLAGS=UNOPTIMISED,
-        )
-        for number in range(2)
-    ]
+    processes = start_two(tiny_data, workdir, **{"mesh.fsdp": 1, f"mesh.{axis}": 2, "checkpoint.every": 10})
     lead, other = map(finish, processes)
     assert lead.returncode == 0, lead.stderr
     assert other.returncode == 0, other.stderr

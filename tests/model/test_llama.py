@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 from flax import nnx
 
+from benchmarks import peer
 from jpeglm.errors import InputError
 from jpeglm.model import attention, llama
 from jpeglm.model.loss import cross_entropy
@@ -46,21 +46,7 @@ def one_by_one(model):
 def huggingface_twin(model):
     """transformers' Llama with the same weights."""
     config = model.config
-    twin = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            intermediate_size=config.ffn_width,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.norm_eps,
-            max_position_embeddings=4096,
-            attention_bias=False,
-            tie_word_embeddings=False,
-        )
-    ).eval()
+    twin = peer.huggingface_llama(config, 4096).eval()
     layers, state = model.layers, twin.state_dict()
 
     def put(name, array):
