@@ -9,7 +9,6 @@ left out, which transformers' Llama does not have.
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -45,6 +44,7 @@ def ours(config: llama.LlamaConfig, slots: int, length: int) -> Callable[[], Non
 
 
 def theirs(config: llama.LlamaConfig, slots: int, length: int) -> Callable[[], None]:
+    """The same by `generate`."""
     model = peer.huggingface_llama(config, length).eval()
     prompt = torch.full((slots, 1), BOS, device=model.device)
     new = length - 1
@@ -59,12 +59,6 @@ def theirs(config: llama.LlamaConfig, slots: int, length: int) -> Callable[[], N
     return run
 
 
-def seconds(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def main(_: list[str]) -> None:
     config = dataclasses.replace(llama.LlamaConfig.of(_CONFIG.value), qk_norm=False)
     length, rows = _TOKENS.value, []
@@ -72,7 +66,7 @@ def main(_: list[str]) -> None:
         runs = ours(config, slots, length), theirs(config, slots, length)
         for run in runs:
             run()
-        taken = [[seconds(run) for run in runs] for _ in range(_ROUNDS.value)]
+        taken = [[peer.seconds(run) for run in runs] for _ in range(_ROUNDS.value)]
         rates = [slots * (length - 1) / statistics.median(column) for column in zip(*taken, strict=True)]
         ratios = [theirs_ / ours_ for ours_, theirs_ in taken]
         rows.append([slots, *rates, statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])

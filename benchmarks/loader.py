@@ -8,7 +8,6 @@ take turns, `--rounds` times; the median counts. Files are in the system's cache
 """
 
 import statistics
-import time
 
 import grain
 import numpy as np
@@ -38,13 +37,7 @@ def main(_: list[str]) -> None:
         for step in places:
             np.stack([np.frombuffer(source[int(place)], "<u2") for place in step])
 
-    taken = []
-    for _ in range(_ROUNDS.value):
-        times = [time.perf_counter()]
-        for run in (ours, bare):
-            run()
-            times.append(time.perf_counter())
-        taken.append(np.diff(times))
+    taken = [[peer.seconds(run) for run in (ours, bare)] for _ in range(_ROUNDS.value)]
     rates = [steps * size * seq_len / statistics.median(column) for column in zip(*taken, strict=True)]
     ratio = statistics.median(bare_ / ours_ for ours_, bare_ in taken)
     print(f"batches of {size} x {seq_len} tokens; {peer.machine()}")

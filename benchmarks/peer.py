@@ -1,7 +1,9 @@
-"""What the benchmarks share: the same model in transformers, and the machine in words."""
+"""What the benchmarks share: the same model in transformers, a clock, and the machine in words."""
 
 import os
 import platform
+import time
+from collections.abc import Callable
 
 import jax
 import torch
@@ -26,6 +28,13 @@ def huggingface_llama(config: LlamaConfig, max_length: int) -> transformers.Llam
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return transformers.LlamaForCausalLM(shapes).to(device, getattr(torch, config.dtype))
+
+
+def seconds(run: Callable[..., object], *arguments: object) -> float:
+    """Wall-clock time of one call."""
+    started = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - started
 
 
 def machine() -> str:

@@ -13,8 +13,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -33,6 +31,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.")
 
 
 def bare(names: list[str], folder: str, config: ConfigDict) -> None:
+    """Pillow alone; what is written is dropped."""
     codec = config.codec
     for name in names:
         with Image.open(os.path.join(folder, name)) as image:
@@ -41,6 +40,7 @@ def bare(names: list[str], folder: str, config: ConfigDict) -> None:
 
 
 def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
+    """One unit of prepare's first stage."""
     with tempfile.TemporaryDirectory() as out:
         sections = packing.config_sections(config)
         job = packing.Job(folder, out, sections["codec"], sections["data"], len(names))
@@ -50,15 +50,10 @@ def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
 
 
 def whole(names: list[str], folder: str, config: ConfigDict) -> None:
+    """All of prepare; its one worker and its parent take turns on the core."""
     with tempfile.TemporaryDirectory() as out:
         manifest = packing.prepare(config, folder, Path(out) / "data", workers=1)
         assert manifest["counts"]["kept"] == len(names), manifest["counts"]
-
-
-def seconds(what: Callable[..., None], *arguments: object) -> float:
-    started = time.perf_counter()
-    what(*arguments)
-    return time.perf_counter() - started
 
 
 def main(_: list[str]) -> None:
@@ -73,7 +68,8 @@ def main(_: list[str]) -> None:
         names = list(sources.open_source(folder).names())
         columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": whole}
         taken = [
-            {name: seconds(run, names, folder, config) for name, run in columns.items()} for _ in range(_ROUNDS.value)
+            {name: peer.seconds(run, names, folder, config) for name, run in columns.items()}
+            for _ in range(_ROUNDS.value)
         ]
     rows = []
     for name in columns:

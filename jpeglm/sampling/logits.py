@@ -27,7 +27,7 @@ def filtered_probabilities(logits: jax.Array, temperature: float, top_k: int, to
 def _heaviest(x: jax.Array, weights: jax.Array, least: float) -> jax.Array:
     """Where the fewest largest elements of x [..., n] stand whose weights sum to `least`, and what ties with the last.
 
-    Returns bool [..., n]. The threshold is found bit by bit: 32 masked sums, which every platform does faster than it sorts.
+    Returns bool [..., n]. The threshold is found bit by bit: 32 masked sums, which take less time than sorting.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     ordered = jnp.where(x < 0, ~bits, bits | np.uint32(1 << 31))  # integers that compare as the floats do
