@@ -274,9 +274,11 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> ll
             saver = Saver(beside, config.checkpoint)
             saver.save(step, {"params": params})
             saver.close()
-            for name in ("config.json", "tokenizer.json", "manifest.json", "metrics.jsonl"):
+            for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
                 if (workdir / name).exists():  # an imported model has no data and no metrics
                     (beside / name).write_text((workdir / name).read_text())
+            config.data.path = ""  # of this machine
+            (beside / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
             beside.rename(target)
         except BaseException:
             beside.rmtree(missing_ok=True)

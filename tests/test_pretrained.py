@@ -27,7 +27,6 @@ def demo_data(tmp_path_factory) -> Path:
 
 def test_it_is_of_the_config_that_is_said_to_have_made_it_and_small():
     theirs, ours = checkpoint.read_config(epath.Path(DEMO)), jpeglm_demo_long.get_config()
-    theirs.data.path = ours.data.path
     assert theirs.to_dict() == ours.to_dict()
     assert checkpoint.saved_steps(epath.Path(DEMO)) == [ours.steps]
     assert sum(path.stat().st_size for path in DEMO.rglob("*")) < 10e6
