@@ -277,7 +277,9 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> ll
             for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
                 if (workdir / name).exists():  # an imported model has no data and no metrics
                     (beside / name).write_text((workdir / name).read_text())
-            config.data.path = ""  # of this machine
+            for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
+                (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
+            config.data.path = ""
             (beside / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
             beside.rename(target)
         except BaseException:

@@ -247,14 +247,15 @@ def _verdicts(rows: list[Row]) -> list[str]:
     verdicts = []
     for method in MODELS[:2]:
         own = [row for row in rows if row.method == method]
-        nearer = [
-            f"“{other.title}” at {row.ratio:g} ({other.distance:,.2f} against {row.distance:,.2f})"
-            for row in own
-            for other in rows
-            if other.ratio == row.ratio and other.method not in MODELS[:2] and other.distance <= row.distance
-        ]
+        nearer: dict[str, list[str]] = {}
+        for row in own:
+            for other in rows:
+                if other.ratio == row.ratio and other.method not in MODELS[:2] and other.distance <= row.distance:
+                    at = f"at {row.ratio:g} ({other.distance:,.2f} against {row.distance:,.2f})"
+                    nearer.setdefault(other.title, []).append(at)
         if nearer:
-            verdicts.append(f"“{TITLES[method]}” loses to {', '.join(nearer)}.")
+            lost = "; ".join(f"“{title}” {', '.join(places)}" for title, places in nearer.items())
+            verdicts.append(f"“{TITLES[method]}” is farther from real pictures than {lost}.")
         elif own:
             verdicts.append(f"“{TITLES[method]}” is nearer to real pictures than every control, at every ratio.")
     return verdicts

@@ -39,7 +39,11 @@ def colour_table(ratios=(0.5,)) -> Table:
         for place, method in enumerate(methods):
             rows.append(Row(method, TITLES[method], ratio, 4, 0.25, 0.75, 0.5, 101.25 + place, 33.5))
             shown[ratio, method] = pictures()
-    models = [LanguageModel("trained model, step 9", 1.2345, 2.0, 0.5), LanguageModel("4-gram", 1.6789, 3.0, 0.75)]
+    models = [
+        LanguageModel("trained model, step 9", 1.2345, 2.0, 0.5),
+        LanguageModel("4-gram", 1.6789, 3.0, 0.75),
+        LanguageModel("pretrained model, step 90", 1.1111, 1.5, 0.25),
+    ]
     history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
     return Table("FD-something", 9, rows, models, history, shown, ["a note with <brackets>"])
 
