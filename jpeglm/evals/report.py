@@ -171,7 +171,7 @@ def _distance_chart(table: Table) -> str:
     """Distance by ratio, a line a method, with the floor."""
     floor, rows = table.rows[0], table.rows[1:]
     with matplotlib.rc_context(_CHART_STYLE):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot(xlabel="share of the MCUs given", ylabel=table.metric)
         for method in dict.fromkeys(row.method for row in rows):
             points = sorted((row.ratio, row.distance) for row in rows if row.method == method)
@@ -186,7 +186,7 @@ def _distance_chart(table: Table) -> str:
         axes.set_xticks(sorted({row.ratio for row in rows}))
         axes.set_ylim(bottom=0)
         axes.grid(axis="x", visible=False)
-        axes.legend(fontsize=9)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         return _svg(figure, f"{table.metric} by share given")
 
 
