@@ -4,13 +4,15 @@
 
 Without FOLDER the pictures are `--num` JPEG files of 500x375, windows of photographs. The bare loop opens each file,
 crops and resizes it, and encodes it as the codec does. Beside it stand the stage of `jpeglm.prepare` that does this
-(with refusals, strict rules, hashes and files on disk), and all of `jpeglm.prepare` with one worker: learning the
-tokenizer, tokenizing and packing too. They take turns, `--rounds` times; the median counts.
+(with refusals, strict rules, hashes and files on disk), and all of `jpeglm.prepare` with one worker and a given
+tokenizer: starting, listing, tokenizing and packing too. They take turns, `--rounds` times; the median counts.
 """
 
+import functools
 import io
 import json
 import os
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -26,7 +28,7 @@ from tests.photographs import photographs
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/jpeglm_7b.py")
 _SOURCE = flags.DEFINE_string("source", None, "A folder of pictures.")
-_NUM = flags.DEFINE_integer("num", 400, "Pictures to make where no folder is given.")
+_NUM = flags.DEFINE_integer("num", 200, "Distinct pictures to make where no folder is given, and five copies of each.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.")
 
 
@@ -49,10 +51,10 @@ def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
         packing.encode_unit(job, 0, 0)
 
 
-def whole(names: list[str], folder: str, config: ConfigDict) -> None:
+def whole(names: list[str], folder: str, config: ConfigDict, tokenizer: str) -> None:
     """All of prepare; its one worker and its parent take turns on the core."""
     with tempfile.TemporaryDirectory() as out:
-        manifest = packing.prepare(config, folder, Path(out) / "data", workers=1)
+        manifest = packing.prepare(config, folder, Path(out) / "data", tokenizer, workers=1)
         assert manifest["counts"]["kept"] == len(names), manifest["counts"]
 
 
@@ -61,12 +63,18 @@ def main(_: list[str]) -> None:
     config.data.shards, config.data.holdout = 2, 1
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # one core, for libraries' threads too
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as learnt:
         folder = _SOURCE.value or made
-        for number, picture in enumerate(photographs(_NUM.value, 375, 500) if not _SOURCE.value else []):
-            picture.convert("RGB").save(os.path.join(made, f"{number:05d}.jpg"), quality=90)
+        for number, picture in enumerate(photographs(_NUM.value, 256, 256) if not _SOURCE.value else []):
+            picture.convert("RGB").resize((500, 375), Image.Resampling.BICUBIC).save(
+                os.path.join(made, f"{number:05d}.jpg"), quality=90
+            )
+            for copy in range(1, 5):
+                shutil.copy(os.path.join(made, f"{number:05d}.jpg"), os.path.join(made, f"{number:05d}-{copy}.jpg"))
         names = list(sources.open_source(folder).names())
-        columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": whole}
+        packing.prepare(config, folder, Path(learnt) / "data", workers=1)
+        prepare = functools.partial(whole, tokenizer=os.path.join(learnt, "data", packing.TOKENIZER))
+        columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": prepare}
         taken = [
             {name: peer.seconds(run, names, folder, config) for name, run in columns.items()}
             for _ in range(_ROUNDS.value)
