@@ -6,6 +6,7 @@ start me again. 1: anything unexpected, with its traceback.
 
 import logging as std_logging
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,6 +72,13 @@ def _describe(error: Exception) -> object:
     return error
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader, as `head`, has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
     """Parses the flags and runs `main`; `InputError` becomes one line and exit status 2.
 
@@ -90,7 +98,13 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
         sys.unraisablehook = _tell_unraisable
         try:
             main(*given)
+            sys.stdout.flush()
         except InputError as error:
             _fail(error)
+        except BrokenPipeError:
+            if not _nobody_reads():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the flush at exit complain
+            sys.exit(1)
 
     app.run(wrapped, flags_parser=_parse)

@@ -75,6 +75,15 @@ def test_bad_input_is_one_line_and_status_2(prepared, change, message, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
+def test_inspect_stops_quietly_when_nobody_reads_on(prepared):
+    out, _, _ = prepared
+    command = [sys.executable, "-m", "jpeglm.inspect", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
 def test_inspect_prints_what_is_in_the_folder(prepared):
     out, _, _ = prepared
     done = run("jpeglm.inspect", str(out))
