@@ -14,7 +14,7 @@
 
 Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
 workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed behind the manifest; it holds
-all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 150
+all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 200
 bytes each) and never the documents themselves.
 """
 
@@ -310,7 +310,8 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
     index = np.arange(len(keys))
     is_variant = index % per_picture > 0
     order = np.lexsort(keys.T[::-1])  # by the first 8 bytes, then the next ...
-    repeats = np.concatenate([[False], (keys[order[1:]] == keys[order[:-1]]).all(axis=1)])
+    in_order = keys[order]
+    repeats = np.concatenate([[False], (in_order[1:] == in_order[:-1]).all(axis=1)])
     rank = np.empty(len(keys), np.int64)  # by key; equal for equal documents
     rank[order] = np.cumsum(~repeats)
 

@@ -36,7 +36,8 @@ TITLES = {  # of the rows, in the order of tables
     "training_mean": "prompt + training mean",
     "training_picture": "prompt + rest of a random training picture",
 }
-MODELS = ("trained", "pretrained", "untrained")  # the rows that a network writes
+TRAINED = ("trained", "pretrained")
+MODELS = (*TRAINED, "untrained")  # the rows that a network writes
 # The mean of so many training pictures is within a grey level or two of the mean of all; a random one is one of them.
 TRAINING_PICTURES = 2_000
 

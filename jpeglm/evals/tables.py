@@ -22,8 +22,8 @@ from jpeglm.data.shards import write_whole
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram
 from jpeglm.evals.completion import (
-    MODELS,
     TITLES,
+    TRAINED,
     TRAINING_PICTURES,
     Completed,
     Methods,
@@ -245,12 +245,12 @@ def _last_scores(title: str, history: list[dict[str, Any]], workdir: str) -> Lan
 def _verdicts(rows: list[Row]) -> list[str]:
     """Says of each trained network which controls are nearer to real pictures than it is, at which ratio."""
     verdicts = []
-    for method in MODELS[:2]:
+    for method in TRAINED:
         own = [row for row in rows if row.method == method]
         nearer: dict[str, list[str]] = {}
         for row in own:
             for other in rows:
-                if other.ratio == row.ratio and other.method not in MODELS[:2] and other.distance <= row.distance:
+                if other.ratio == row.ratio and other.method not in TRAINED and other.distance <= row.distance:
                     at = f"at {row.ratio:g} ({other.distance:,.2f} against {row.distance:,.2f})"
                     nearer.setdefault(other.title, []).append(at)
         if nearer:

@@ -265,17 +265,6 @@ def test_more_pixels_than_the_limit_and_more_scans_are_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run_of_256(tiny_run, tmp_path_factory) -> Path:
-    """The tiny run with room for whole files; its chunks have 64 tokens, files about 130."""
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    shutil.copytree(tiny_run, workdir)
-    config = json.loads((workdir / "config.json").read_text())
-    config["data"]["seq_len"] = 256
-    (workdir / "config.json").write_text(json.dumps(config))
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def small_zoo(tmp_path_factory) -> Path:
     """Two good pictures, two of names that need care, and one of each kind that is refused."""
     folder = tmp_path_factory.mktemp("small_zoo")
@@ -300,9 +289,9 @@ def check_left_out(done: subprocess.CompletedProcess) -> None:
 
 
 @pytest.mark.slow
-def test_sampling_leaves_out_and_counts_what_it_cannot_read(run_of_256, small_zoo, tmp_path):
+def test_sampling_leaves_out_and_counts_what_it_cannot_read(tiny_run_of_256, small_zoo, tmp_path):
     flags = (f"--images={small_zoo}", f"--out={tmp_path / 'out'}", "--top_k=40", "--top_p=0.9", "--slots=4")
-    done = run("jpeglm.sample", f"--workdir={run_of_256}", *flags)
+    done = run("jpeglm.sample", f"--workdir={tiny_run_of_256}", *flags)
     check_left_out(done)
     rows = [json.loads(line)["name"] for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert len(set(rows)) == 4 and all((tmp_path / "out" / f"{name}.jpg").exists() for name in rows)
@@ -310,8 +299,8 @@ def test_sampling_leaves_out_and_counts_what_it_cannot_read(run_of_256, small_zo
     assert "is called picture-" in done.stderr.decode()
 
 
-def test_scoring_leaves_out_and_counts_what_it_cannot_read(run_of_256, small_zoo):
-    done = run("jpeglm.score", f"--workdir={run_of_256}", f"--images={small_zoo}")
+def test_scoring_leaves_out_and_counts_what_it_cannot_read(tiny_run_of_256, small_zoo):
+    done = run("jpeglm.score", f"--workdir={tiny_run_of_256}", f"--images={small_zoo}")
     check_left_out(done)
     names = [line.split("  ")[0] for line in done.stdout.decode().splitlines()[2:]]
     assert len(set(names)) == 4 + 1 and names[-1] == "mean"
