@@ -47,7 +47,8 @@ def base() -> ConfigDict:
     config.model.qk_norm = False
     config.model.mask_documents = False  # the papers concatenate without a mask
     config.model.dtype = "bfloat16"  # of the computation; parameters, softmax and loss are float32
-    config.model.remat = "full"  # or "none"
+    config.model.remat = "full"  # "none", or "attention": recompute all of a layer but what attention gave
+    config.model.attention = "auto"  # or blockwise, splash (TPU), cudnn, triton (GPU): jpeglm/model/attention.py
 
     config.optim = ConfigDict()
     config.optim.batch_size = 256  # chunks a step, the same on every topology

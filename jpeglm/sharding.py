@@ -7,16 +7,27 @@ mesh axes each of them is spread:
     fsdp     parameters, optimiser state and the batch
     context  the sequence
     tensor   heads, feed-forward width and vocabulary
+
+A parameter has two layouts. It is stored spread over fsdp, and `gather` brings it together where it is used.
+
+A spread sequence is dealt out in stripes: member i of C holds stripes i and 2C-1-i of 2C, an early one and a late one,
+because under a causal mask late queries have more keys to meet. `global_batch` puts every array of a batch in this
+order; what works token by token need not know it, and attention finds its keys in natural order again by
+`whole_sequence`.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from jpeglm.errors import InputError
 
@@ -34,14 +45,14 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "ffn": "tensor",
-    "norm": None,
 }
+STORED = "embed"  # spread only while the parameter is stored
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices; at most one size may be -1: what the others leave.
 
-    Raises InputError where the sizes do not multiply to the number of devices.
+    Raises InputError where the sizes do not multiply to the number of devices, or do not fit the TPU's slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [int(sizes[axis]) for axis in MESH_AXES]
@@ -52,7 +63,31 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = max(1, len(devices) // -math.prod(shape))
     if math.prod(shape) != len(devices):
         raise InputError(f"mesh: {wanted} does not fit {len(devices)} device(s)")
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    slices = num_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+    return Mesh(across_slices(shape, slices, devices), MESH_AXES, axis_types=auto)
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+    """How many slices of a TPU the devices belong to.
+
+    Of GPUs each node counts as a slice for JAX, but parameters are often spread over nodes: they stay in JAX's order,
+    node by node.
+    """
+    return len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+
+
+def across_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array of `shape` with slice after slice along data, which alone bears the slow network between.
+
+    Raises InputError where data is no multiple of the number of slices.
+    """
+    data, *rest = shape
+    if data % slices:
+        raise InputError(f"mesh: data={data} is no multiple of the {slices} slices of this TPU")
+    return mesh_utils.create_hybrid_device_mesh((data // slices, *rest), (slices, 1, 1, 1), devices)
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
@@ -65,6 +100,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def gather(x: jax.Array, *axes: str | None) -> jax.Array:
+    """A parameter as it is used: brought together over the devices that store it; its gradient as it is stored.
+
+    Without the second half the compiler sums a gradient on every device and then drops all but one part. Cast first,
+    so that the narrower dtype travels. Does nothing where no mesh is set.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else _gather(axes, x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
+    return constrain(x, *(None if axis == STORED else axis for axis in axes))
+
+
+_gather.defvjp(lambda axes, x: (_gather(axes, x), None), lambda axes, _, gradient: (constrain(gradient, *axes),))
 
 
 def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
@@ -91,14 +143,95 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
 
 def is_spread(axis: str) -> bool:
     """Whether a logical axis is spread over more than one device of the mesh that is set."""
+    return parts(axis) > 1
+
+
+def parts(axis: str) -> int:
+    """Over how many devices of the mesh that is set a logical axis is spread; 1 where none is set."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and num_parts(mesh, axis) > 1
+    return 1 if mesh.empty else num_parts(mesh, axis)
 
 
 def num_parts(mesh: Mesh | AbstractMesh, axis: str) -> int:
     """Over how many devices a logical axis is spread."""
     names = RULES[axis] or ()
     return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: what the mesh that is set consists of, which need not be in this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def layout(*axes: str | None) -> NamedSharding | None:
+    """How an array of these logical axes lies on the mesh that is set; None where none is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else NamedSharding(mesh, spec(axes))
+
+
+def per_device(function: Callable[..., jax.Array], in_axes: Sequence[Any], out_axes: Sequence[str | None]) -> Any:
+    """`function` run by each device on its own parts, for kernels that the compiler cannot spread by itself.
+
+    Args:
+      function: takes arrays, gives one.
+      in_axes: for each argument its logical axes, or the partitions of a pytree's leaves, as `spec` gives them.
+      out_axes: logical axes of the result.
+
+    A dimension that does not divide (one prompt over many devices) stays whole on each of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def run(*arguments: Any) -> jax.Array:
+        named = [(axes, x.shape) for axes, x in zip(in_axes, arguments, strict=True) if isinstance(axes, tuple)]
+        whole = {a for axes, shape in named for a, n in zip(axes, shape, strict=True) if a and n % num_parts(mesh, a)}
+        spread = lambda axes: spec([None if axis in whole else axis for axis in axes])  # noqa: E731
+        in_specs = tuple(spread(axes) if isinstance(axes, tuple) else axes for axes in in_axes)
+        return jax.shard_map(function, in_specs=in_specs, out_specs=spread(out_axes), check_vma=False)(*arguments)
+
+    return run
+
+
+def member(axis: str) -> jax.Array:
+    """Inside `per_device`: which of the parts of a logical axis this device has."""
+    return jax.lax.axis_index(RULES[axis])
+
+
+def whole_sequence(x: jax.Array, dim: int) -> jax.Array:
+    """Inside `per_device`: all parts of a spread sequence, in natural order along `dim`."""
+    early, late = jnp.split(jax.lax.all_gather(x, RULES["sequence"], axis=0), 2, axis=dim + 1)
+    stripes = jnp.concatenate([early, late[::-1]])  # [2C, ..., stripe, ...]
+    shape = (*x.shape[:dim], -1, *x.shape[dim + 1 :])
+    return jnp.moveaxis(stripes, 0, dim).reshape(shape)
+
+
+def dealt_order(length: int, members: int) -> np.ndarray:
+    """Places [length] in the chunk of the tokens in the order in which the members of a spread sequence hold them."""
+    if members == 1:
+        return np.arange(length)
+    stripes = np.arange(length).reshape(2 * members, -1)
+    return np.stack([stripes[:members], stripes[: members - 1 : -1]], axis=1).reshape(-1)
+
+
+def check_divides(config: ConfigDict, mesh: Mesh) -> None:
+    """Batch and sequence must divide over the mesh; parameters are checked where their shardings are made.
+
+    Raises InputError with the keys to change.
+    """
+    batch_size, accumulate = config.optim.batch_size, config.optim.accumulate
+    members = num_parts(mesh, "batch")
+    if batch_size % (accumulate * members):
+        raise InputError(
+            f"optim.batch_size={batch_size} does not divide into optim.accumulate={accumulate} microbatches "
+            f"over {members} devices (mesh data x fsdp)"
+        )
+    members = num_parts(mesh, "sequence")
+    if members > 1 and config.data.seq_len % (2 * members):
+        raise InputError(
+            f"data.seq_len={config.data.seq_len} does not divide into two stripes for each of mesh.context={members}"
+        )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -118,12 +251,16 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 def global_batch(
     local: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding, batch_size: int
 ) -> dict[str, jax.Array]:
-    """Global arrays [batch_size, seq_len] out of the rows that this process read."""
+    """Global arrays [batch_size, seq_len] out of the rows that this process read, a spread sequence in dealt order.
+
+    Each device takes its columns from rows that are on this host: the order costs no communication.
+    """
     place = np.full(batch_size, -1)
     place[rows] = np.arange(len(rows))
 
     def assemble(array: np.ndarray) -> jax.Array:
         shape = (batch_size, array.shape[1])
-        return jax.make_array_from_callback(shape, sharding, lambda index: array[place[index[0]], index[1]])
+        order = dealt_order(array.shape[1], num_parts(sharding.mesh, "sequence"))
+        return jax.make_array_from_callback(shape, sharding, lambda i: array[np.ix_(place[i[0]], order[i[1]])])
 
     return {name: assemble(array) for name, array in local.items()}

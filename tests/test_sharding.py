@@ -48,7 +48,7 @@ def test_parameters_are_spread_as_the_table_says():
     assert layers["wq"].spec == PartitionSpec(None, "fsdp", "tensor", None)  # the first axis: layers
     assert layers["wo"].spec == PartitionSpec(None, "tensor", None, "fsdp")
     assert layers["w_down"].spec == PartitionSpec(None, "tensor", "fsdp")
-    assert layers["ffn_norm"]["scale"].spec == PartitionSpec(None, None)
+    assert layers["ffn_norm"]["scale"].spec == PartitionSpec(None, "fsdp")
 
 
 @pytest.mark.parametrize(

@@ -2,49 +2,73 @@
 
 `causal_attention` serves training and prefill, `cached_attention` one decoding step. Both take grouped queries:
 num_heads is a multiple of num_kv_heads. Scores and softmax are float32 whatever the inputs' dtype.
+
+Training has several implementations, each run by every device on its own part of batch, heads and sequence. This file
+holds the one in plain JAX, which runs everywhere; those made for one kind of hardware stand in `kernels`.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jpeglm import sharding
+from jpeglm.errors import InputError
+from jpeglm.model import kernels
+from jpeglm.model.kernels import SAVED
+
+IMPLEMENTATIONS = ("auto", "blockwise", "splash", "cudnn", "triton")
 
 # Queries handled at once, at least, and blocks at most, since each is compiled anew. A block's scores are
 # [batch, heads, block, length].
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 24
 KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
+MOST_QUERIES = 128  # longer blocks, of long sequences, are worked through by so many queries at a time
+NO_KEYS = -1e30  # logsumexp over nothing; finite, so that differences and gradients are
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v over each position's past.
 
-    Each block of queries meets only the keys up to its own end, so the upper triangle is not computed. Of long
-    sequences the scores are computed again in the backward pass instead of kept.
+    The past is that of the chunk, whatever positions rotary embedding counts. On a mesh that spreads the sequence,
+    all arrays are in the order of `sharding.global_batch`.
 
     Args:
       q: [batch, length, heads, head_dim].
       k, v: [batch, length, kv_heads, head_dim].
       segment_ids: [batch, length] int; where given, positions of different segments do not see each other.
+      implementation: one of `IMPLEMENTATIONS`; "auto" takes the best that platform, mesh and shapes allow.
 
     Returns:
       [batch, length, heads, head_dim] of q's dtype.
+
+    Raises:
+      InputError: the implementation asked for cannot compute this, and why.
     """
-    batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    # Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
-    attend = _attend if length <= KEPT_LENGTH else jax.checkpoint(_attend)
-    blocks = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        visible = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]  # [queries, keys]
-        visible = visible[None]  # [1 or batch, queries, keys]
-        if segment_ids is not None:
-            visible &= segment_ids[:, start:end, None] == segment_ids[:, None, :end]
-        blocks.append(attend(q[..., start:end, :], k[:, :, :end], v[:, :, :end], visible))
-    mixed = jnp.concatenate(blocks, axis=3)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+    name = kernels.preferred(q, segment_ids) if implementation == "auto" else implementation
+    reason = kernels.obstacle(name, q, segment_ids)
+    if reason and implementation != "auto":
+        raise InputError(f"model.attention={name}: {reason}")
+    keys = ("batch", "sequence", "kv_heads", "head_dim")
+    axes = [("batch", "sequence", "heads", "head_dim"), keys, keys, ("batch", "sequence")]
+    arrays = [q, k, v] if segment_ids is None else [q, k, v, segment_ids]
+    if reason or name == "blockwise":
+        attend = _dealt if sharding.is_spread("sequence") else _blockwise
+    elif name == "splash":
+        kernel, partition = kernels.splash_kernel(q.shape[2], q.shape[1])
+        attend, axes, arrays = kernels.splash, [partition, *axes], [kernel, *arrays]
+    else:
+        attend = {"cudnn": kernels.cudnn, "triton": kernels.triton}[name]
+    return sharding.per_device(attend, axes[: len(arrays)], ("batch", "sequence", "heads", "head_dim"))(*arrays)
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
@@ -64,9 +88,133 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
     return _attend(q, k, v, visible).reshape(batch, heads, head_dim)
 
 
+def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """Each block of queries meets only the keys up to its own end, so the upper triangle is not computed.
+
+    Of long sequences the scores are computed again in the backward pass instead of kept.
+    """
+    length = q.shape[1]
+    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    if block > SMALLEST_BLOCK:
+        block = -(-block // MOST_QUERIES) * MOST_QUERIES
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, start: int, end: int) -> jax.Array:
+        def part(q: jax.Array, start: jax.Array | int) -> jax.Array:
+            places = start + jnp.arange(q.shape[-2])
+            return _attend(q, k[:, :, :end], v[:, :, :end], _visible(places, jnp.arange(end), segment_ids))
+
+        return part(q, start) if end - start <= SMALLEST_BLOCK else _in_turn(part, q, start)
+
+    if length > KEPT_LENGTH:
+        attend = jax.checkpoint(attend, static_argnums=(3, 4))
+    shape = q.shape
+    q, k, v = _grouped(q, k, v)
+    starts = range(0, length, block)
+    blocks = [attend(q[..., start : start + block, :], k, v, start, min(start + block, length)) for start in starts]
+    return _ungrouped(jnp.concatenate(blocks, axis=3), shape)
+
+
+def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """One member's share of a spread sequence: stripes i and 2C-1-i of its queries, against all keys.
+
+    Stripe s meets the key stripes 0..s, so the two together meet 2C+1 of them, whichever member this is: every member
+    runs the same number of equal squares, as one program on many devices must, and which squares depends on i alone.
+    A plain cut would let the last member do 2C-1 times the work of the first, or everybody the whole square. The
+    results of a stripe's squares are merged by their logsumexp.
+    """
+    i = sharding.member("sequence")
+    shape, stripe = q.shape, q.shape[1] // 2
+    q, k, v = _grouped(q, sharding.whole_sequence(k, 1), sharding.whole_sequence(v, 1))
+    segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
+    last = k.shape[2] // stripe - 1  # 2C-1
+    queries = jnp.stack(jnp.split(q, 2, axis=3))
+
+    def square(n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        early = n <= i
+        first_query = jnp.where(early, i, last - i) * stripe
+        first_key = jnp.where(early, n, n - i - 1) * stripe
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, first_key, stripe, axis=2) for x in (k, v))
+
+        def part(q: jax.Array, start: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+            places = first_query + start + jnp.arange(q.shape[-2])
+            return _attend_partly(q, keys, values, _visible(places, first_key + jnp.arange(stripe), segments))
+
+        return _in_turn(part, jnp.where(early, queries[0], queries[1]), 0)
+
+    squares = jnp.arange(last + 2)
+    mixed, logsumexp = jax.lax.map(jax.checkpoint(square), squares)  # [2C+1, batch, kv_heads, group, stripe, ...]
+
+    def merged(mine: jax.Array) -> jax.Array:
+        mine = mine.reshape(-1, *[1] * (mixed.ndim - 1))
+        return jnp.sum(jax.nn.softmax(jnp.where(mine, logsumexp, NO_KEYS), axis=0) * mixed, axis=0)
+
+    both = jnp.concatenate([merged(squares <= i), merged(squares > i)], axis=3)
+    return _ungrouped(both.astype(v.dtype), shape)
+
+
+def _grouped(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q as [batch, kv_heads, group, length, head_dim]; k, v as [batch, kv_heads, length, head_dim].
+
+    Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def _ungrouped(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return checkpoint_name(mixed.transpose(0, 3, 1, 2, 4).reshape(shape), SAVED)
+
+
+def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array, start: int) -> Any:
+    """attend(queries, place of the first) over MOST_QUERIES of [..., queries, head_dim] at a time.
+
+    So that the scores of no more are ever held; the backward pass computes them again, likewise.
+    """
+    attend = jax.checkpoint(attend)
+    parts = q.shape[-2] // MOST_QUERIES
+    if parts == 0 or q.shape[-2] == MOST_QUERIES:
+        return attend(q, start)
+    even = parts * MOST_QUERIES
+    xs = jnp.moveaxis(q[..., :even, :].reshape(*q.shape[:-2], parts, MOST_QUERIES, -1), -3, 0)
+    results = jax.lax.map(lambda x: attend(*x), (xs, start + MOST_QUERIES * jnp.arange(parts)))
+    results = jax.tree.map(lambda y: jnp.moveaxis(y, 0, -3).reshape(*q.shape[:-2], even, -1), results)
+    if even == q.shape[-2]:
+        return results
+    rest = attend(q[..., even:, :], start + even)
+    return jax.tree.map(lambda *ys: jnp.concatenate(ys, axis=-2), results, rest)
+
+
+def _visible(queries: jax.Array, keys: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """Which of the consecutive places `keys` those of `queries` see: [1 or batch, queries, keys]."""
+    visible = (keys[None, :] <= queries[:, None])[None]
+    if segment_ids is None:
+        return visible
+    ours, theirs = (
+        jax.lax.dynamic_slice_in_dim(segment_ids, places[0], places.size, axis=1) for places in (queries, keys)
+    )
+    return visible & (ours[:, :, None] == theirs[:, None, :])
+
+
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """[batch, kv_heads, group, queries, head_dim] over [batch, kv_heads, keys, head_dim] where `visible` is true."""
-    scores = jnp.einsum("bhgqd,bhkd->bhgqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    probabilities = jax.nn.softmax(_scores(q, k, visible), axis=-1).astype(v.dtype)
     return jnp.einsum("bhgqk,bhkd->bhgqd", probabilities, v)
+
+
+def _attend_partly(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`_attend` to some of a query's keys, perhaps none: what they mix to, and their logsumexp [..., queries, 1]."""
+    scores = _scores(q, k, visible)
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), NO_KEYS))
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    some = total > 0
+    total = jnp.where(some, total, 1)
+    mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed, jnp.where(some, top + jnp.log(total), NO_KEYS)
+
+
+def _scores(q: jax.Array, k: jax.Array, visible: jax.Array) -> jax.Array:
+    scores = jnp.einsum("bhgqd,bhkd->bhgqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return jnp.where(visible[:, None, None], scores, -jnp.inf)

@@ -20,10 +20,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jpeglm.errors import InputError
-from jpeglm.model.attention import cached_attention, causal_attention
-from jpeglm.sharding import constrain, is_spread
+from jpeglm.model.attention import IMPLEMENTATIONS, cached_attention, causal_attention
+from jpeglm.model.kernels import SAVED
+from jpeglm.sharding import constrain, gather, is_spread
 
 INIT_STD = 0.02
+REMAT = {  # what the forward pass of a layer keeps for the backward pass
+    "none": None,  # everything
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
+}
 VOCAB_MULTIPLE = 128  # the arrays are padded to this: whole TPU lanes, and divisible over `tensor`
 
 
@@ -44,6 +50,7 @@ class LlamaConfig:
     mask_documents: bool = False
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     stacked: bool = True  # layers as one array each, for training; False: one by one, for decoding
 
     def __post_init__(self) -> None:
@@ -53,8 +60,10 @@ class LlamaConfig:
             raise InputError(f"model.head_dim={self.head_dim} is odd; rotary embedding turns pairs")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
-        if self.remat not in ("none", "full"):
-            raise InputError(f"model.remat={self.remat!r} is neither none nor full")
+        if self.remat not in REMAT:
+            raise InputError(f"model.remat={self.remat!r} is none of {', '.join(REMAT)}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise InputError(f"model.attention={self.attention!r} is none of {', '.join(IMPLEMENTATIONS)}")
 
     @classmethod
     def of(cls, config: ConfigDict) -> "LlamaConfig":
@@ -106,17 +115,22 @@ def _matrix(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std: 
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
 
 
+def _used(parameter: nnx.Param, dtype: Any) -> jax.Array:
+    """A parameter as a product takes it: cast first, so that the narrower dtype travels, then gathered."""
+    return gather(parameter[...].astype(dtype), *parameter.get_metadata("axes"))
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last dimension, in float32."""
 
-    def __init__(self, size: int, eps: float):
-        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=("norm",))
+    def __init__(self, size: int, eps: float, axis: str):
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=(axis,))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * self.scale[...]).astype(x.dtype)
+        return (wide * _used(self.scale, jnp.float32)).astype(x.dtype)
 
 
 def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -141,34 +155,34 @@ class Block(nnx.Module):
         width, ffn = config.width, config.ffn_width
         residual_std = INIT_STD * (2 * config.num_layers) ** -0.5  # so that the residual stream keeps its scale
         self.dtype = jnp.dtype(config.dtype)
-        self.attention_norm = RMSNorm(width, config.norm_eps)
+        self.attention_norm = RMSNorm(width, config.norm_eps, "embed")
         self.wq = _matrix(rngs.params(), (width, heads, head_dim), ("embed", "heads", "head_dim"))
         self.wk = _matrix(rngs.params(), (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"))
         self.wv = _matrix(rngs.params(), (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"))
         self.wo = _matrix(rngs.params(), (heads, head_dim, width), ("heads", "head_dim", "embed"), residual_std)
-        self.ffn_norm = RMSNorm(width, config.norm_eps)
+        self.ffn_norm = RMSNorm(width, config.norm_eps, "embed")
         self.w_gate = _matrix(rngs.params(), (width, ffn), ("embed", "ffn"))
         self.w_up = _matrix(rngs.params(), (width, ffn), ("embed", "ffn"))
         self.w_down = _matrix(rngs.params(), (ffn, width), ("ffn", "embed"), residual_std)
-        self.q_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(head_dim, config.norm_eps, "head_dim") if config.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, config.norm_eps, "head_dim") if config.qk_norm else None
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable[..., Any]) -> Any:
         """`attend(q, k, v)` gives the mixed values and whatever state the caller keeps: (x, state)."""
         h = self.attention_norm(x)
-        q = jnp.einsum("...e,ehd->...hd", h, self.wq[...].astype(self.dtype))
-        k = jnp.einsum("...e,ehd->...hd", h, self.wk[...].astype(self.dtype))
-        v = jnp.einsum("...e,ehd->...hd", h, self.wv[...].astype(self.dtype))
+        q = jnp.einsum("...e,ehd->...hd", h, _used(self.wq, self.dtype))
+        k = jnp.einsum("...e,ehd->...hd", h, _used(self.wk, self.dtype))
+        v = jnp.einsum("...e,ehd->...hd", h, _used(self.wv, self.dtype))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
         # Heads folded first: as a product over two dimensions XLA for CPUs copies the weights at every use.
-        wo = self.wo[...].reshape(-1, x.shape[-1]).astype(self.dtype)
+        wo = _used(self.wo, self.dtype).reshape(-1, x.shape[-1])
         x = x + jnp.einsum("...h,he->...e", mixed.reshape(*mixed.shape[:-2], -1), wo)
         h = self.ffn_norm(x)
-        gate = jnp.einsum("...e,ef->...f", h, self.w_gate[...].astype(self.dtype))
-        up = jnp.einsum("...e,ef->...f", h, self.w_up[...].astype(self.dtype))
-        x = x + jnp.einsum("...f,fe->...e", jax.nn.silu(gate) * up, self.w_down[...].astype(self.dtype))
+        gate = jnp.einsum("...e,ef->...f", h, _used(self.w_gate, self.dtype))
+        up = jnp.einsum("...e,ef->...f", h, _used(self.w_up, self.dtype))
+        x = x + jnp.einsum("...f,fe->...e", jax.nn.silu(gate) * up, _used(self.w_down, self.dtype))
         return x, state
 
 
@@ -182,7 +196,7 @@ class Llama(nnx.Module):
         keys = jax.random.split(rngs.params(), config.num_layers)
         make_block = lambda key: Block(config, rngs=nnx.Rngs(params=key))  # noqa: E731
         self.layers = nnx.vmap(make_block)(keys) if config.stacked else nnx.List(map(make_block, keys))
-        self.final_norm = RMSNorm(width, config.norm_eps)
+        self.final_norm = RMSNorm(width, config.norm_eps, "embed")
         self.head = _matrix(rngs.params(), (width, vocab), ("embed", "vocab"))
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -191,11 +205,18 @@ class Llama(nnx.Module):
         `segment_ids` matters only with `config.mask_documents`.
         """
         segments = segment_ids if self.config.mask_documents else None
-        x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments), None))
+        how = self.config.attention
+        x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments, how), None))
         return self._logits(x)
 
     def prefill(self, tokens: jax.Array) -> tuple[jax.Array, list[Cache]]:
-        """Runs prompts [batch, length] from position 0; logits at every position, and caches of this length."""
+        """Runs prompts [batch, length] from position 0; logits at every position, and caches of this length.
+
+        Wants each prompt whole on a device: its tokens are in natural order. Of any length, so the implementation of
+        attention is chosen anew.
+        """
+        if is_spread("sequence"):
+            raise InputError("prompts are sampled whole: the mesh must not spread the sequence")
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
@@ -227,7 +248,7 @@ class Llama(nnx.Module):
         return self._logits(x), new
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.embedding[...].astype(self.config.dtype)[tokens]
+        return _used(self.embedding, self.config.dtype)[tokens]
 
     def _layers(self, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> tuple[jax.Array, Any]:
         """Runs all layers: [batch, length] -> [batch, length, width], and `attend`'s states of all layers."""
@@ -260,13 +281,13 @@ class Llama(nnx.Module):
 
         graphdef, stacked = nnx.split(self.layers)
         body = lambda x, parameters: layer(x, nnx.merge(graphdef, parameters))  # noqa: E731
-        if self.config.remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)  # scan already keeps XLA from undoing it
+        if policy := REMAT[self.config.remat]:
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # scan already keeps XLA from undoing it
         return jax.lax.scan(body, x, stacked)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         h = self.final_norm(x)
-        head = self.head[...].astype(self.config.dtype)
+        head = _used(self.head, self.config.dtype)
         logits = jnp.einsum("...e,ev->...v", h, head, preferred_element_type=jnp.float32)
         padding = jnp.arange(self.config.padded_vocab_size) >= self.config.vocab_size
         return jnp.where(padding, -jnp.inf, logits)
