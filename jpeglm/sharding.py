@@ -76,7 +76,9 @@ def num_slices(devices: Sequence[jax.Device]) -> int:
     Of GPUs each node counts as a slice for JAX, but parameters are often spread over nodes: they stay in JAX's order,
     node by node.
     """
-    return len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})  # one slice alone may bear no number
 
 
 def across_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
@@ -105,8 +107,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def gather(x: jax.Array, *axes: str | None) -> jax.Array:
     """A parameter as it is used: brought together over the devices that store it; its gradient as it is stored.
 
-    Without the second half the compiler sums a gradient on every device and then drops all but one part. Cast first,
-    so that the narrower dtype travels. Does nothing where no mesh is set.
+    Cast first, so that the narrower dtype travels. Does nothing where no mesh is set.
     """
     return x if jax.sharding.get_abstract_mesh().empty else _gather(axes, x)
 
@@ -116,7 +117,13 @@ def _gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
     return constrain(x, *(None if axis == STORED else axis for axis in axes))
 
 
-_gather.defvjp(lambda axes, x: (_gather(axes, x), None), lambda axes, _, gradient: (constrain(gradient, *axes),))
+def _scatter(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # A sum over the batch, of which each device keeps a part: reduce-scatter. Were only the second layout named, the
+    # compiler would move activations instead, so as to compute each part where it is kept.
+    return (constrain(_gather(axes, gradient), *axes),)
+
+
+_gather.defvjp(lambda axes, x: (_gather(axes, x), None), _scatter)
 
 
 def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:

@@ -4,7 +4,6 @@
 Pallas ones are interpreted: so slowly that only tests ask for them.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -80,16 +79,13 @@ def triton(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
 
 
 def splash_kernel(heads: int, length: int) -> tuple[Any, Any]:
-    """What `splash` takes first: which keys each block of queries has to meet; and how `per_device` spreads it."""
-    kernel = _make_splash(heads, length, sharding.parts("heads"), sharding.parts("sequence"), _interpreted())
-    layout = sharding.layout("heads", "sequence")
-    return kernel, layout and kernel.manual_sharding_spec(layout)
+    """What `splash` takes first: which keys each block of queries has to meet; and how `per_device` spreads it.
 
-
-@functools.lru_cache
-def _make_splash(heads: int, length: int, head_parts: int, parts: int, interpret: bool) -> Any:
+    Working the mask through costs a second for 12,288 tokens, once: splash remembers the result.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+    parts = sharding.parts("sequence")
     # Lazy: only the places of the queries are held, not ascending where the sequence is spread.
     mask = splash_attention_mask.CausalMask((length, length))
     mask.q_sequence = sharding.dealt_order(length, parts).astype(np.int32)
@@ -97,16 +93,16 @@ def _make_splash(heads: int, length: int, head_parts: int, parts: int, interpret
     while _stripe(length, parts) % block:
         block //= 2
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
-    with jax.ensure_compile_time_eval():  # the kernel outlives the program that is being traced
-        kernel = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * heads),
-            block_sizes=splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
-            head_shards=head_parts,
-            q_seq_shards=parts,
-            residual_checkpoint_name=SAVED,
-            interpret=interpret,
-        )
-        return jax.tree.map(np.asarray, kernel)
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
+        head_shards=sharding.parts("heads"),
+        q_seq_shards=parts,
+        residual_checkpoint_name=SAVED,
+        interpret=_interpreted(),
+    )
+    layout = sharding.layout("heads", "sequence")
+    return kernel, layout and kernel.manual_sharding_spec(layout)
 
 
 def splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
