@@ -89,7 +89,8 @@ def across_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Devic
     data, *rest = shape
     if data % slices:
         raise InputError(f"mesh: data={data} is no multiple of the {slices} slices of this TPU")
-    return mesh_utils.create_hybrid_device_mesh((data // slices, *rest), (slices, 1, 1, 1), devices)
+    within, between = (data // slices, *rest), (slices, 1, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:

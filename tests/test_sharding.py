@@ -1,6 +1,10 @@
 """Meshes and layouts: what divides is spread as the table says, what does not is refused."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +16,11 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jpeglm import sharding
 from jpeglm.errors import InputError
 from jpeglm.model import llama
+from tests import meshes
+from tests.commands import ROOT, UNOPTIMISED
 from tests.tiny_config import get_config
+
+SOME_MESHES = [(1, 8, 1, 1), (2, 4, 1, 1), (2, 2, 1, 2), (2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 4, 2)]
 
 MODEL = llama.LlamaConfig.of(get_config())
 
@@ -84,3 +92,79 @@ def test_a_global_batch_puts_each_row_in_its_place():
     local = {"tokens": 10 * rows[:, None] + np.arange(6)}
     batch = sharding.global_batch(local, rows, sharding.batch_sharding(mesh), 4)
     assert np.array_equal(batch["tokens"], 10 * np.arange(4)[:, None] + np.arange(6))
+
+
+def test_a_spread_sequence_is_dealt_in_an_early_and_a_late_stripe():
+    assert sharding.dealt_order(16, 2).tolist() == [0, 1, 2, 3, 12, 13, 14, 15, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert sharding.dealt_order(12, 1).tolist() == list(range(12))
+    # Each member's queries see equally many keys.
+    seen = (sharding.dealt_order(96, 4) + 1).reshape(4, -1).sum(axis=1)
+    assert np.all(seen == seen[0])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "message"),
+    [
+        (mesh_of(data=2, fsdp=8), {}, "optim.batch_size=8 .* over 16 devices"),
+        (mesh_of(fsdp=4), {"optim.accumulate": 4}, "optim.accumulate=4"),
+        (mesh_of(context=3), {}, "data.seq_len=64 .* mesh.context=3"),
+        (mesh_of(context=4), {"data.seq_len": 68}, "data.seq_len=68 does not divide into two stripes"),
+    ],
+)
+def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(mesh, changes, message):
+    config = get_config()
+    sharding.check_divides(config, mesh_of(data=2, fsdp=4, context=4))
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        sharding.check_divides(config, mesh)
+
+
+def slices_of_a_tpu(slices: int, devices: int) -> list[SimpleNamespace]:
+    return [
+        SimpleNamespace(
+            id=i,
+            platform="tpu",
+            device_kind="fake",
+            process_index=i // 4,
+            slice_index=i // devices,
+            coords=(i % devices % 4, i % devices // 4, 0),
+            core_on_chip=0,
+        )  # fmt: skip
+        for i in range(slices * devices)
+    ]
+
+
+def test_only_data_runs_across_the_slices_of_a_tpu():
+    devices = slices_of_a_tpu(2, 8)
+    assert sharding.num_slices(devices) == 2
+    mixed = [devices[i] for i in np.random.default_rng(0).permutation(16)]
+    placed = np.vectorize(lambda device: device.slice_index)(sharding.across_slices((4, 2, 1, 2), 2, mixed))
+    assert placed.shape == (4, 2, 1, 2)
+    assert np.all(placed[:2] == 0) and np.all(placed[2:] == 1)
+    with pytest.raises(InputError, match="data=3 is no multiple of the 2 slices"):
+        sharding.across_slices((3, 2, 1, 2), 2, slices_of_a_tpu(2, 6))
+    nodes = [SimpleNamespace(slice_index=i, platform="gpu") for i in range(2)]
+    assert sharding.num_slices(nodes) == 1  # parameters may be spread over nodes
+
+
+@pytest.mark.parametrize("sizes", [SOME_MESHES, pytest.param(meshes.ALL, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_any_mesh_gives_the_loss_and_gradients_of_one_device(sizes):
+    """Also: the compiler never has to bring an array together for want of a way between two layouts, and no device
+    holds much more than its share of a fresh training's state, even while that is made."""
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.meshes", json.dumps(sizes)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {UNOPTIMISED}"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Involuntary full rematerialization" not in process.stderr
+    result = json.loads(process.stdout)
+    assert len(result["meshes"]) == len(sizes)
+    for found in result["meshes"]:
+        assert found["loss_error"] < 1e-5 and found["worst"][0] < 1e-5, found
+        assert 5 < found["loss"] < 7, found
+    start = result["start"]
+    assert start["too_large"] == [] and start["arrays"] == 36  # parameters and both moments: 3 * 12
+    assert start["state"] / 8 < start["device"] < 1.5 * start["state"] / 8

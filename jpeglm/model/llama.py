@@ -195,7 +195,12 @@ class Llama(nnx.Module):
         self.embedding = _matrix(rngs.params(), (vocab, width), ("vocab", "embed"))
         keys = jax.random.split(rngs.params(), config.num_layers)
         make_block = lambda key: Block(config, rngs=nnx.Rngs(params=key))  # noqa: E731
-        self.layers = nnx.vmap(make_block)(keys) if config.stacked else nnx.List(map(make_block, keys))
+        if config.stacked:
+            # One after the other: all at once would take as much memory again.
+            graphdef = nnx.graphdef(nnx.eval_shape(make_block, keys[0]))
+            self.layers = nnx.merge(graphdef, jax.lax.map(lambda key: nnx.state(make_block(key)), keys))
+        else:
+            self.layers = nnx.List(map(make_block, keys))
         self.final_norm = RMSNorm(width, config.norm_eps, "embed")
         self.head = _matrix(rngs.params(), (width, vocab), ("embed", "vocab"))
 

@@ -22,7 +22,9 @@ def reference(q, k, v, segment_ids):
     """softmax(q k^T / sqrt(head_dim)) v with one mask, in the dtype of the inputs."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
-    visible = jnp.tril(jnp.ones(scores.shape[-2:], bool)) & (segment_ids[:, None, :, None] == segment_ids[:, None, None])
+    visible = jnp.tril(jnp.ones(scores.shape[-2:], bool)) & (
+        segment_ids[:, None, :, None] == segment_ids[:, None, None]
+    )
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf)), v)
 
 
