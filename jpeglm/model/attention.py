@@ -21,12 +21,11 @@ from jpeglm.model.kernels import SAVED
 
 IMPLEMENTATIONS = ("auto", "blockwise", "splash", "cudnn", "triton")
 
-# Queries handled at once, at least, and blocks at most, since each is compiled anew. A block's scores are
-# [batch, heads, block, length].
-SMALLEST_BLOCK = 64
-MOST_BLOCKS = 24
+BLOCK = 64  # queries handled at once
+MOST_BLOCKS = 24  # each is compiled anew; longer sequences are cut into stripes
 KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
-MOST_QUERIES = 128  # longer blocks, of long sequences, are worked through by so many queries at a time
+LARGEST_STRIPE = 512
+MOST_QUERIES = 128  # of a stripe, handled at once
 NO_KEYS = -1e30  # logsumexp over nothing; finite, so that differences and gradients are
 
 
@@ -89,67 +88,89 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
 
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """Each block of queries meets only the keys up to its own end, so the upper triangle is not computed.
+    """A sequence that fits few blocks: each block of queries meets only the keys up to its own end.
 
-    Of long sequences the scores are computed again in the backward pass instead of kept.
+    So the upper triangle is not computed. From `KEPT_LENGTH` on the scores are computed again in the backward pass
+    instead of kept.
     """
-    length = q.shape[1]
-    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
-    if block > SMALLEST_BLOCK:
-        block = -(-block // MOST_QUERIES) * MOST_QUERIES
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, start: int, end: int) -> jax.Array:
-        def part(q: jax.Array, start: jax.Array | int) -> jax.Array:
-            places = start + jnp.arange(q.shape[-2])
-            return _attend(q, k[:, :, :end], v[:, :, :end], _visible(places, jnp.arange(end), segment_ids))
-
-        return part(q, start) if end - start <= SMALLEST_BLOCK else _in_turn(part, q, start)
-
-    if length > KEPT_LENGTH:
-        attend = jax.checkpoint(attend, static_argnums=(3, 4))
-    shape = q.shape
+    length, shape = q.shape[1], q.shape
+    if length > MOST_BLOCKS * BLOCK:
+        return _folded(q, k, v, segment_ids)
     q, k, v = _grouped(q, k, v)
-    starts = range(0, length, block)
-    blocks = [attend(q[..., start : start + block, :], k, v, start, min(start + block, length)) for start in starts]
+    attend = _attend if length <= KEPT_LENGTH else jax.checkpoint(_attend)
+    blocks = []
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        visible = _visible(jnp.arange(start, end), jnp.arange(end), segment_ids)
+        blocks.append(attend(q[..., start:end, :], k[:, :, :end], v[:, :, :end], visible))
     return _ungrouped(jnp.concatenate(blocks, axis=3), shape)
 
 
-def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """One member's share of a spread sequence: stripes i and 2C-1-i of its queries, against all keys.
+def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """A long sequence on one device, cut into pairs of stripes as if spread, which are worked through in turn.
 
-    Stripe s meets the key stripes 0..s, so the two together meet 2C+1 of them, whichever member this is: every member
-    runs the same number of equal squares, as one program on many devices must, and which squares depends on i alone.
-    A plain cut would let the last member do 2C-1 times the work of the first, or everybody the whole square. The
-    results of a stripe's squares are merged by their logsumexp.
+    So memory grows with the length alone, and so does no program.
     """
-    i = sharding.member("sequence")
-    shape, stripe = q.shape, q.shape[1] // 2
+    length, shape = q.shape[1], q.shape
+    pairs = -(-length // (2 * LARGEST_STRIPE))
+    stripe = -(-length // (2 * pairs))
+    # What is added at the end lies in the future of every token.
+    fill = lambda x: jnp.pad(x, ((0, 0), (0, 2 * pairs * stripe - length), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
+    q, k, v = _grouped(fill(q), fill(k), fill(v))
+    segments = None if segment_ids is None else fill(segment_ids)
+    stripes = jnp.stack(jnp.split(q, 2 * pairs, axis=3))
+    attend = jax.checkpoint(lambda x: _attend_pair(*x, k, v, segments))
+    early, late = jax.lax.map(attend, (jnp.arange(pairs), stripes[:pairs], stripes[: pairs - 1 : -1]))
+    mixed = jnp.concatenate([*early, *late[::-1]], axis=3)
+    return _ungrouped(mixed, (shape[0], 2 * pairs * stripe, *shape[2:]))[:, :length]
+
+
+def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """One member's share of a spread sequence: its two stripes of queries against all keys."""
+    shape = q.shape
     q, k, v = _grouped(q, sharding.whole_sequence(k, 1), sharding.whole_sequence(v, 1))
     segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
+    pair = _attend_pair(sharding.member("sequence"), *jnp.split(q, 2, axis=3), k, v, segments)
+    return _ungrouped(jnp.concatenate(pair, axis=3), shape)
+
+
+def _attend_pair(
+    i: jax.Array, early: jax.Array, late: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of stripes i and 2C-1-i of the queries, given all keys and values in natural order.
+
+    Stripe s meets the key stripes 0..s, so the two together meet 2C+1 of them, whatever i is: every member of a
+    spread sequence runs the same number of equal squares, as one program on many devices must, and which squares
+    depends on i alone. A plain cut would have the last member do 2C-1 times the work of the first, or everybody the
+    whole square. The results of a stripe's squares are merged by their logsumexp.
+    """
+    stripe = early.shape[3]
     last = k.shape[2] // stripe - 1  # 2C-1
-    queries = jnp.stack(jnp.split(q, 2, axis=3))
+    # A key's gradient is a sum over many squares: in float32.
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
 
     def square(n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        early = n <= i
-        first_query = jnp.where(early, i, last - i) * stripe
-        first_key = jnp.where(early, n, n - i - 1) * stripe
+        is_early = n <= i
+        first_query = jnp.where(is_early, i, last - i) * stripe
+        first_key = jnp.where(is_early, n, n - i - 1) * stripe
         keys, values = (jax.lax.dynamic_slice_in_dim(x, first_key, stripe, axis=2) for x in (k, v))
 
         def part(q: jax.Array, start: jax.Array | int) -> tuple[jax.Array, jax.Array]:
             places = first_query + start + jnp.arange(q.shape[-2])
-            return _attend_partly(q, keys, values, _visible(places, first_key + jnp.arange(stripe), segments))
+            visible = _visible(places, first_key + jnp.arange(stripe), segment_ids)
+            return _attend_partly(q, keys.astype(q.dtype), values.astype(q.dtype), visible)
 
-        return _in_turn(part, jnp.where(early, queries[0], queries[1]), 0)
+        return _in_turn(part, jnp.where(is_early, early, late))
 
     squares = jnp.arange(last + 2)
     mixed, logsumexp = jax.lax.map(jax.checkpoint(square), squares)  # [2C+1, batch, kv_heads, group, stripe, ...]
 
     def merged(mine: jax.Array) -> jax.Array:
         mine = mine.reshape(-1, *[1] * (mixed.ndim - 1))
-        return jnp.sum(jax.nn.softmax(jnp.where(mine, logsumexp, NO_KEYS), axis=0) * mixed, axis=0)
+        shares = jax.nn.softmax(jnp.where(mine, logsumexp, NO_KEYS), axis=0)
+        return jnp.sum(shares * mixed, axis=0).astype(early.dtype)
 
-    both = jnp.concatenate([merged(squares <= i), merged(squares > i)], axis=3)
-    return _ungrouped(both.astype(v.dtype), shape)
+    return merged(squares <= i), merged(squares > i)
 
 
 def _grouped(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -167,23 +188,22 @@ def _ungrouped(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return checkpoint_name(mixed.transpose(0, 3, 1, 2, 4).reshape(shape), SAVED)
 
 
-def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array, start: int) -> Any:
-    """attend(queries, place of the first) over MOST_QUERIES of [..., queries, head_dim] at a time.
+def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array) -> Any:
+    """attend(queries, number of the first) over MOST_QUERIES of [..., queries, head_dim] at a time.
 
     So that the scores of no more are ever held; the backward pass computes them again, likewise.
     """
     attend = jax.checkpoint(attend)
-    parts = q.shape[-2] // MOST_QUERIES
-    if parts == 0 or q.shape[-2] == MOST_QUERIES:
-        return attend(q, start)
+    parts, rest = divmod(q.shape[-2], MOST_QUERIES)
+    if parts <= 1:
+        return attend(q, 0)
     even = parts * MOST_QUERIES
     xs = jnp.moveaxis(q[..., :even, :].reshape(*q.shape[:-2], parts, MOST_QUERIES, -1), -3, 0)
-    results = jax.lax.map(lambda x: attend(*x), (xs, start + MOST_QUERIES * jnp.arange(parts)))
+    results = jax.lax.map(lambda x: attend(*x), (xs, MOST_QUERIES * jnp.arange(parts)))
     results = jax.tree.map(lambda y: jnp.moveaxis(y, 0, -3).reshape(*q.shape[:-2], even, -1), results)
-    if even == q.shape[-2]:
+    if not rest:
         return results
-    rest = attend(q[..., even:, :], start + even)
-    return jax.tree.map(lambda *ys: jnp.concatenate(ys, axis=-2), results, rest)
+    return jax.tree.map(lambda *ys: jnp.concatenate(ys, axis=-2), results, attend(q[..., even:, :], even))
 
 
 def _visible(queries: jax.Array, keys: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

@@ -125,7 +125,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(1, 5, (2, 100))))
 
     def value_and_grads(block, kept_length=512):
-        monkeypatch.setattr(attention, "SMALLEST_BLOCK", block)
+        monkeypatch.setattr(attention, "BLOCK", block)
         monkeypatch.setattr(attention, "KEPT_LENGTH", kept_length)
         loss = lambda *qkv: jnp.sum(jnp.sin(attention.causal_attention(*qkv, segments)))  # noqa: E731
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
