@@ -6,6 +6,7 @@
     WORKDIR/checkpoints/STEP  Orbax: {"params", "opt_state", "fingerprints"} after STEP steps
     WORKDIR/checkpoints/STEP.damaged   one that could not be restored, set aside
     WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
+    WORKDIR/programs/         compiled, so that a restart need not; WORKDIR/profile/ traces
 
 Sampling, scoring and export need nothing else. An imported model has a checkpoint of step 0 with parameters alone; a
 slim copy of a run has one of its own step.
@@ -35,10 +36,15 @@ from jpeglm.errors import InputError, writing
 from jpeglm.model import llama
 from jpeglm.tokenizer import Tokenizer
 
+RESTORE_GB = 4  # of host memory, at most so much on its way to the devices; Orbax takes 96
+
 # What a resumed run may change: none of it alters what is learnt, but for rounding and the end of the schedule.
 FREE_KEYS = (
     "steps",
     "platform",
+    "deterministic",
+    "watchdog",
+    "profile",
     "data.path",
     "data.verify",
     "mesh.",
@@ -47,6 +53,7 @@ FREE_KEYS = (
     "log.",
     "optim.accumulate",
     "model.remat",
+    "model.attention",
 )
 
 
@@ -193,7 +200,8 @@ def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dic
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     # The handler itself: a Checkpointer would wait for a process that failed.
-    return ocp.PyTreeCheckpointHandler().restore(_folder(workdir) / str(step) / "default", args=args)
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=RESTORE_GB)
+    return handler.restore(_folder(workdir) / str(step) / "default", args=args)
 
 
 def _altered(restored: dict[str, Any]) -> str | None:

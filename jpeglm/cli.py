@@ -1,7 +1,7 @@
 """What every command shares: flag parsing, one-line errors, exit statuses.
 
-Exit status 0: done. 2: bad input that the user can mend, one line on standard error. 75: stopped on request,
-start me again. 1: anything unexpected, with its traceback.
+Exit status 0: done. 2: bad input that the user can mend, one line on standard error. 75: stopped on request or by
+the watchdog (jpeglm/faults.py), start me again. 1: anything unexpected, with its traceback.
 """
 
 import logging as std_logging
@@ -13,16 +13,20 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from jpeglm.errors import InputError, printable
+from jpeglm.errors import Diverged, InputError, printable
 
 EXIT_BAD_INPUT = 2
 PACKAGE = Path(__file__).parent
 
 
-def _fail(message: object) -> None:
+def _tell(message: object) -> None:
     line = printable(" ".join(str(message).split()))
     print(f"{_program()}: error: {line}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+
+
+def _fail(message: object) -> None:
+    _tell(message)
     # Not sys.exit: that waits for the other processes of the job, which wait for this one, and lets the threads of a
     # save that failed say more.
     os._exit(EXIT_BAD_INPUT)
@@ -101,6 +105,10 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
             sys.stdout.flush()
         except InputError as error:
             _fail(error)
+        except Diverged as error:  # all processes meet it at the same step, and end together
+            if str(error):
+                _tell(error)
+            sys.exit(1)
         except BrokenPipeError:
             if not _nobody_reads():
                 raise

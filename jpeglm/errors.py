@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and how messages show what others have named."""
+"""The exceptions that are told in one line, and how messages show what others have named."""
 
 import contextlib
 import errno
@@ -12,6 +12,10 @@ class InputError(ValueError):
     The message is one line and says what is wrong and where. Commands print it without a traceback and
     exit with status 2 (see `jpeglm.cli`).
     """
+
+
+class Diverged(ArithmeticError):
+    """A loss, a gradient or a parameter is no longer finite. Commands print the line and exit with status 1."""
 
 
 # TensorStore and Riegeli raise ValueError and RuntimeError with the system's words inside.

@@ -3,15 +3,22 @@
 import os
 
 import jax
+from absl import logging
+from etils import epath
 
 from jpeglm.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# No operation whose order of additions varies, and none chosen by timing, which varies from start to start.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 
-def start(platform: str = "") -> list[jax.Device]:
+def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) -> list[jax.Device]:
     """All devices of the job. `platform` is "", "cpu", "gpu" or "tpu"; one that is absent is an InputError.
+
+    `watchdog`: seconds after which `faults.Watchdog` ends a process that hangs. JAX, which aborts all processes when
+    one is not heard of, is told to wait longer. `deterministic`: the same bits each time on GPUs too, at some speed.
 
     A job of several processes is joined first: as the three PROCESS_VARIABLES say (HOST:PORT of process 0, their
     number, this one's), or as JAX finds out by itself under Slurm and Open MPI (one process a GPU, if
@@ -21,8 +28,10 @@ def start(platform: str = "") -> list[jax.Device]:
         raise InputError(f"platform={platform!r} is none of cpu, gpu, tpu")
     if PLATFORMS[platform]:
         jax.config.update("jax_platforms", PLATFORMS[platform])
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
     if not jax.distributed.is_initialized():
-        _join_processes(platform)
+        _join_processes(platform, {"heartbeat_timeout_seconds": 100 + int(watchdog)})
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a GPU, JAX 0.10 fails in an assertion without words
@@ -30,26 +39,34 @@ def start(platform: str = "") -> list[jax.Device]:
         raise InputError(f"platform {asked!r} was asked for and is not there: {why}") from error
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise InputError(f"this host is one of {jax.process_count()} of a TPU slice: platform must be tpu")
+    if jax.process_index():
+        logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
     return devices
 
 
-def _join_processes(platform: str) -> None:
+def cache_programs(workdir: epath.Path) -> None:
+    """Keeps compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR names another folder."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
+
+
+def _join_processes(platform: str, options: dict[str, int]) -> None:
     given = {name: os.environ[name] for name in PROCESS_VARIABLES if name in os.environ}
     if len(given) == len(PROCESS_VARIABLES):
         address, count, number = given.values()
         if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and ":" in address):
             raise InputError(f"{given}: an address HOST:PORT, a number of processes, and this one's below it")
-        jax.distributed.initialize(address, int(count), int(number))
+        jax.distributed.initialize(address, int(count), int(number), **options)
     elif given.keys() - {"JAX_COORDINATOR_ADDRESS"}:  # that one alone may correct what JAX finds out
         missing = ", ".join(name for name in PROCESS_VARIABLES if name not in given)
         raise InputError(f"{', '.join(given)} is set but not {missing}")
     elif platform == "tpu":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**options)
         except ValueError:
             pass  # a TPU outside any cluster: its host is alone
     elif _in_cluster():
-        jax.distributed.initialize()
+        jax.distributed.initialize(**options)
 
 
 def _in_cluster() -> bool:

@@ -4,10 +4,10 @@ python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DIR --
 
 DIR is what `jpeglm.prepare` wrote, WORKDIR gets config, tokenizer, checkpoints and metrics (metrics.jsonl, and
 TensorBoard). Every key of a config stands with its default in jpeglm/config.py; --config.KEY=VALUE changes one, as in
---config.optim.lr=1e-4. Several hosts: the same command on each (see jpeglm/runtime.py).
+--config.optim.lr=1e-4. Several hosts: the same command on each (see jpeglm/runtime.py). With --dry_run it tries
+everything once, says what the run will take, and whether it can go.
 """
 
-import time
 from typing import Any
 
 import jax
@@ -18,33 +18,47 @@ from absl import flags, logging
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
-from tabulate import tabulate
-from tqdm import tqdm
 
-from jpeglm import checkpoint, cli, metrics, optim, runtime, sharding
+from jpeglm import checkpoint, cli, dry_run, faults, metrics, optim, runtime, sharding
 from jpeglm.data import pipeline, shards
 from jpeglm.errors import InputError
-from jpeglm.metrics import human_count, human_time
 from jpeglm.model import llama
 from jpeglm.model.loss import make_loss
+from jpeglm.progress import Progress, opening_table
 
 Batch = dict[str, jax.Array]
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> None:
+def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None) -> tuple[int, int]:
     """Runs `config.steps` optimiser steps in all, from where the workdir stands.
 
-    Reads from top to bottom: devices and mesh, data, model and optimiser, state (new or restored), the step, the loop.
+    Reads from top to bottom: devices and mesh, data, model and optimiser, the step, state (new or restored), the loop.
+
+    Args:
+      last_step: the loop ends after so many steps; None: after `config.steps`, where the schedule ends.
+
+    Returns:
+      bytes a device needs during a step: for arguments and results, and for temporaries.
+
+    Raises:
+      InputError: data, config, mesh or workdir do not fit, in words for the user.
+      Diverged: a loss, a gradient or a parameter is no longer finite.
+      SystemExit: with status 75, when asked to stop; a checkpoint is saved.
     """
+    clock = metrics.Stopwatch()
+    last_step = config.steps if last_step is None else last_step
+
     ############################ Devices and mesh ############################
-    devices = runtime.start(config.platform)
+    devices = runtime.start(config.platform, config.watchdog, config.deterministic)
+    runtime.cache_programs(workdir)
+    preemption = faults.Preemption()
     mesh = sharding.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)
     is_lead = jax.process_index() == 0
 
     ############################ Data ############################
     batch_size, accumulate, seq_len = config.optim.batch_size, config.optim.accumulate, config.data.seq_len
-    check_divides(config, mesh)
+    sharding.check_divides(config, mesh)
     if not config.data.path:
         raise InputError("where is the data? --config.data.path=DIR, a folder that `python -m jpeglm.prepare` wrote")
     data_dir = epath.Path(config.data.path)
@@ -66,28 +80,19 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     param_shardings = sharding.parameter_shardings(abstract_model, mesh)
     schedule = optim.make_schedule(config.optim, config.steps)
     optimizer = optim.make_optimizer(config.optim, schedule)
-    shapes = {"params": abstract_params, "opt_state": jax.eval_shape(optimizer.init, abstract_params)}
+
+    def with_optimizer(params: Any) -> dict[str, Any]:
+        return {"params": params, "opt_state": optimizer.init(params)}
+
     shardings = {
         "params": param_shardings,
         "opt_state": optim.state_shardings(optimizer, abstract_params, param_shardings, mesh),
     }
-
-    ############################ State: restored, or new ############################
+    abstract_state = checkpoint.abstract(jax.eval_shape(with_optimizer, abstract_params), shardings)
     checkpoint.check_resumable(workdir, config, manifest)
     init_from = epath.Path(config.init_from) if config.init_from else None
     if init_from and not checkpoint.saved_steps(workdir):
         checkpoint.check_init_from(init_from, config, abstract_params, manifest)
-    claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
-    first_step, state = checkpoint.restore_newest(workdir, checkpoint.abstract(shapes, shardings))
-    if state is None:
-        # Born in its layout, never whole on one device.
-        if init_from:
-            params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)
-        else:
-            params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=param_shardings)()
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings["opt_state"])(params)
-        state = {"params": params, "opt_state": opt_state}
-    saver = checkpoint.Saver(workdir, config.checkpoint)
 
     ############################ The step ############################
     loss_of = make_loss(graphdef, config.optim.z_loss)
@@ -107,77 +112,105 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
             (grads, loss), _ = jax.lax.scan(add, zeros, microbatches(batch, accumulate))
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt_state": opt_state}, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        # The norms are over everything, so that no number that is not finite hides.
+        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        return {"params": params, "opt_state": opt_state}, {"loss": loss, **norms}
 
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-
-    @jax.jit
     def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         _, nll = loss_of(params, batch, jnp.ones(()))
         return nll, jnp.sum(batch["loss_weights"])
 
+    clock.lap("restart")
+    # Compiled before the state is there: whether it fits is known before anything is allocated.
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    train_step = train_step.lower(abstract_state, batch_shapes(chunks, batch_size, batch_layout)).compile()
+    eval_step = (
+        jax.jit(eval_step).lower(abstract_state["params"], batch_shapes(chunks, eval_size, batch_layout)).compile()
+    )
+    compile_seconds, memory = clock.lap("compile"), metrics.device_memory(train_step)
+    metrics.check_memory(memory, jax.local_devices()[0])
+
+    ############################ State: restored, or new ############################
+    claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
+    first_step, state = checkpoint.restore_newest(workdir, abstract_state)
+    if state is None:
+        # Born in its layout, never whole on one device.
+        if init_from:
+            params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)
+            make_state = jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings)
+            state = make_state(params)
+        else:
+            make_state = jax.jit(
+                lambda: with_optimizer(llama.init_params(model_config, config.seed)), out_shardings=shardings
+            )
+            state = make_state()
+    saver = checkpoint.Saver(workdir, config.checkpoint)
+    progress = Progress(workdir, config, first_step, clock, schedule, devices[0])
+    if is_lead:
+        logging.info("\n%s", opening_table(config, mesh, chunks, heldout, first_step, memory, compile_seconds))
+
+    ############################ The loop ############################
     def evaluate(params: Any) -> dict[str, float]:
         sums = np.zeros(2)
         for local in pipeline.eval_batches(heldout, eval_size, eval_rows, config.eval.batches * accumulate):
             batch = sharding.global_batch(local, eval_rows, batch_layout, eval_size)
             sums += np.array(jax.device_get(eval_step(params, batch)), np.float64)
+            watchdog.beat("an evaluation")
         return metrics.heldout_units(sums[0] / sums[1], heldout.manifest)
 
-    ############################ The opening print ############################
-    tokens_per_step = batch_size * seq_len
-    flops_per_token = model_config.flops_per_token(seq_len)
-    peak = metrics.peak_flops(devices[0])
-    if is_lead:
-        logging.info("\n%s", opening_table(config, model_config, mesh, chunks, heldout, first_step, peak))
-
-    ############################ The loop ############################
-    log = metrics.MetricsLog(workdir, first_step) if is_lead else None
-    batches = pipeline.train_batches(chunks, config.seed, batch_size, rows, first_step, config.steps)
-    bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="train", disable=None if is_lead else True)
-    clock, clock_step, paused = time.monotonic(), first_step, 0.0
-    for index, local in batches:
-        step = index + 1  # so many will be done
-        batch = sharding.global_batch(local, rows, batch_layout, batch_size)
-        state, scalars = train_step(state, batch)
-        saver.check()
-        bar.update()
-
-        if step % config.log.every == 0 or step == config.steps:
+    place = lambda local: sharding.global_batch(local, rows, batch_layout, batch_size)  # noqa: E731
+    batches = pipeline.train_batches(chunks, config.seed, batch_size, rows, first_step, last_step, place=place)
+    profile = metrics.Profile(workdir, first_step, config.profile)
+    step, is_stopping = first_step, False
+    clock.lap("restart")
+    progress.begin()
+    with faults.Watchdog(config.watchdog) as watchdog:
+        while step < last_step and not is_stopping:
+            step += 1
+            watchdog.beat(f"step {step}")
+            profile.before(step)
+            _, batch = next(batches)  # threads read ahead, so this should take no time
+            clock.lap("data")
+            state, scalars = train_step(state, batch)
             scalars = {name: float(value) for name, value in jax.device_get(scalars).items()}  # waits for the step
-            seconds = (time.monotonic() - clock - paused) / (step - clock_step)
-            rate = tokens_per_step / seconds
-            scalars |= {"learning_rate": float(schedule(step - 1)), "tokens_per_second": rate}
-            if peak:
-                scalars["mfu"] = rate * flops_per_token / (peak * len(devices))
-            if is_lead:
-                left = human_time(seconds * (config.steps - step))
-                mfu = f"  MFU {scalars['mfu']:.1%}" if peak else ""
-                bar.set_postfix(loss=f"{scalars['loss']:.4f}")
-                logging.info(
-                    "step %d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s tokens/s%s  %s left", step, config.steps,
-                    scalars["loss"], scalars["grad_norm"], scalars["learning_rate"], human_count(rate), mfu, left,
-                )  # fmt: skip
-                log.write(step, scalars)
-            clock, clock_step, paused = time.monotonic(), step, 0.0
+            clock.lap("steps")
+            saver.check()
+            if not np.isfinite(list(scalars.values())).all():
+                saver.close()  # an earlier step may still be on its way to the disk
+                learnt = pipeline.chunk_numbers(chunks, config.seed, batch_size, step - 1)
+                raise faults.diverged(step, scalars, checkpoint.saved_steps(workdir), learnt)
+            progress.step(step, scalars, is_last=step == last_step)
 
-        started = time.monotonic()
-        if step % config.eval.every == 0 or step == config.steps:
-            scores = evaluate(state["params"])
-            if is_lead:
-                logging.info("step %d  held-out: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-                log.write(step, {f"heldout/{name}": value for name, value in scores.items()})
-        if step % config.checkpoint.every == 0 or step == config.steps:
-            if is_lead:
-                claim.check()
-                log.flush()  # before the checkpoint, so that no checkpoint is ahead of its metrics
-            saver.save(step, state)
-        paused += time.monotonic() - started
+            is_stopping = preemption.reached(step)
+            if step % config.eval.every == 0 or step == last_step:
+                progress.scores(step, evaluate(state["params"]))
+                clock.lap("evaluation")
+            if step % config.checkpoint.every == 0 or step == last_step or is_stopping:
+                watchdog.beat(f"the checkpoint of step {step}")
+                if is_lead:
+                    claim.check()
+                progress.saving()
+                saver.save(step, state)
+                progress.saved(step, clock.lap("checkpoint"))
 
-    bar.close()
-    saver.close()
-    if is_lead:
-        log.close()
-        logging.info("%d steps done: %s", max(first_step, config.steps), workdir)
+        watchdog.beat("the last checkpoint")
+        saver.close()
+        clock.lap("checkpoint")
+    profile.stop()
+    preemption.release()
+    if step < last_step:
+        progress.close(f"stopped on request after step {step}, which is saved: the same command goes on from there")
+        raise SystemExit(faults.EXIT_AGAIN)
+    progress.close(f"{step} steps done: {workdir}")
+    return memory
+
+
+def batch_shapes(chunks: pipeline.Chunks, batch_size: int, layout: jax.sharding.Sharding) -> Any:
+    """A global batch without its numbers."""
+    shape = (batch_size, chunks.seq_len)
+    return {
+        name: jax.ShapeDtypeStruct(shape, array.dtype, sharding=layout) for name, array in chunks.batch([]).items()
+    }
 
 
 def microbatches(batch: Batch, parts: int) -> Batch:
@@ -185,48 +218,22 @@ def microbatches(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def check_divides(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Batch and sequence must divide over the mesh; parameters are checked where their shardings are made."""
-    batch_size, accumulate = config.optim.batch_size, config.optim.accumulate
-    members = sharding.num_parts(mesh, "batch")
-    if batch_size % (accumulate * members):
-        raise InputError(
-            f"optim.batch_size={batch_size} does not divide into optim.accumulate={accumulate} microbatches "
-            f"over {members} devices (mesh data x fsdp)"
-        )
-    if config.data.seq_len % sharding.num_parts(mesh, "sequence"):
-        raise InputError(f"data.seq_len={config.data.seq_len} does not divide over mesh.context")
-
-
-def opening_table(
-    config: ConfigDict, model_config: llama.LlamaConfig, mesh: jax.sharding.Mesh, chunks: pipeline.Chunks,
-    heldout: pipeline.Chunks, first_step: int, peak: float | None,
-) -> str:  # fmt: skip
-    """Every derived quantity of the run."""
-    seq_len, batch_size = config.data.seq_len, config.optim.batch_size
-    per_token = model_config.flops_per_token(seq_len)
-    device = mesh.devices.flat[0]
-    rows = [
-        ("devices", f"{mesh.devices.size} x {device.device_kind}, {jax.process_count()} process(es)"),
-        ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
-        ("peak", f"{human_count(peak)}FLOP/s a device in bf16" if peak else "not known: no MFU"),
-        ("parameters", f"{model_config.num_parameters:,} (vocabulary of {model_config.vocab_size})"),
-        ("training data", f"{len(chunks):,} chunks of {seq_len:,} tokens"),
-        ("held-out data", f"{len(heldout):,} chunks"),
-        ("tokens a step", f"{batch_size * seq_len:,} ({batch_size} chunks, {config.optim.accumulate} microbatch(es))"),
-        ("steps an epoch", f"{len(chunks) / batch_size:,.1f}"),
-        ("epochs", f"{config.steps * batch_size / len(chunks):,.2f} in {config.steps:,} steps"),
-        ("FLOPs a token", f"{human_count(per_token)} (forward and backward, causal)"),
-        ("FLOPs of the run", human_count(per_token * batch_size * seq_len * config.steps)),
-        ("starts at step", f"{first_step:,}"),
-    ]
-    return tabulate(rows, tablefmt="plain")
-
-
 FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """The command."""
+    workdir = epath.Path(FLAGS.workdir)
+    with faults.leaving_at_once():
+        if FLAGS.dry_run:
+            dry_run.rehearse(train, FLAGS.config, workdir)
+        else:
+            train(FLAGS.config, workdir)
+
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "File with get_config(); single keys as --config.KEY=VALUE.")
     flags.DEFINE_string("workdir", None, "Folder of the run; a run that stands there goes on.")
+    flags.DEFINE_bool("dry_run", False, "Tries everything once in a folder that is removed again; says go or no.")
     flags.mark_flags_as_required(["config", "workdir"])
-    cli.run(lambda: train(FLAGS.config, epath.Path(FLAGS.workdir)))
+    cli.run(main)

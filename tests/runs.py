@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from jpeglm import metrics
 from tests.commands import UNOPTIMISED, start
 
+OF_TIME = ("tokens_per_second", "seconds/", "goodput")  # how the metrics of wall-clock time begin
+
 
 def train_flags(data: Path, workdir: Path, **changes: object) -> list[str]:
     """The flags of `jpeglm.train` for a tiny run."""
@@ -20,21 +22,30 @@ def train_flags(data: Path, workdir: Path, **changes: object) -> list[str]:
     return ["--config=tests/tiny_config.py", f"--workdir={workdir}", *flags]
 
 
-def start_two(data: Path, workdir: Path, **changes: object) -> list[subprocess.Popen]:
-    """Starts `jpeglm.train` as two processes of one run, with a device each."""
+def start_several(
+    data: Path, workdir: Path, processes: int = 2, devices: int = 1, flags: Sequence[str] = (), **changes: object
+) -> list[subprocess.Popen]:
+    """Starts `jpeglm.train` as several processes of one run, with so many devices each."""
+    return start_job(
+        "jpeglm.train", *flags, *train_flags(data, workdir, **changes), processes=processes, devices=devices
+    )
+
+
+def start_job(module: str, *arguments: str, processes: int = 2, devices: int = 1) -> list[subprocess.Popen]:
+    """Starts `python -m module` as the processes of one job, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     return [
         start(
-            "jpeglm.train",
-            *train_flags(data, workdir, **changes),
+            module,
+            *arguments,
             JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
+            JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(number),
-            XLA_FLAGS=UNOPTIMISED,
+            XLA_FLAGS=f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}",
         )
-        for number in range(2)
+        for number in range(processes)
     ]
 
 
@@ -50,8 +61,15 @@ def state(workdir: Path, step: int, parts: Sequence[str] = ("params", "opt_state
 
 
 def without_speed(workdir: Path) -> list[dict]:
-    """metrics.jsonl without its one column of wall-clock time."""
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in metrics.read_metrics(workdir)]
+    """metrics.jsonl without its columns of wall-clock time."""
+    return [{k: v for k, v in row.items() if not k.startswith(OF_TIME)} for row in metrics.read_metrics(workdir)]
+
+
+def losses(workdir: Path, steps: int) -> np.ndarray:
+    """The loss of each step."""
+    rows = [row for row in metrics.read_metrics(workdir) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    return np.array([row["loss"] for row in rows])
 
 
 def differences(ours: Path, theirs: Path, step: int) -> list[str]:

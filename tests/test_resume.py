@@ -22,14 +22,16 @@ from etils import epath
 from jpeglm import checkpoint, optim, sharding
 from jpeglm.model import llama
 from tests.commands import ROOT, finish, run, start
-from tests.runs import differences, scalars, start_two, state, train_flags
+from tests.runs import differences, scalars, start_several, state, train_flags
 from tests.tiny_config import get_config
 
 STEPS = get_config().steps
 OFTEN = {"checkpoint.every": 5}
 TWO = OFTEN | {"mesh.fsdp": 2}  # of two processes
 LOG = re.compile(r"[IW]\d{4} |listing: |\w+: +\d+%")  # absl's, and bars
-OPENING = re.compile(r"(devices|mesh|peak|parameters|\S+ data|tokens a|steps an|FLOPs (a|of)|epochs|starts at) ")
+OPENING = re.compile(
+    r"(devices|mesh|peak|parameters|memory a|compiled in|\S+ data|tokens a|steps an|FLOPs (a|of)|epochs|starts at) "
+)
 
 
 def train(data: Path, workdir: Path, **changes: object) -> subprocess.CompletedProcess:
@@ -431,7 +433,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 def run_of_two(tiny_data, tmp_path_factory) -> Path:
     """A run without disturbance of two processes."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    for done in map(finish, start_two(tiny_data, workdir, **TWO)):
+    for done in map(finish, start_several(tiny_data, workdir, **TWO)):
         assert done.returncode == 0, done.stderr
     return workdir
 
@@ -447,7 +449,7 @@ def test_two_processes_agree_on_a_checkpoint_when_one_finds_it_damaged(tiny_data
         os.truncate(path, 1000)
     else:
         flip(path)
-    lead, other = map(finish, start_two(tiny_data, workdir, **TWO))
+    lead, other = map(finish, start_several(tiny_data, workdir, **TWO))
     assert lead.returncode == other.returncode == 0, lead.stderr + other.stderr
     assert lead.stderr.count("is damaged") == 1 and "is damaged" not in other.stderr
     assert re.search(r"starts at step +15\n", lead.stderr)
@@ -457,12 +459,12 @@ def test_two_processes_agree_on_a_checkpoint_when_one_finds_it_damaged(tiny_data
 
 @pytest.mark.slow
 def test_two_processes_that_are_killed_go_on_bit_for_bit(tiny_data, run_of_two, tmp_path):
-    processes = start_two(tiny_data, tmp_path / "run", **TWO)
+    processes = start_several(tiny_data, tmp_path / "run", **TWO)
     wait_for(lambda: (tmp_path / "run" / "checkpoints" / "5").exists(), processes[0])
     for process in processes:
         process.kill()
     assert [finish(process).returncode for process in processes] == [-signal.SIGKILL] * 2
-    for done in map(finish, start_two(tiny_data, tmp_path / "run", **TWO)):
+    for done in map(finish, start_several(tiny_data, tmp_path / "run", **TWO)):
         assert done.returncode == 0, done.stderr
     assert not differences(tmp_path / "run", run_of_two, STEPS)
 
@@ -473,10 +475,10 @@ def test_two_processes_end_when_one_is_refused(tiny_data, run_of_two, tmp_path):
     shutil.copytree(run_of_two, workdir)
     for step in (10, 15, 20):
         flip(arrays_of(workdir, step))
-    for done in map(finish, start_two(tiny_data, workdir, **TWO)):  # on all of them alike
+    for done in map(finish, start_several(tiny_data, workdir, **TWO)):  # on all of them alike
         assert "no checkpoint can be restored" in said(done)
     (workdir / "metrics.jsonl.tmp").symlink_to("/dev/full")
     shutil.rmtree(workdir / "checkpoints")
-    lead, other = map(finish, start_two(tiny_data, workdir, **TWO))  # on the first alone
+    lead, other = map(finish, start_several(tiny_data, workdir, **TWO))  # on the first alone
     assert "No space left on device" in said(lead)
     assert other.returncode != 0

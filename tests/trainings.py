@@ -22,7 +22,7 @@ def main() -> None:
         config = get_config()
         config.update_from_flattened_dict(run["set"])
         devices = jax.devices()[: run.get("devices", 8)]
-        with mock.patch.object(runtime, "start", lambda platform, devices=devices: devices):
+        with mock.patch.object(runtime, "start", lambda *_, devices=devices: devices):
             train(config, epath.Path(run["workdir"]))
 
 

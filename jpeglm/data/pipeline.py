@@ -7,8 +7,9 @@ process reads only the rows that it is told to, and a run that goes on starts at
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -45,12 +46,12 @@ class Chunks:
         entries = self.manifest["splits"][split]["shards"]
         paths = shards.shard_paths(path, self.manifest, split)
         # The reader has nothing to open in shards without chunks.
-        self._paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
+        self.paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
         entries = [entry for entry in entries if entry["chunks"]]
         chunks = [entry["chunks"] for entry in entries]
         self._ends = np.cumsum(chunks)  # of each shard, in chunks
         try:
-            self._source = grain.sources.ArrayRecordDataSource(self._paths)
+            self._source = grain.sources.ArrayRecordDataSource(self.paths)
         except RuntimeError as error:
             raise InputError(f"{path}: a shard of {split} is damaged: {error}") from error
         if len(self._source) != sum(chunks):
@@ -75,7 +76,7 @@ class Chunks:
         except (OSError, RuntimeError, ValueError) as error:
             shard = np.searchsorted(self._ends, index, side="right")
             record = index - (self._ends[shard - 1] if shard else 0)
-            raise InputError(f"{self._paths[shard]}: record {record} cannot be read: {error}") from error
+            raise InputError(f"{self.paths[shard]}: record {record} cannot be read: {error}") from error
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Several chunks; a negative index stands for an empty one, of weight 0.
@@ -120,7 +121,8 @@ def train_batches(
     first_step: int,
     num_steps: int,
     threads: int = 2,
-) -> Iterator[tuple[int, Batch]]:
+    place: Callable[[Batch], Any] = lambda batch: batch,
+) -> Iterator[tuple[int, Any]]:
     """Batches of the steps first_step .. num_steps - 1, read ahead by threads.
 
     Args:
@@ -130,20 +132,32 @@ def train_batches(
       first_step: where the run stands.
       num_steps: where it ends.
       threads: reading at once.
+      place: called on each batch by these threads, so that bringing it to the devices does not keep the loop waiting.
 
     Yields:
-      (step, batch), the arrays of `Chunks.batch`, [len(rows), seq_len] each.
+      (step, place(batch)); a batch is the arrays of `Chunks.batch`, [len(rows), seq_len] each.
     """
-    # Seeded like this, each epoch draws its own order; shuffle(seed=...) would give the epochs of neighbouring seeds
-    # the same ones.
-    order = grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
+    order = _order(chunks, seed)
 
     def read(step: int) -> tuple[int, Batch]:
-        return step, chunks.batch([order[step * batch_size + row] for row in rows])
+        return step, place(chunks.batch([order[step * batch_size + row] for row in rows]))
 
     steps = grain.MapDataset.range(first_step, num_steps).map(read)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(steps.to_iter_dataset(options))
+
+
+def chunk_numbers(chunks: Chunks, seed: int, batch_size: int, step: int) -> list[int]:
+    """The chunks of the global batch that `train_batches` gives as `step`."""
+    order = _order(chunks, seed)
+    return [order[step * batch_size + row] for row in range(batch_size)]
+
+
+def _order(chunks: Chunks, seed: int) -> grain.MapDataset:
+    """All chunks' numbers, epoch after epoch without end."""
+    # Seeded like this, each epoch draws its own order; shuffle(seed=...) would give the epochs of neighbouring seeds
+    # the same ones.
+    return grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
 
 
 def eval_batches(

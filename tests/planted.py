@@ -1,0 +1,40 @@
+"""`jpeglm.train` with something wrong in its batches.
+
+python -m tests.planted nan:13 FLAGS      a loss weight of step 13 is not a number
+python -m tests.planted slow:0.1 FLAGS    each batch takes 0.1 s to read
+python -m tests.planted stuck:13 FLAGS    the batch of step 13 never comes
+"""
+
+import runpy
+import sys
+import time
+
+import numpy as np
+
+from jpeglm.data import pipeline
+
+
+def main() -> None:
+    kind, amount = sys.argv.pop(1).split(":")
+    read = pipeline.train_batches
+
+    def planted(*args, place, **options):
+        def bad(batch):
+            if kind == "slow":
+                time.sleep(float(amount))
+            return place(batch)
+
+        for index, batch in read(*args, place=bad, threads=1, **options):
+            if index + 1 == int(float(amount)):
+                if kind == "nan":
+                    batch["loss_weights"] = batch["loss_weights"].at[0, 0].set(np.nan)
+                if kind == "stuck":
+                    time.sleep(1e6)
+            yield index, batch
+
+    pipeline.train_batches = planted
+    runpy.run_module("jpeglm.train", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
