@@ -1,5 +1,7 @@
 """What a run tells while it goes: log lines, a progress bar, metrics. Only process 0 speaks."""
 
+from collections.abc import Sequence
+
 import jax
 import optax
 from absl import logging
@@ -20,13 +22,13 @@ class Progress:
 
     def __init__(
         self, workdir: epath.Path, config: ConfigDict, first_step: int, clock: metrics.Stopwatch,
-        schedule: optax.Schedule, device: jax.Device,
+        schedule: optax.Schedule, devices: Sequence[jax.Device],
     ):  # fmt: skip
-        """Opens the metrics of the workdir. `clock` goes on from what they have counted; `device`: one of the run."""
+        """Opens the metrics of the workdir; `clock` goes on from what they have counted."""
         self._is_lead = jax.process_index() == 0
         self._config, self._clock, self._schedule = config, clock, schedule
         self._flops_per_token = LlamaConfig.of(config).flops_per_token(config.data.seq_len)
-        self._peak = metrics.peak_flops(device)
+        self._num_devices, self._peak = len(devices), metrics.peak_flops(devices[0])
         self._last = first_step, (0.0, 0.0)  # of the last line: the step, and the clock's seconds in steps and in data
         if self._is_lead:
             self._log = metrics.MetricsLog(workdir, first_step)
@@ -50,13 +52,13 @@ class Progress:
         seen, seconds = step - before, training + waiting
         tokens = seen * self._config.optim.batch_size * self._config.data.seq_len
         scalars = scalars | {"learning_rate": float(self._schedule(step - 1))}
-        speed = metrics.speed(tokens, seconds, jax.device_count(), self._flops_per_token, self._peak)
+        speed = metrics.speed(tokens, seconds, self._num_devices, self._flops_per_token, self._peak)
         self._bar.set_postfix(loss=f"{scalars['loss']:.4f}")
         rate, each = (human_count(speed[f"tokens_per_second{of}"]) for of in ("", "_per_device"))
         parts = [
             f"step {step}/{self._config.steps}", f"loss {scalars['loss']:.4f}",
             f"grad norm {scalars['grad_norm']:.3f}", f"lr {scalars['learning_rate']:.2e}",
-            f"{rate} tokens/s" + (f" ({each} a device)" if jax.device_count() > 1 else ""),
+            f"{rate} tokens/s" + (f" ({each} a device)" if self._num_devices > 1 else ""),
             *([f"MFU {speed['mfu']:.1%}"] if self._peak else []),
             f"goodput {self._clock.goodput:.1%}",
             *([f"DATA WAIT {waiting / seconds:.1%}"] if waiting > 0.01 * seconds else []),

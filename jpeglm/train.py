@@ -145,7 +145,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
             )
             state = make_state()
     saver = checkpoint.Saver(workdir, config.checkpoint)
-    progress = Progress(workdir, config, first_step, clock, schedule, devices[0])
+    progress = Progress(workdir, config, first_step, clock, schedule, devices)
     if is_lead:
         logging.info("\n%s", opening_table(config, mesh, chunks, heldout, first_step, memory, compile_seconds))
 
