@@ -273,8 +273,7 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> ll
     step = pick_step(workdir, step)
     if target.exists():
         raise InputError(f"{target} exists; nothing is overwritten")
-    one_device = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
-    params = restore_model(workdir, step, config, sharding.make_mesh(one_device, jax.devices()[:1]))
+    params = restore_model(workdir, step, config, sharding.make_mesh({}, jax.devices()[:1]))
     beside = target.with_name(target.name + ".partial")
     with writing(target):
         beside.mkdir(parents=True)

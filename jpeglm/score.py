@@ -7,6 +7,7 @@ encoded canonically and scored alone, between BOS and EOS. A table of the pictur
 come last.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -37,9 +38,10 @@ def score(workdir: epath.Path, documents: Mapping[str, bytes], step: int | None 
     """
     config = checkpoint.read_config(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": -1})
+    mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=False)
     params = checkpoint.restore_model(workdir, checkpoint.pick_step(workdir, step), config, mesh)
-    graphdef, _ = llama.abstract(llama.LlamaConfig.of(config))
+    # A kernel that the run was trained with need not take documents of any length, nor run here.
+    graphdef, _ = llama.abstract(dataclasses.replace(llama.LlamaConfig.of(config), attention="auto"))
 
     @jax.jit
     def nats(params: object, tokens: jax.Array, length: jax.Array) -> jax.Array:

@@ -50,12 +50,12 @@ STORED = "embed"  # spread only while the parameter is stored
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices; at most one size may be -1: what the others leave.
+    """A mesh over all devices; a size left out is 1, and at most one may be -1: what the others leave.
 
     Raises InputError where the sizes do not multiply to the number of devices, or do not fit the TPU's slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [int(sizes[axis]) for axis in MESH_AXES]
+    shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
     wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise InputError(f"mesh: sizes are positive and at most one is -1, got {wanted}")
@@ -66,8 +66,18 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     auto = (AxisType.Auto,) * len(MESH_AXES)
     slices = num_slices(devices)
     if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
-    return Mesh(across_slices(shape, slices, devices), MESH_AXES, axis_types=auto)
+        # An axis may be a part of one of the torus of a TPU, which jax.make_mesh would not allow.
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        placed = across_slices(shape, slices, devices)
+    return Mesh(placed, MESH_AXES, axis_types=auto)
+
+
+def inference_mesh(kv_heads: int, is_batched: bool) -> Mesh:
+    """Heads over as many devices as divide them; the batch, if there is one, over what that leaves."""
+    devices = jax.devices()
+    tensor = math.gcd(len(devices), kv_heads)
+    return make_mesh({"data": -1, "tensor": tensor}, devices if is_batched else devices[:tensor])
 
 
 def num_slices(devices: Sequence[jax.Device]) -> int:

@@ -41,7 +41,7 @@ def test_it_held_out_what_the_demo_holds_out(demo_data):
 
 def test_its_held_out_loss_is_that_of_its_metrics(demo_data):
     config = checkpoint.read_config(epath.Path(DEMO))
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
     params = checkpoint.restore_model(epath.Path(DEMO), config.steps, config, mesh)
     graphdef, _ = llama.abstract(llama.LlamaConfig.of(config))
     loss_of = jax.jit(lambda batch: make_loss(graphdef, 0.0)(params, batch, jnp.ones(()))[1])

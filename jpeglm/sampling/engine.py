@@ -70,7 +70,7 @@ class Engine:
     Args:
       config: shapes of the model.
       params: pure dict of its parameters, laid out on `mesh`.
-      mesh: `slots` are spread over data x fsdp, heads over tensor.
+      mesh: over which slots and heads are spread.
       eos: the id that ends a sequence.
     """
 

@@ -65,7 +65,7 @@ class Sampler:
         workdir = epath.Path(workdir)
         config = checkpoint.read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
-        mesh = inference_mesh(config, settings.slots)
+        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=True)
         params = checkpoint.restore_model(workdir, step, config, mesh)
         return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
 
@@ -74,7 +74,7 @@ class Sampler:
         """The run's model as it was before its first step."""
         workdir = epath.Path(workdir)
         config = checkpoint.read_config(workdir)
-        mesh = inference_mesh(config, settings.slots)
+        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=True)
         model_config = LlamaConfig.of(config)
         shardings = sharding.parameter_shardings(llama.abstract(model_config)[1], mesh)
         params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=shardings)()
@@ -116,10 +116,3 @@ def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:
     """Two uint32 out of (seed, SHA-256 of the file, sample number)."""
     words = hashlib.sha256(b"%d %s %d" % (seed, digest, sample)).digest()[:8]
     return np.frombuffer(words, np.dtype("<u4")).astype(np.uint32)
-
-
-def inference_mesh(config: ConfigDict, slots: int) -> Mesh:
-    """All devices: heads over as many as divide them, slots over the rest."""
-    devices = jax.device_count()
-    tensor = int(np.gcd(devices, config.model.num_kv_heads))
-    return sharding.make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": tensor})

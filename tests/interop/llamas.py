@@ -83,7 +83,7 @@ def run_config():
 def restored(workdir: Path, step: int | None = None):
     """(model config, parameters) of a workdir, as sampling and scoring restore them."""
     config = checkpoint.read_config(workdir)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
     params = checkpoint.restore_model(workdir, checkpoint.pick_step(workdir, step), config, mesh)
     return llama.LlamaConfig.of(config), params
 

@@ -32,7 +32,7 @@ def params(mesh: Mesh) -> dict:
 
 
 def one_device() -> Mesh:
-    return sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    return sharding.make_mesh({}, jax.devices()[:1])
 
 
 def engine(mesh: Mesh, settings: Settings, eos: int = EOS) -> Engine:
