@@ -16,6 +16,8 @@ from jpeglm.errors import InputError, writing
 # the longer one first.
 PEAK_FLOPS = {
     "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "TPU v4": 275e12,

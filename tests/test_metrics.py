@@ -1,0 +1,53 @@
+"""The arithmetic of speed: peaks, MFU, and where the time went."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from jpeglm import metrics
+from jpeglm.model.llama import LlamaConfig
+
+KINDS = {  # as the devices name themselves
+    "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H200": 989,
+    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_accelerator_has_its_peak(kind):
+    assert metrics.peak_flops(SimpleNamespace(device_kind=kind)) == KINDS[kind] * 1e12
+
+
+def test_a_cpu_has_no_peak_and_so_no_mfu():
+    assert metrics.peak_flops(SimpleNamespace(device_kind="cpu")) is None
+    assert "mfu" not in metrics.speed(100, 1.0, 1, 1e9, None)
+
+
+def test_mfu_of_the_7b_is_that_of_a_calculation_by_hand():
+    model = LlamaConfig(
+        vocab_size=320, num_layers=32, width=4096, num_heads=32, num_kv_heads=32, head_dim=128, ffn_width=11_008
+    )
+    # A layer's matrices: 4 x 4096^2 + 3 x 4096 x 11008; the head 4096 x 320; scores and mixing over half of 12,289.
+    by_hand = 6 * (32 * (4 * 4096**2 + 3 * 4096 * 11_008) + 4096 * 320) + 6 * 32 * 4096 * 12_289
+    assert model.flops_per_token(12_288) == by_hand
+    speed = metrics.speed(3_145_728, 20.0, 64, by_hand, 459e12)
+    assert speed["tokens_per_second"] == 157_286.4
+    assert speed["tokens_per_second_per_device"] == 2_457.6
+    assert speed["mfu"] == pytest.approx(157_286.4 * by_hand / (64 * 459e12))
+    assert 0.2 < speed["mfu"] < 0.3
+
+
+def test_every_second_belongs_to_one_part_and_restarts_add_up(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock = metrics.Stopwatch()
+    for part, seconds in [("restart", 4), ("compile", 6), ("data", 1), ("steps", 30), ("checkpoint", 2), ("steps", 7)]:
+        now += seconds
+        assert clock.lap(part) == seconds
+    assert sum(clock.seconds.values()) == 50 and clock.goodput == 37 / 50
+    again = metrics.Stopwatch()
+    again.go_on([{"step": 5, "loss": 1.0, **clock.scalars()}, {"step": 5, "heldout/nats_per_token": 2.0}])
+    now += 50
+    again.lap("restart")
+    assert again.goodput == 37 / 100 and again.seconds["restart"] == 54
