@@ -36,7 +36,7 @@ from jpeglm.errors import InputError, writing
 from jpeglm.model import llama
 from jpeglm.tokenizer import Tokenizer
 
-RESTORE_GB = 4  # of host memory, at most so much on its way to the devices; Orbax takes 96
+RESTORE_GB = 4  # of host memory on its way to the devices, or two of the largest arrays; Orbax takes 96
 
 # What a resumed run may change: none of it alters what is learnt, but for rounding and the end of the schedule.
 FREE_KEYS = (
@@ -72,6 +72,12 @@ def saved_steps(workdir: epath.Path) -> list[int]:
 # Saving
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never asks: with another's steps, from another thread, it would disturb `faults.Preemption`."""
+        return False
+
+
 class Saver:
     """Writes checkpoints in the background; each appears whole or not at all.
 
@@ -85,7 +91,7 @@ class Saver:
             max_to_keep=config.keep, keep_period=config.keep_every or None, cleanup_tmp_directories=True
         )
         with writing(self._folder):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = _Manager(self._folder, options=options)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Starts to write the state after `step` steps; returns once the arrays are copied off the devices.
@@ -200,7 +206,9 @@ def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dic
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     # The handler itself: a Checkpointer would wait for a process that failed.
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=RESTORE_GB)
+    # Orbax refuses an array that does not fit, and counts whole stored pieces of it.
+    largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(item))
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(RESTORE_GB, 1 + 2 * largest // 10**9))
     return handler.restore(_folder(workdir) / str(step) / "default", args=args)
 
 

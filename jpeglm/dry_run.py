@@ -4,6 +4,7 @@ Devices are found, shards opened and their checksums compared, the step compiled
 one batch of held-out chunks evaluated, one checkpoint written, and read again in a second start.
 """
 
+import contextlib
 import copy
 import os
 import shutil
@@ -32,7 +33,7 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
     runtime.start(config.platform, config.watchdog, config.deterministic)
     device = jax.local_devices()[0]
     is_lead = jax.process_index() == 0
-    folder = workdir / "dry_run"
+    folder, was_there = workdir / "dry_run", workdir.exists()
     short = copy.deepcopy(config)
     short.eval.batches, short.profile = 1, 0
     try:
@@ -52,10 +53,9 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
         raise InputError(f"dry run: no. Out of memory: {str(error).splitlines()[0]}") from error
     finally:
         if is_lead:
-            folder.rmtree(missing_ok=True)
-            if workdir.exists() and not any(workdir.iterdir()):
-                workdir.rmdir()
-
+            with contextlib.suppress(OSError):  # the reason why it came to an end is worth more
+                (folder if was_there else workdir).rmtree(missing_ok=True)
+    _wait("the folder is gone")
     memory_limit, free = _device_limit(device), _free(workdir)
     kept = config.checkpoint.keep + 1  # the newest ones, and one that is being written
     if config.checkpoint.keep_every:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 
 from jpeglm.errors import Diverged, InputError
@@ -25,6 +26,8 @@ class Preemption:
     In a job of several processes JAX's own handler tells all of them and agrees on the step; a handler of Python's
     would silently take its place.
     """
+
+    _questions = 0  # of this process, in all its runs
 
     def __init__(self) -> None:
         self._is_asked = False
@@ -40,11 +43,16 @@ class Preemption:
 
     def _ask(self, number: int, frame: object) -> None:
         self._is_asked = True
-        signal.signal(number, signal.SIG_DFL)  # asked twice, it stops at once
+        signal.signal(number, signal.SIG_DFL)
+        logging.warning("asked to stop: after this step, with a checkpoint; asked again: at once")
 
-    def reached(self, step: int) -> bool:
-        """Whether to save after this step and stop; the same on all processes. Each asks after each step."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._has_peers else self._is_asked
+    def reached(self) -> bool:
+        """Whether to stop here: the same on all processes. Each asks before the loop and after each of its steps."""
+        if not self._has_peers:
+            return self._is_asked
+        # JAX stops at the question after the latest that any process has asked, so their numbers must have no gap.
+        Preemption._questions += 1
+        return multihost_utils.reached_preemption_sync_point(Preemption._questions)
 
 
 class Watchdog:
@@ -75,17 +83,25 @@ class Watchdog:
         self._what, self._last = what, time.monotonic()
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._seconds / 4)):
-            if time.monotonic() - self._last > self._seconds:
-                faulthandler.dump_traceback(all_threads=True)
-                where = f"process {jax.process_index()} of {jax.process_count()}"
-                print(
-                    f"{where}: {self._what} has not ended in {self._seconds:g} s; its threads stand as above; "
-                    f"exit {EXIT_AGAIN}, start me again",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(EXIT_AGAIN)  # nothing else is sure to end
+        pause = min(1.0, self._seconds / 4)
+        before = time.monotonic()
+        while not self._done.wait(pause):
+            now = time.monotonic()
+            if now - before > 10 + pause:
+                self._last += now - before  # this process itself was stopped, and has gone on
+            before = now
+            if now - self._last > self._seconds:
+                try:
+                    faulthandler.dump_traceback(all_threads=True)
+                    where = f"process {jax.process_index()} of {jax.process_count()}"
+                    print(
+                        f"{where}: {self._what} has not ended in {self._seconds:g} s; its threads stand as above; "
+                        f"exit {EXIT_AGAIN}, start me again",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                finally:  # even if nobody reads that
+                    os._exit(EXIT_AGAIN)  # nothing else is sure to end
 
 
 def diverged(step: int, scalars: Mapping[str, float], saved: Sequence[int], chunks: Sequence[int]) -> Diverged:
@@ -111,9 +127,9 @@ def leaving_at_once() -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, Diverged):
-        raise  # told in one line
-    except Exception as error:
+    except (InputError, Diverged, SystemExit):
+        raise  # told in one line, or wanted
+    except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
         is_lost = isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST)
@@ -126,5 +142,5 @@ def leaving_at_once() -> Iterator[None]:
         os._exit(EXIT_AGAIN if is_lost else 1)
 
 
-# What Gloo (CPUs), NCCL (GPUs) and JAX's own service say when a connection breaks.
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
+# What Gloo (CPUs), NCCL (GPUs: not tried) and JAX's own service say when a connection breaks.
+_LOST = ("Gloo", "remote process exited", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")

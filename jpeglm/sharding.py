@@ -115,26 +115,27 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
-def gather(x: jax.Array, *axes: str | None) -> jax.Array:
-    """A parameter as it is used: brought together over the devices that store it; its gradient as it is stored.
+def gather(x: jax.Array, dtype: Any, *axes: str | None) -> jax.Array:
+    """A float32 parameter as it is used: in `dtype`, brought together over the devices that store it.
 
-    Cast first, so that the narrower dtype travels. Does nothing where no mesh is set.
+    It is cast first, so that the narrower dtype travels. Its gradient goes back as it is stored, summed over the
+    devices in float32. Without a mesh it is only cast.
     """
-    return x if jax.sharding.get_abstract_mesh().empty else _gather(axes, x)
+    return x.astype(dtype) if jax.sharding.get_abstract_mesh().empty else _gather(axes, dtype, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
-    return constrain(x, *(None if axis == STORED else axis for axis in axes))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(axes: tuple[str | None, ...], dtype: Any, x: jax.Array) -> jax.Array:
+    return constrain(x.astype(dtype), *(None if axis == STORED else axis for axis in axes))
 
 
-def _scatter(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _scatter(axes: tuple[str | None, ...], dtype: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     # A sum over the batch, of which each device keeps a part: reduce-scatter. Were only the second layout named, the
     # compiler would move activations instead, so as to compute each part where it is kept.
-    return (constrain(_gather(axes, gradient), *axes),)
+    return (constrain(_gather(axes, jnp.float32, gradient), *axes),)
 
 
-_gather.defvjp(lambda axes, x: (_gather(axes, x), None), _scatter)
+_gather.defvjp(lambda axes, dtype, x: (_gather(axes, dtype, x), None), _scatter)
 
 
 def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:

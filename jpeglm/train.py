@@ -150,8 +150,11 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
         logging.info("\n%s", opening_table(config, mesh, chunks, heldout, first_step, memory, compile_seconds))
 
     ############################ The loop ############################
+    watchdog = faults.Watchdog(config.watchdog)
+
     def evaluate(params: Any) -> dict[str, float]:
         sums = np.zeros(2)
+        watchdog.beat("an evaluation")
         for local in pipeline.eval_batches(heldout, eval_size, eval_rows, config.eval.batches * accumulate):
             batch = sharding.global_batch(local, eval_rows, batch_layout, eval_size)
             sums += np.array(jax.device_get(eval_step(params, batch)), np.float64)
@@ -161,14 +164,15 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     place = lambda local: sharding.global_batch(local, rows, batch_layout, batch_size)  # noqa: E731
     batches = pipeline.train_batches(chunks, config.seed, batch_size, rows, first_step, last_step, place=place)
     profile = metrics.Profile(workdir, first_step, config.profile)
-    step, is_stopping = first_step, False
+    step, is_stopping = first_step, preemption.reached()
     clock.lap("restart")
     progress.begin()
-    with faults.Watchdog(config.watchdog) as watchdog:
+    with watchdog:
         while step < last_step and not is_stopping:
             step += 1
             watchdog.beat(f"step {step}")
             profile.before(step)
+            clock.lap("steps")
             _, batch = next(batches)  # threads read ahead, so this should take no time
             clock.lap("data")
             state, scalars = train_step(state, batch)
@@ -177,11 +181,12 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
             saver.check()
             if not np.isfinite(list(scalars.values())).all():
                 saver.close()  # an earlier step may still be on its way to the disk
+                progress.saving()  # the steps until here are wanted; going on drops them
                 learnt = pipeline.chunk_numbers(chunks, config.seed, batch_size, step - 1)
                 raise faults.diverged(step, scalars, checkpoint.saved_steps(workdir), learnt)
             progress.step(step, scalars, is_last=step == last_step)
 
-            is_stopping = preemption.reached(step)
+            is_stopping = preemption.reached()
             if step % config.eval.every == 0 or step == last_step:
                 progress.scores(step, evaluate(state["params"]))
                 clock.lap("evaluation")
@@ -199,7 +204,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     profile.stop()
     preemption.release()
     if step < last_step:
-        progress.close(f"stopped on request after step {step}, which is saved: the same command goes on from there")
+        progress.close(f"stopped on request after step {step}: the same command goes on from there")
         raise SystemExit(faults.EXIT_AGAIN)
     progress.close(f"{step} steps done: {workdir}")
     return memory

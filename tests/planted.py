@@ -3,6 +3,7 @@
 python -m tests.planted nan:13 FLAGS      a loss weight of step 13 is not a number
 python -m tests.planted slow:0.1 FLAGS    each batch takes 0.1 s to read
 python -m tests.planted stuck:13 FLAGS    the batch of step 13 never comes
+python -m tests.planted late:9 FLAGS      the loop begins nine seconds late; it says "late"
 """
 
 import runpy
@@ -18,6 +19,11 @@ def main() -> None:
     kind, amount = sys.argv.pop(1).split(":")
     read = pipeline.train_batches
 
+    def late(*args, **options):
+        print("late", file=sys.stderr, flush=True)
+        time.sleep(float(amount))
+        return read(*args, **options)
+
     def planted(*args, place, **options):
         def bad(batch):
             if kind == "slow":
@@ -32,7 +38,7 @@ def main() -> None:
                     time.sleep(1e6)
             yield index, batch
 
-    pipeline.train_batches = planted
+    pipeline.train_batches = late if kind == "late" else planted
     runpy.run_module("jpeglm.train", run_name="__main__", alter_sys=True)
 
 

@@ -15,7 +15,7 @@ from etils import epath
 from jpeglm import checkpoint, metrics
 from jpeglm.data.pipeline import Chunks, chunk_numbers, train_batches
 from tests.commands import finish, run, start
-from tests.runs import differences, losses, start_several, state, train_flags
+from tests.runs import differences, losses, start_job, start_several, state, train_flags
 from tests.tiny_config import get_config
 
 STEPS = 50
@@ -45,7 +45,7 @@ def test_a_run_asked_to_stop_saves_its_step_and_goes_on_bit_for_bit(tiny_data, t
     assert done.returncode == 75, done.stderr
     [step] = saved(tmp_path)
     assert 5 <= step < 20
-    assert f"stopped on request after step {step}, which is saved" in done.stderr
+    assert f"stopped on request after step {step}:" in done.stderr
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
     done = run("jpeglm.train", *flags)
@@ -62,8 +62,21 @@ def test_a_request_to_one_of_two_processes_stops_both_after_the_same_step(tiny_d
     lead, other = map(finish, processes)
     assert (lead.returncode, other.returncode) == (75, 75), lead.stderr + other.stderr
     [step] = saved(tmp_path)
-    assert f"stopped on request after step {step}, which is saved" in lead.stderr
+    assert f"stopped on request after step {step}:" in lead.stderr
     assert "stopped on request" not in other.stderr
+
+
+@pytest.mark.slow
+def test_a_request_before_the_first_step_of_a_resumed_run_stops_all_processes(tiny_data, tmp_path):
+    flags = train_flags(tiny_data, tmp_path, **{"mesh.fsdp": 2})
+    assert not any(finish(process).returncode for process in start_job("jpeglm.train", *flags))
+    processes = start_job("tests.planted", "late:15", *flags, "--config.steps=1000")
+    while processes[1].stderr.readline() != "late\n":
+        assert processes[1].poll() is None
+    processes[1].send_signal(signal.SIGTERM)
+    lead, other = map(finish, processes)
+    assert (lead.returncode, other.returncode) == (75, 75), lead.stderr + other.stderr
+    assert "stopped on request after step 20:" in lead.stderr and saved(tmp_path) == [20]
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])

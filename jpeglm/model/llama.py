@@ -116,8 +116,8 @@ def _matrix(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std: 
 
 
 def _used(parameter: nnx.Param, dtype: Any) -> jax.Array:
-    """A parameter as a product takes it: cast first, so that the narrower dtype travels, then gathered."""
-    return gather(parameter[...].astype(dtype), *parameter.get_metadata("axes"))
+    """A parameter as a product takes it."""
+    return gather(parameter[...], dtype, *parameter.get_metadata("axes"))
 
 
 class RMSNorm(nnx.Module):
@@ -253,7 +253,8 @@ class Llama(nnx.Module):
         return self._logits(x), new
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return _used(self.embedding, self.config.dtype)[tokens]
+        # Looked up in float32: a row's gradient is a sum over all its tokens, thousands with a vocabulary this small.
+        return _used(self.embedding, jnp.float32)[tokens].astype(self.config.dtype)
 
     def _layers(self, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> tuple[jax.Array, Any]:
         """Runs all layers: [batch, length] -> [batch, length, width], and `attend`'s states of all layers."""

@@ -216,6 +216,24 @@ def test_flops_a_token_count_every_product_of_the_forward_pass():
     assert 0.98 < counted / expected < 1.15  # XLA also counts norms, softmax and rotations
 
 
+def test_the_embeddings_gradient_is_summed_in_float32_even_if_the_model_runs_in_bfloat16():
+    """One id fills most of the chunk: a sum in bfloat16 would stand still at 256 times what is added."""
+    tokens = jnp.where(jnp.arange(1024) % 16 == 0, random_tokens((1, 1024)), 7)
+
+    def gradient(dtype):
+        graphdef, state = nnx.split(make(dataclasses.replace(SMALL, num_layers=1, dtype=dtype)))
+        probe = jax.random.normal(jax.random.key(2), (384,))
+
+        def loss(state):
+            logits = nnx.merge(graphdef, state)(tokens, jnp.zeros_like(tokens), jnp.ones_like(tokens))
+            return jnp.sum(jnp.where(jnp.isfinite(logits), logits, 0) * probe)
+
+        return np.asarray(jax.jit(jax.grad(loss))(state)["embedding"][...], np.float32)
+
+    exact, rounded = gradient("float32"), gradient("bfloat16")
+    assert np.linalg.norm(rounded[7] - exact[7]) < 0.02 * np.linalg.norm(exact[7])
+
+
 def test_impossible_shapes_are_refused_by_name():
     with pytest.raises(InputError, match="num_heads=4"):
         dataclasses.replace(SMALL, num_kv_heads=3)
