@@ -1,7 +1,8 @@
 """What every command shares: flag parsing, one-line errors, exit statuses.
 
-Exit status 0: done. 2: bad input that the user can mend, one line on standard error. 75: stopped on request, by
-the watchdog or for a process that is gone (jpeglm/faults.py), start me again. 1: anything unexpected, with its traceback.
+Exit status 0: done. 2: bad input that the user can mend, one line on standard error. 75: stopped on request, by the
+watchdog or for another process that is gone (jpeglm/faults.py), start me again. 1: anything unexpected, with its
+traceback.
 """
 
 import logging as std_logging

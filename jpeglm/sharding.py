@@ -118,24 +118,26 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def gather(x: jax.Array, dtype: Any, *axes: str | None) -> jax.Array:
     """A float32 parameter as it is used: in `dtype`, brought together over the devices that store it.
 
-    It is cast first, so that the narrower dtype travels. Its gradient goes back as it is stored, summed over the
-    devices in float32. Without a mesh it is only cast.
+    It is cast first, so that the narrower dtype travels. Its gradient goes back as it is stored. Without a mesh it is
+    only cast.
     """
-    return x.astype(dtype) if jax.sharding.get_abstract_mesh().empty else _gather(axes, dtype, x)
+    x = x.astype(dtype)
+    return x if jax.sharding.get_abstract_mesh().empty else _gather(axes, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(axes: tuple[str | None, ...], dtype: Any, x: jax.Array) -> jax.Array:
-    return constrain(x.astype(dtype), *(None if axis == STORED else axis for axis in axes))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
+    return constrain(x, *(None if axis == STORED else axis for axis in axes))
 
 
-def _scatter(axes: tuple[str | None, ...], dtype: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _scatter(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
     # A sum over the batch, of which each device keeps a part: reduce-scatter. Were only the second layout named, the
-    # compiler would move activations instead, so as to compute each part where it is kept.
-    return (constrain(_gather(axes, jnp.float32, gradient), *axes),)
+    # compiler would move activations instead, so as to compute each part where it is kept. The sum is of the dtype
+    # that the product gives: casting here would come after it.
+    return (constrain(_gather(axes, gradient), *axes),)
 
 
-_gather.defvjp(lambda axes, dtype, x: (_gather(axes, dtype, x), None), _scatter)
+_gather.defvjp(lambda axes, x: (_gather(axes, x), None), _scatter)
 
 
 def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
