@@ -6,10 +6,8 @@ one batch of held-out chunks evaluated, one checkpoint written, and read again i
 
 import contextlib
 import copy
-import os
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import logging
@@ -18,7 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
-from jpeglm import checkpoint, runtime
+from jpeglm import checkpoint, metrics, runtime
 from jpeglm.data import shards
 from jpeglm.errors import InputError
 from jpeglm.metrics import human_bytes
@@ -31,7 +29,6 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
       InputError: the run cannot go, and why.
     """
     runtime.start(config.platform, config.watchdog, config.deterministic)
-    device = jax.local_devices()[0]
     is_lead = jax.process_index() == 0
     folder, was_there = workdir / "dry_run", workdir.exists()
     short = copy.deepcopy(config)
@@ -56,23 +53,19 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
             with contextlib.suppress(OSError):  # the reason why it came to an end is worth more
                 (folder if was_there else workdir).rmtree(missing_ok=True)
     _wait("the folder is gone")
-    memory_limit, free = _device_limit(device), _free(workdir)
+    free = _free(workdir)
     kept = config.checkpoint.keep + 1  # the newest ones, and one that is being written
     if config.checkpoint.keep_every:
         kept += config.steps // config.checkpoint.keep_every
     disk = max(0, kept * each - _size(workdir / "checkpoints"))
     rows = [
-        ("memory a device", f"{human_bytes(sum(memory))} of {_known(memory_limit)}"),
+        ("memory a device", f"{human_bytes(sum(memory))} of {_known(metrics.memory_limit(jax.local_devices()[0]))}"),
         ("a checkpoint", human_bytes(each)),
         ("disk of the run", f"{human_bytes(disk)} more for up to {kept} checkpoints; {_known(free)} are free"),
     ]
     if is_lead:
         logging.info(
             "dry run: one step trained, one checkpoint written and read\n%s", tabulate(rows, tablefmt="plain")
-        )
-    if memory_limit is not None and sum(memory) > memory_limit:
-        raise InputError(
-            f"dry run: no. A step needs {human_bytes(sum(memory))} a device, {human_bytes(memory_limit)} are there"
         )
     if free is not None and disk > free:
         raise InputError(
@@ -97,13 +90,6 @@ def _size(folder: epath.Path) -> int:
     if not folder.exists():
         return 0
     return sum(_size(path) if path.is_dir() else path.stat().length for path in folder.iterdir())
-
-
-def _device_limit(device: Any) -> int | None:
-    """Bytes of a device's memory; a CPU's devices share the machine's."""
-    if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _free(workdir: epath.Path) -> int | None:

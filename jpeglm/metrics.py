@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from typing import Any
 
@@ -53,9 +54,16 @@ def device_memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
     return held, sizes.temp_size_in_bytes
 
 
+def memory_limit(device: jax.Device) -> int | None:
+    """Bytes of a device's memory, or None where it does not tell; a CPU's devices share the machine's."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def check_memory(needed: tuple[int, int], device: jax.Device) -> None:
-    """Raises InputError where a step needs more than the device has, as far as the device tells."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    """Raises InputError where a step needs more than the device has."""
+    limit = memory_limit(device)
     if limit and sum(needed) > limit:
         raise InputError(
             f"a step needs {human_bytes(sum(needed))} of each device's memory, {human_bytes(limit)} are there: more "

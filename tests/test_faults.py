@@ -186,8 +186,18 @@ def test_a_dry_run_says_no_where_the_disk_is_too_small(tiny_data, tiny_run, tmp_
     assert sorted(workdir.rglob("*")) == before
 
 
+def test_a_step_that_does_not_fit_this_machine_is_refused_before_anything_is_allocated(tiny_data, tmp_path):
+    flags = train_flags(tiny_data, tmp_path / "run", **{"optim.batch_size": 2**22})
+    done = run("jpeglm.train", "--dry_run", *flags)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: a step needs [\d.]+ [GT]iB of each device's memory", done.stderr.splitlines()[-1])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_step_that_does_not_fit_the_device_is_refused():
     class Device:
+        platform = "gpu"
+
         def memory_stats(self):
             return {"bytes_limit": 80 * 2**30}
 

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -17,7 +14,7 @@ from jpeglm import sharding
 from jpeglm.errors import InputError
 from jpeglm.model import llama
 from tests import meshes
-from tests.commands import ROOT, UNOPTIMISED
+from tests.commands import run
 from tests.tiny_config import get_config
 
 SOME_MESHES = [(1, 8, 1, 1), (2, 4, 1, 1), (2, 2, 1, 2), (2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 4, 2)]
@@ -151,13 +148,7 @@ def test_only_data_runs_across_the_slices_of_a_tpu():
 def test_any_mesh_gives_the_loss_and_gradients_of_one_device(sizes):
     """Also: the compiler never has to bring an array together for want of a way between two layouts, and no device
     holds much more than its share of a fresh training's state, even while that is made."""
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.meshes", json.dumps(sizes)],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {UNOPTIMISED}"},
-        capture_output=True,
-        text=True,
-    )
+    process = run("tests.meshes", json.dumps(sizes), devices=8)
     assert process.returncode == 0, process.stderr
     assert "Involuntary full rematerialization" not in process.stderr
     result = json.loads(process.stdout)

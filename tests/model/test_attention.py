@@ -1,9 +1,6 @@
 """Attention: every implementation is one plain softmax, on one device and on many, and keeps documents apart."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,7 @@ import pytest
 from jpeglm.errors import InputError
 from jpeglm.model import attention, kernels
 from jpeglm.model.attention import causal_attention
-from tests.commands import ROOT, UNOPTIMISED
+from tests.commands import run
 from tests.model.spread_attention import inputs, reference, value_and_grads
 
 ON_MESHES = [
@@ -39,13 +36,7 @@ MORE_ON_MESHES = [
     "cases", [ON_MESHES, pytest.param(MORE_ON_MESHES, marks=pytest.mark.slow)], ids=["few", "more"]
 )
 def test_spread_attention_is_one_softmax_and_leaks_nothing_between_documents(cases):
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.model.spread_attention", json.dumps(cases)],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {UNOPTIMISED}"},
-        capture_output=True,
-        text=True,
-    )
+    process = run("tests.model.spread_attention", json.dumps(cases), devices=8)
     assert process.returncode == 0, process.stderr
     for case, (errors, leak) in zip(cases, json.loads(process.stdout), strict=True):
         assert max(errors) < 2e-6, (case, errors)  # output, and gradients to q, k and v
