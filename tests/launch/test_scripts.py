@@ -1,0 +1,329 @@
+"""The scripts that start trainings: linted, and run with fakes in the place of gcloud and of the training."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT
+
+AGAIN = ROOT / "launch" / "again.sh"
+SCRIPTS = [
+    *ROOT.glob("launch/*.sh"),
+    *ROOT.glob("launch/*.sbatch"),
+    *ROOT.glob("tests/launch/*.sh"),
+    ROOT / ".ci" / "run",
+]
+
+# In the place of a training: ends with the next of the statuses in its workdir, or lives until it is asked to stop.
+TRAINING = """
+import os, pathlib, signal, sys, time
+[workdir] = [pathlib.Path(flag.partition("=")[2]) for flag in sys.argv if flag.startswith("--workdir=")]
+workdir = workdir / pathlib.Path.home().name
+with open(workdir / "starts", "a") as file:
+    print(*sys.argv[1:], file=file)
+def stop(number, frame):
+    time.sleep(0.2)
+    with open(workdir / "saved", "a") as file:
+        print("saved", file=file)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+statuses = (workdir / "statuses").read_text().split()
+if not statuses:
+    print("step 1", flush=True)
+    time.sleep(60)
+(workdir / "statuses").write_text(" ".join(statuses[1:]))
+status = int(statuses[0])
+if status < 0:
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it does not come")
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch) -> Path:
+    """A folder with programs that come first on PATH: `sleep` writes down how long and returns at once."""
+    write_program(tmp_path / "bin" / "sleep", f'#!/bin/sh\necho "$1" >>{tmp_path}/slept\n')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    return tmp_path
+
+
+def training(folder: Path, *statuses: int) -> list[str]:
+    """The command of a training that ends with these statuses, one after the other."""
+    workdir = folder / folder.name
+    workdir.mkdir(exist_ok=True)
+    (workdir / "statuses").write_text(" ".join(map(str, statuses)))
+    write_program(folder / "training.py", TRAINING)
+    return ["env", f"HOME={folder}", sys.executable, str(folder / "training.py"), f"--workdir={folder}"]
+
+
+def starts(folder: Path) -> int:
+    path = folder / folder.name / "starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+# again.sh
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3])
+def test_an_end_that_would_come_again_is_the_last(fakes, status):
+    done = subprocess.run([AGAIN, *training(fakes, status, 0)])
+    assert (done.returncode, starts(fakes)) == (status, 1)
+
+
+@pytest.mark.parametrize("status", [75, 134, -signal.SIGKILL, -signal.SIGSEGV])
+def test_an_end_that_may_go_better_next_time_is_not_the_last(fakes, status):
+    done = subprocess.run([AGAIN, *training(fakes, status, status, 2)])
+    assert (done.returncode, starts(fakes)) == (2, 3)
+
+
+def test_ten_short_lives_in_a_row_are_the_last(fakes):
+    done = subprocess.run([AGAIN, *training(fakes, *[134] * 20)], capture_output=True, text=True)
+    assert (done.returncode, starts(fakes)) == (134, 10)
+    assert list(map(int, (fakes / "slept").read_text().split())) == [10, 20, 40, 80, 160, 300, 300, 300, 300]
+    assert done.stderr.splitlines()[-1].endswith("as ten short lives in a row did, and is not started again")
+
+
+def test_a_long_life_starts_the_count_anew(fakes):
+    # This clock goes on by ten minutes in the sixth life, between the eleventh and the twelfth look at it.
+    clock = f"#!/bin/sh\necho >>{fakes}/looks\n[ $(wc -l <{fakes}/looks) -lt 12 ] && echo 0 || echo 600\n"
+    write_program(fakes / "bin" / "date", clock)
+    done = subprocess.run([AGAIN, *training(fakes, *[75] * 20)])
+    assert (done.returncode, starts(fakes)) == (75, 15)
+
+
+def test_a_request_to_stop_is_passed_on_and_is_the_end(fakes):
+    process = subprocess.Popen([AGAIN, *training(fakes)])
+    wait_until(lambda: starts(fakes) == 1)
+    time.sleep(0.1)
+    for _ in range(3):  # impatience does not disturb the saving
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert (process.wait(5), starts(fakes)) == (75, 1)
+    assert (fakes / fakes.name / "saved").read_text() == "saved\n"
+
+
+def test_a_request_to_stop_in_a_pause_is_the_end(fakes):
+    (fakes / "bin" / "sleep").unlink()
+    process = subprocess.Popen([AGAIN, *training(fakes, 134)], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: "started again in 10 s" in process.stderr.readline())
+    process.send_signal(signal.SIGTERM)
+    assert (process.wait(5), starts(fakes)) == (134, 1)
+
+
+def test_nothing_to_run_is_refused_in_one_line():
+    done = subprocess.run([AGAIN], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+# tpu_vm.sh
+
+
+@pytest.fixture
+def tpus(fakes) -> Path:
+    """A repository, the fake of gcloud, and two hosts that are there already, with an environment that fits."""
+    (fakes / "repository").mkdir()
+    for name in ("launch", ".gitignore"):
+        subprocess.run(["cp", "-r", ROOT / name, fakes / "repository"], check=True)
+    for path in ROOT.glob("requirements*.txt"):
+        shutil.copy(path, fakes / "repository")
+    committing = "git init -q . && git add . && git -c user.name=a -c user.email=a@b commit -q -m c"
+    subprocess.run(committing, shell=True, cwd=fakes / "repository", check=True)
+
+    gcloud = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/launch/fake_gcloud.py "$@"\n'
+    write_program(fakes / "bin" / "gcloud", gcloud)
+    write_program(fakes / "bin" / "hostname", '#!/bin/sh\nbasename "$HOME"\n')
+    (fakes / "states").write_text("ACTIVE\n")
+    (fakes / "states_after_create").write_text("WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
+    hash_all = ["sh", "-c", "cat requirements*.txt | sha256sum | cut -d' ' -f1"]
+    stamp = subprocess.run(hash_all, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    for name in ("worker-0", "worker-1"):
+        environment = fakes / "hosts" / name / "jpeglm" / ".venv"
+        write_program(environment / "training.py", TRAINING)
+        python = f'#!/bin/sh\nexec {sys.executable} {environment}/training.py "$@"\n'
+        write_program(environment / "bin" / "python", python)
+        (environment / ".fits-requirements-tpu.txt").write_bytes(stamp)
+        (fakes / "workdir" / name).mkdir(parents=True)
+        (fakes / "workdir" / name / "statuses").touch()
+    yield fakes
+    for path in fakes.glob("hosts/*/jpeglm-run/pid"):  # what a failed test has left
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(path.read_text()), signal.SIGTERM)
+
+
+def tpu_vm(tpus: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([tpus / "repository/launch/tpu_vm.sh", *arguments], capture_output=True, text=True)
+
+
+def train(tpus: Path, *flags: str) -> subprocess.CompletedProcess:
+    return tpu_vm(tpus, "train", "pod", "--", "--config=configs/jpeglm_7b.py", f"--workdir={tpus}/workdir", *flags)
+
+
+def calls(tpus: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (tpus / "calls").read_text().splitlines()]
+
+
+def told(tpus: Path) -> list[str]:
+    done = tpu_vm(tpus, "status", "pod")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_tpus_are_asked_for_and_waited_for(tpus):
+    (tpus / "states").unlink()
+    done = tpu_vm(tpus, "create", "pod", "v5p-128", "--spot")
+    assert done.returncode == 0, done.stderr
+    [create] = [call for call in calls(tpus) if call[0] == "create"]
+    assert create[1:] == [
+        "pod",
+        "--accelerator-type=v5p-128",
+        "--spot",
+        "--runtime-version=v2-alpha-tpuv5",
+        "--node-id=pod",
+    ]
+    assert done.stderr.splitlines() == ["pod: WAITING_FOR_RESOURCES", "pod: PROVISIONING", "pod: ACTIVE"]
+
+
+def test_several_slices_and_a_runtime_version_of_ones_own(tpus):
+    (tpus / "states").unlink()
+    assert tpu_vm(tpus, "create", "pod", "v9x-8", "--node-count=2", "--runtime-version=new").returncode == 0
+    [create] = [call for call in calls(tpus) if call[0] == "create"]
+    assert create[2:] == ["--accelerator-type=v9x-8", "--node-count=2", "--runtime-version=new"]
+
+
+def test_tpus_that_were_taken_away_are_asked_for_anew(tpus):
+    (tpus / "states").write_text("SUSPENDED\n")
+    assert tpu_vm(tpus, "create", "pod", "v6e-16").returncode == 0
+    assert [call[0] for call in calls(tpus)] == ["describe", "delete", "create", *["describe"] * 3]
+
+
+def test_an_interrupted_wait_goes_on_without_asking_again(tpus):
+    (tpus / "states").write_text("PROVISIONING\nPROVISIONING\nACTIVE\n")
+    assert tpu_vm(tpus, "create", "pod", "v6e-16").returncode == 0
+    assert "create" not in [call[0] for call in calls(tpus)]
+
+
+def test_tpus_that_do_not_come_end_the_wait(tpus):
+    (tpus / "states_after_create").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
+    (tpus / "states").unlink()
+    done = tpu_vm(tpus, "create", "pod", "v6e-16")
+    assert done.returncode == 1 and "the TPUs did not come" in done.stderr
+
+
+def test_a_training_starts_on_all_hosts_stops_and_goes_on(tpus):
+    done = train(tpus, "--config.optim.lr=1e-4", "--config.note=it's $HOME")
+    assert done.returncode == 0, done.stderr
+    workers = [tpus / "workdir" / name for name in ("worker-0", "worker-1")]
+    wait_until(lambda: all((worker / "starts").exists() for worker in workers))
+    for worker in workers:
+        flags = f"-m jpeglm.train --config=configs/jpeglm_7b.py --workdir={tpus}/workdir --config.optim.lr=1e-4"
+        assert (worker / "starts").read_text() == f"{flags} --config.note=it's $HOME --config.platform=tpu\n"
+        assert (tpus / "hosts" / worker.name / "jpeglm" / "requirements.txt").exists()
+    wait_until(lambda: told(tpus) == ["pod: ACTIVE", "worker-0: running; step 1", "worker-1: running; step 1"])
+
+    again = train(tpus)
+    assert again.returncode == 2 and "pod is training" in again.stderr
+
+    done = tpu_vm(tpus, "stop", "pod")
+    assert done.returncode == 0, done.stderr
+    for line, worker in zip(done.stdout.splitlines(), workers, strict=True):
+        assert line.startswith(f"{worker.name}: not running; ") and line.endswith("ended with status 75")
+        assert (worker / "saved").read_text() == "saved\n"
+
+    assert train(tpus).returncode == 0
+    wait_until(lambda: all(len((worker / "starts").read_text().splitlines()) == 2 for worker in workers))
+    assert tpu_vm(tpus, "stop", "pod").returncode == 0
+    lines = tpu_vm(tpus, "logs", "pod", "-n", "100").stdout.splitlines()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tpus / "repository", stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+    for worker in workers:
+        log = [line for line in lines if line.startswith(f"{worker.name}: ")]
+        assert sum(line.startswith(f"{worker.name}: == commit {commit}: --config=configs/") for line in log) == 2
+
+
+def test_hosts_that_wait_for_a_process_0_that_stopped_make_room_for_the_next_training(tpus):
+    (tpus / "workdir" / "worker-0" / "statuses").write_text("2")
+    (tpus / "workdir" / "worker-1" / "statuses").write_text("134")
+    assert train(tpus).returncode == 0
+    wait_until(lambda: "worker-0: not running" in told(tpus)[1] and told(tpus)[2] == "worker-1: running; step 1")
+    assert told(tpus)[1].endswith("ended with status 2 and is not started again")
+
+    assert train(tpus).returncode == 0
+    starts = {name: tpus / "workdir" / name / "starts" for name in ("worker-0", "worker-1")}
+    wait_until(lambda: [len(path.read_text().splitlines()) for path in starts.values()] == [2, 3])
+    assert tpu_vm(tpus, "stop", "pod").returncode == 0
+
+
+def test_a_command_runs_on_every_host(tpus):
+    done = tpu_vm(tpus, "run", "pod", "echo \"$(hostname)\" | sed 's/-/ /'")
+    assert sorted(done.stdout.splitlines()) == ["worker 0", "worker 1"]
+
+
+def test_tpus_that_are_given_back_are_gone(tpus):
+    assert tpu_vm(tpus, "delete", "pod").returncode == 0
+    assert calls(tpus) == [["delete", "pod", "--force", "--quiet"]]
+    done = tpu_vm(tpus, "status", "pod")
+    assert done.returncode != 0 and "NOT_FOUND" in done.stderr
+
+
+def test_training_needs_tpus_that_are_there(tpus):
+    (tpus / "states").write_text("SUSPENDED\n")
+    done = train(tpus)
+    assert done.returncode == 2 and "pod is SUSPENDED, not ACTIVE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "crate pod v5p-128",
+        "create",
+        "create pod",
+        "create pod quantum-8",
+        "create --spot pod v5p-128",
+        "run pod",
+        "run pod two words",
+        "train pod",
+        "train pod --",
+        "train pod --config=configs/jpeglm_7b.py",
+        "train -- --config=configs/jpeglm_7b.py",
+        "status",
+        "status pod more",
+        "logs",
+        "stop",
+        "stop pod more",
+        "delete",
+        "delete pod more",
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(tpus, arguments):
+    done = tpu_vm(tpus, *shlex.split(arguments))
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert not (tpus / "calls").exists()
