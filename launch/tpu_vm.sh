@@ -18,7 +18,8 @@
 #
 # Needs gcloud with a project and a zone (`gcloud config set`, or CLOUDSDK_CORE_PROJECT and CLOUDSDK_COMPUTE_ZONE) and,
 # for several hosts, its key in an agent: `ssh-add ~/.ssh/google_compute_engine`. TPU_SSH_FLAGS holds further flags of
-# `gcloud compute tpus queued-resources ssh`, such as --internal-ip or --tunnel-through-iap.
+# `gcloud compute tpus queued-resources ssh` and `scp`, such as --internal-ip, --tunnel-through-iap or, for more than 64
+# hosts, --batch-size=all.
 set -euo pipefail
 
 fail() {
@@ -61,7 +62,8 @@ host_start() { # COMMIT FLAG...
     local run=$PWD/jpeglm-run
     cd jpeglm || return
     # shellcheck disable=SC2016
-    setsid flock --nonblock "$run/lock" bash -c '
+    # Whoever looks whether something runs holds the lock for a moment, too.
+    setsid flock --timeout 10 "$run/lock" bash -c '
         echo $$ >"$1/pid"
         echo "== commit $2: ${*:3}"
         exec ./launch/again.sh .venv/bin/python -m jpeglm.train "${@:3}"
@@ -75,9 +77,11 @@ host_tell() {
 }
 
 host_wait() {
+    local is_late=0
     # A step that hangs is ended by the watchdog, after 15 minutes.
-    [ ! -e jpeglm-run/lock ] || flock --timeout 1500 jpeglm-run/lock true
+    [ ! -e jpeglm-run/lock ] || flock --timeout 1500 jpeglm-run/lock true || is_late=1
     host_tell
+    return $is_late
 }
 
 host_log() { # FLAG...
@@ -100,7 +104,7 @@ state() { "${queued[@]}" describe "$name" --format="value(state.state)"; }
 
 create() {
     [ $# -gt 0 ] || fail "which TPUs? ./launch/tpu_vm.sh create NAME TYPE, with a TYPE such as v5p-128"
-    local type=$1 flags=(--accelerator-type="$@") found
+    local type=$1 flags=(--accelerator-type="$1" "${@:2}") found
     case " ${flags[*]}" in
     *" --runtime-version"*) ;;
     *)

@@ -422,6 +422,15 @@ def test_hosts_that_wait_for_a_process_0_that_stopped_make_room_for_the_next_tra
     assert tpu_vm("stop", "pod").returncode == 0
 
 
+def test_further_flags_of_ssh_are_passed_on(tpus, monkeypatch):
+    monkeypatch.setenv("TPU_SSH_FLAGS", "--internal-ip --batch-size=all")
+    (tpus / "workdir" / "worker-0" / "statuses").write_text("0")
+    (tpus / "workdir" / "worker-1" / "statuses").write_text("0")
+    assert train(tpus).returncode == 0
+    used = [call for call in calls(tpus) if call[0] in ("ssh", "scp")]
+    assert len(used) == 4 and all({"--internal-ip", "--batch-size=all"} <= set(call) for call in used)
+
+
 def test_a_command_runs_on_every_host(tpus):
     done = tpu_vm("run", "pod", "echo \"$(hostname)\" | sed 's/-/ /'")
     assert sorted(done.stdout.splitlines()) == ["worker 0", "worker 1"]
