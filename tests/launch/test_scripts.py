@@ -25,6 +25,7 @@ from jpeglm import runtime
 from jpeglm.cli import EXIT_BAD_INPUT
 from tests.commands import ROOT
 
+PROGRAMS = Path(sys.executable).parent
 AGAIN = ROOT / "launch" / "again.sh"
 DOCKERFILES = [*ROOT.glob("launch/Dockerfile.*")]
 JOBSETS = [*ROOT.glob("launch/*.yaml")]
@@ -106,13 +107,13 @@ def starts(folder: Path) -> int:
 
 def test_shell_scripts_pass_shellcheck():
     assert len(SCRIPTS) >= 5
-    done = subprocess.run(["shellcheck", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([PROGRAMS / "shellcheck", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 def hadolint(*paths: Path) -> subprocess.CompletedProcess:
     """The linter of Dockerfiles. It knows their grammar and bad habits, not whether they can be built."""
-    return subprocess.run(["hadolint", "--no-color", *paths], capture_output=True, text=True)
+    return subprocess.run([PROGRAMS / "hadolint", "--no-color", *paths], capture_output=True, text=True)
 
 
 def test_dockerfiles_pass_hadolint():
@@ -420,6 +421,23 @@ def test_hosts_that_wait_for_a_process_0_that_stopped_make_room_for_the_next_tra
     starts = {name: tpus / "workdir" / name / "starts" for name in ("worker-0", "worker-1")}
     wait_until(lambda: [len(path.read_text().splitlines()) for path in starts.values()] == [2, 3])
     assert tpu_vm("stop", "pod").returncode == 0
+
+
+def test_hosts_whose_python_is_too_old_get_another(tpus):
+    write_program(tpus / "uv", f"#!/bin/sh\necho {sys.executable}\n")
+    pip = f"mkdir -p ~/.local/bin && cp {tpus}/uv ~/.local/bin"
+    write_program(tpus / "bin" / "python3", f'#!/bin/sh\n[ "$1" = -m ] && {pip}\n')
+    (tpus / "workdir" / "worker-0" / "statuses").write_text("0")
+    (tpus / "workdir" / "worker-1" / "statuses").write_text("0")
+    done = train(tpus)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: all(line.endswith("ended with status 0 and is not started again") for line in told()[1:]))
+
+
+def test_hosts_that_cannot_be_installed_start_nothing(tpus):
+    write_program(tpus / "bin" / "python3", "#!/bin/sh\nexit 1\n")
+    assert train(tpus).returncode != 0
+    assert not list(tpus.glob("workdir/*/starts"))
 
 
 def test_further_flags_of_ssh_are_passed_on(tpus, monkeypatch):
