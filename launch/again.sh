@@ -10,7 +10,7 @@
 #
 # Each host of a job decides for itself. Where process 0 has stopped for good, the others start again, and JAX aborts
 # them after five minutes without a coordinator. So ten lives in a row of less than ten minutes each are the last. The
-# pauses between them grow, to 25 minutes in all: a host that comes back early must outlast the watchdogs of the others
+# pauses between them grow, to 21 minutes in all: a host that comes back early must outlast the watchdogs of the others
 # (15 minutes), which may not have noticed yet that it was gone.
 set -u
 
@@ -66,7 +66,7 @@ while true; do
         break
     fi
     pause=$((10 << (short - 1)))
-    if [ $pause -gt 300 ]; then pause=300; fi
+    if [ $pause -gt 240 ]; then pause=240; fi # not as long as the others wait for this host
     say "the command ended with status $status and is started again in $pause s"
     last=$status
     run sleep "$pause"

@@ -251,7 +251,7 @@ def test_an_end_that_may_go_better_next_time_is_not_the_last(fakes, status):
 def test_ten_short_lives_in_a_row_are_the_last(fakes):
     done = subprocess.run([AGAIN, *training(fakes, *[134] * 20)], capture_output=True, text=True)
     assert (done.returncode, starts(fakes)) == (134, 10)
-    assert list(map(int, (fakes / "slept").read_text().split())) == [10, 20, 40, 80, 160, 300, 300, 300, 300]
+    assert list(map(int, (fakes / "slept").read_text().split())) == [10, 20, 40, 80, 160, 240, 240, 240, 240]
     assert done.stderr.splitlines()[-1].endswith("as ten short lives in a row did, and is not started again")
 
 
@@ -260,7 +260,7 @@ def test_a_long_life_starts_the_count_anew(fakes):
     clock = f"#!/bin/sh\necho >>{fakes}/looks\n[ $(wc -l <{fakes}/looks) -lt 12 ] && echo 0 || echo 600\n"
     write_program(fakes / "bin" / "date", clock)
     done = subprocess.run([AGAIN, *training(fakes, *[75] * 20)])
-    assert (done.returncode, starts(fakes)) == (75, 15)
+    assert (done.returncode, starts(fakes)) == (75, 12)
 
 
 def test_a_request_to_stop_is_passed_on_and_is_the_end(fakes):
