@@ -4,8 +4,8 @@
 #   ./launch/tpu_vm.sh create NAME TYPE [FLAG...]   asks for TPUs such as v5p-128 and waits until they are there. FLAGs
 #                                                   go to gcloud: --spot, --reserved, --node-count=SLICES
 #   ./launch/tpu_vm.sh run NAME COMMAND             a shell command on every host, to mount or to copy data
-#   ./launch/tpu_vm.sh train NAME -- FLAG...        on every host, `python -m jpeglm.train FLAG...` of the commit that is
-#                                                   checked out; a run that stands in the workdir goes on
+#   ./launch/tpu_vm.sh train NAME -- FLAG...        on every host, `python -m jpeglm.train FLAG...` of the commit that
+#                                                   is checked out; a run that stands in the workdir goes on
 #   ./launch/tpu_vm.sh status NAME                  of the TPUs, and of the training on each host
 #   ./launch/tpu_vm.sh logs NAME [FLAG...]          the log of each host; FLAGs go to tail: -n 100, -f
 #   ./launch/tpu_vm.sh stop NAME                    saves a checkpoint, and waits for it
@@ -190,7 +190,7 @@ create | run | train | status | logs | stop | delete) ;;
 *) fail "which of create, run, train, status, logs, stop and delete? The first lines of ${BASH_SOURCE[0]} tell more" ;;
 esac
 name=${2-}
-[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "whose name? ./launch/tpu_vm.sh $command NAME, of small letters, digits, hyphens"
+[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "which TPUs? ./launch/tpu_vm.sh $command NAME, in a-z, 0-9 and hyphens"
 case $command in status | stop | delete) [ $# = 2 ] || fail "unexpected argument '$3'" ;; esac
 command -v gcloud >/dev/null || fail "gcloud is not installed"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -256,8 +256,8 @@ def test_ten_short_lives_in_a_row_are_the_last(fakes):
 
 
 def test_a_long_life_starts_the_count_anew(fakes):
-    # This clock goes on by ten minutes in the sixth life, between the eleventh and the twelfth look at it.
-    clock = f"#!/bin/sh\necho >>{fakes}/looks\n[ $(wc -l <{fakes}/looks) -lt 12 ] && echo 0 || echo 600\n"
+    # This clock goes on by ten minutes in the third life, between the fifth and the sixth look at it.
+    clock = f"#!/bin/sh\necho >>{fakes}/looks\n[ $(wc -l <{fakes}/looks) -lt 6 ] && echo 0 || echo 600\n"
     write_program(fakes / "bin" / "date", clock)
     done = subprocess.run([AGAIN, *training(fakes, *[75] * 20)])
     assert (done.returncode, starts(fakes)) == (75, 12)
