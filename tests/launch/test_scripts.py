@@ -44,15 +44,16 @@ workdir = workdir / pathlib.Path.home().name
 with open(workdir / "starts", "a") as file:
     print(*sys.argv[1:], file=file)
 def stop(number, frame):
-    time.sleep(0.2)
-    with open(workdir / "saved", "a") as file:
+    with open(workdir / "stop", "a") as file:
+        print("asked", file=file, flush=True)
+        time.sleep(0.2)
         print("saved", file=file)
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 statuses = (workdir / "statuses").read_text().split()
 if not statuses:
     print("step 1", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 (workdir / "statuses").write_text(" ".join(statuses[1:]))
 status = int(statuses[0])
 if status < 0:
@@ -236,7 +237,7 @@ def test_the_flags_of_a_jobset_are_those_of_its_config(path):
 # again.sh
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 3])
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 255])
 def test_an_end_that_would_come_again_is_the_last(fakes, status):
     done = subprocess.run([AGAIN, *training(fakes, status, 0)])
     assert (done.returncode, starts(fakes)) == (status, 1)
@@ -271,7 +272,7 @@ def test_a_request_to_stop_is_passed_on_and_is_the_end(fakes):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
     assert (process.wait(5), starts(fakes)) == (75, 1)
-    assert (fakes / fakes.name / "saved").read_text() == "saved\n"
+    assert (fakes / fakes.name / "stop").read_text() == "asked\nsaved\n"
 
 
 def test_a_request_to_stop_in_a_pause_is_the_end(fakes):
@@ -396,7 +397,7 @@ def test_a_training_starts_on_all_hosts_stops_and_goes_on(tpus):
     assert done.returncode == 0, done.stderr
     for line, worker in zip(done.stdout.splitlines(), workers, strict=True):
         assert line.startswith(f"{worker.name}: not running; ") and line.endswith("ended with status 75")
-        assert (worker / "saved").read_text() == "saved\n"
+        assert (worker / "stop").read_text() == "asked\nsaved\n"
 
     assert train(tpus).returncode == 0
     wait_until(lambda: all(len((worker / "starts").read_text().splitlines()) == 2 for worker in workers))
@@ -434,10 +435,12 @@ def test_hosts_whose_python_is_too_old_get_another(tpus):
     wait_until(lambda: all(line.endswith("ended with status 0 and is not started again") for line in told()[1:]))
 
 
-def test_hosts_that_cannot_be_installed_start_nothing(tpus):
-    write_program(tpus / "bin" / "python3", "#!/bin/sh\nexit 1\n")
-    assert train(tpus).returncode != 0
-    assert not list(tpus.glob("workdir/*/starts"))
+def test_a_host_where_pip_fails_starts_nothing(tpus):
+    environment = tpus / "hosts" / "worker-1" / "jpeglm" / ".venv"
+    (environment / ".fits-requirements-tpu.txt").unlink()
+    write_program(environment / "bin" / "python", "#!/bin/sh\nexit 1\n")
+    assert train(tpus).returncode == 1
+    assert not list(tpus.glob("hosts/*/jpeglm-run/log")) and not (environment / ".fits-requirements-tpu.txt").exists()
 
 
 def test_further_flags_of_ssh_are_passed_on(tpus, monkeypatch):
