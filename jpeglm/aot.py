@@ -150,15 +150,26 @@ def train_cost(config: ConfigDict, target: Target) -> Cost:
     return cost_of(lowered, mesh)
 
 
-def sample_costs(config: ConfigDict, target: Target, slots: int) -> tuple[Cost, Cost]:
-    """Of prefilling the longest prompt, and of one step of decoding `slots` sequences of data.seq_len tokens."""
+def sampling_engine(config: ConfigDict, target: Target, slots: int) -> tuple[Engine, Mesh]:
+    """An engine without numbers that samples sequences of data.seq_len tokens, as `jpeglm.sample` does."""
     model = LlamaConfig.of(config)
     mesh = sharding.inference_mesh(model.num_kv_heads, True, target.devices)
     params = nnx.to_pure_dict(llama.abstract(model)[1])
-    engine = Engine(model, params, mesh, Settings(config.data.seq_len, 1.0, 40, 0.9, slots), eos=2)
-    prefill, steps = (cost_of(lowered, mesh) for lowered in engine.lower(config.data.seq_len - 1))
-    sent = {axes: size / STEPS_A_CALL for axes, size in steps.sent.items()}
-    return prefill, dataclasses.replace(steps, sent=sent, traffic=steps.traffic / STEPS_A_CALL)
+    return Engine(model, params, mesh, Settings(config.data.seq_len, 1.0, 40, 0.9, slots), eos=2), mesh
+
+
+def prefill_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
+    """Of taking in the longest prompt."""
+    engine, mesh = sampling_engine(config, target, slots)
+    return cost_of(engine.lower_prefill(config.data.seq_len - 1), mesh)
+
+
+def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
+    """Of one step of decoding."""
+    engine, mesh = sampling_engine(config, target, slots)
+    cost = cost_of(engine.lower_decode(), mesh)
+    sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
+    return dataclasses.replace(cost, sent=sent, traffic=cost.traffic / STEPS_A_CALL)
 
 
 class Roofline:
@@ -232,12 +243,11 @@ def sample_report(
     # A prompt is prefilled by the devices of its heads; a step attends over the whole capacity of the cache.
     prompts = Roofline(target.chip, forward * seq_len / sharding.num_parts(mesh, "kv_heads"), prefill)
     steps = Roofline(target.chip, model.decode_flops(seq_len) * slots / used, step)
-    peak = max(prefill.peak, step.peak)
+    peak = sampling_peak(prefill, step)
     facts = {
         "chips": used, "mesh": dict(mesh.shape), "slots": slots, "capacity": seq_len, "peak_bytes": peak,
         "memory_bytes": target.chip.memory, "prefill_roofline": prompts.seconds, "step_roofline": steps.seconds,
         "sent_bytes": step.sent, "traffic_bytes": step.traffic, "compile_seconds": prefill.seconds + step.seconds,
-        "prefill_peak_bytes": prefill.peak, "step_peak_bytes": step.peak,
     }  # fmt: skip
     rows = [
         *_opening(target, mesh, model),
@@ -297,28 +307,37 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
     return best[1], best[2]
 
 
+def sampling_peak(prefill: Cost, step: Cost) -> float:
+    """Prefill needs as much for a while whatever the slots; what both hold is weights and caches."""
+    return step.held + max(step.temporary, prefill.temporary)
+
+
 def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
-    """The most slots, as a power of two for each part of the batch, that fit with SPARE of the memory to spare.
+    """The most slots that fit with SPARE of the memory to spare, as a power of two for each part of the batch.
+
+    Returns:
+      their number, the cost of a prefill, and of a step.
 
     Raises:
       InputError: not one does.
     """
     limit = (1 - SPARE) * target.chip.memory
     least = sharding.num_parts(sharding.inference_mesh(config.model.num_kv_heads, True, target.devices), "batch")
-    found = {slots: sample_costs(config, target, slots) for slots in (least, 2 * least)}
-    peak = {slots: max(cost.peak for cost in costs) for slots, costs in found.items()}
-    if peak[least] > limit:
+    prefill = prefill_cost(config, target, least)
+    steps = {slots: decode_cost(config, target, slots) for slots in (least, 2 * least)}
+    if sampling_peak(prefill, steps[least]) > limit:
         raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} to spare")
     # The caches grow with the slots and hardly anything else does: two sizes tell where the limit lies.
-    each, slots = (peak[2 * least] - peak[least]) / least, 2 * least
-    while 2 * slots <= MOST_SLOTS and peak[least] + each * (2 * slots - least) <= limit:
+    first, second = (sampling_peak(prefill, step) for step in steps.values())
+    each, slots = (second - first) / least, 2 * least
+    while 2 * slots <= MOST_SLOTS and first + each * (2 * slots - least) <= limit:
         slots *= 2
     while slots > least:
-        costs = found.get(slots) or sample_costs(config, target, slots)
-        if max(cost.peak for cost in costs) <= limit:
-            return slots, *costs
+        step = steps.get(slots) or decode_cost(config, target, slots)
+        if sampling_peak(prefill, step) <= limit:
+            return slots, prefill, step
         slots //= 2
-    return least, *found[least]
+    return least, prefill, steps[least]
 
 
 def _flops(config: ConfigDict, target: Target) -> tuple[float, float]:
@@ -383,7 +402,7 @@ def main() -> None:
         if FLAGS.search:
             slots, prefill, step = search_slots(config, target)
         else:
-            prefill, step = sample_costs(config, target, slots)
+            prefill, step = (cost(config, target, slots) for cost in (prefill_cost, decode_cost))
         rows, facts = sample_report(config, target, slots, prefill, step)
     if not target.devices:
         rows.insert(0, ("ESTIMATE", "from the shapes alone (jpeglm/estimate.py), not compiled"))

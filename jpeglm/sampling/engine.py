@@ -105,13 +105,17 @@ class Engine:
         self._insert = jax.jit(self._insert_impl, donate_argnums=1, out_shardings=layout)
         self._decode = jax.jit(self._decode_impl, donate_argnums=1, out_shardings=layout)
 
-    def lower(self, prompt_length: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-        """The two programs, not compiled yet: prefill of so long a prompt, and STEPS_A_CALL steps of all slots."""
+    def lower_prefill(self, length: int) -> jax.stages.Lowered:
+        """The program that takes in a prompt of this length, not compiled yet."""
+        prompt = np.zeros((1, bucket(length, self.settings.max_tokens)), np.int32)
+        request = prompt, np.int32(length), np.int32(0), np.zeros(2, np.uint32)
         with jax.set_mesh(self._mesh):
-            state = self._start.eval_shape()
-            prompt = np.zeros((1, bucket(prompt_length, self.settings.max_tokens)), np.int32)
-            request = prompt, np.int32(prompt_length), np.int32(0), np.zeros(2, np.uint32)
-            return self._insert.lower(self._params, state, *request), self._decode.lower(self._params, state)
+            return self._insert.lower(self._params, self._start.eval_shape(), *request)
+
+    def lower_decode(self) -> jax.stages.Lowered:
+        """The program of STEPS_A_CALL steps of all slots, not compiled yet."""
+        with jax.set_mesh(self._mesh):
+            return self._decode.lower(self._params, self._start.eval_shape())
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
         """Yields (number of the request, new ids without EOS, whether EOS came), in the order in which they end."""
