@@ -42,8 +42,7 @@ def numbers(config: str, topology: str, what: str, out: Path) -> dict | None:
 
 
 def train_row(config: str, topology: str, found: dict) -> list[str]:
-    step = max(found["roofline"].values())
-    binds = max(found["roofline"], key=found["roofline"].get)
+    roofline = found["roofline"]
     usual = found["seconds_at_mfu"]["0.4"]
     return [
         f"{config} on {topology}",
@@ -53,8 +52,8 @@ def train_row(config: str, topology: str, found: dict) -> list[str]:
         f"{human_bytes(found['peak_bytes'])} of {human_bytes(found['memory_bytes'])}",
         ", ".join(f"{human_bytes(size)} {axes}" for axes, size in found["sent_bytes"].items()),
         f"{human_count(found['flops_a_chip'])} ({human_count(found['executed_flops'])})",
-        ", ".join(f"{name} {seconds:.2f}" for name, seconds in found["roofline"].items()) + f": {binds}",
-        f"{step:.2f} / {usual:.2f}",
+        ", ".join(f"{name} {roofline[name]:.2f}" for name in ("compute", "memory", "network", "awaited")),
+        f"{roofline['least']:.2f} / {usual:.2f}",
         human_count(found["tokens_a_step"] / usual),
         f"{found['steps'] * usual / 86_400:.1f}",
         f"{found['compile_seconds']:.0f}",
@@ -63,15 +62,14 @@ def train_row(config: str, topology: str, found: dict) -> list[str]:
 
 def sample_row(config: str, topology: str, found: dict) -> list[str]:
     step, prefill = (found[f"{name}_roofline"] for name in ("step", "prefill"))
-    bound = max(step.values())
     return [
         f"{config} on {topology}",
         ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1),
         str(found["slots"]),
         f"{human_bytes(found['peak_bytes'])} of {human_bytes(found['memory_bytes'])}",
-        f"{max(prefill.values()):.3f}: {max(prefill, key=prefill.get)}",
-        f"{1000 * bound:.2f}: {max(step, key=step.get)}",
-        human_count(found["slots"] / bound),
+        f"{prefill['least']:.3f}: {prefill['binds']}",
+        f"{1000 * step['least']:.2f}: {step['binds']}",
+        human_count(found["slots"] / step["least"]),
         f"{found['compile_seconds']:.0f}",
     ]
 
@@ -83,8 +81,8 @@ def main(_: list[str]) -> None:
     tables = {
         "train": (train_row, [
             "run", "chunks a chip x accumulate", "remat", "parameters + optimiser", "peak of HBM", "sent a step",
-            "FLOPs a chip (with recomputation)", "least seconds", "step: least / at MFU 40%", "tokens/s at MFU 40%",
-            "days", "compile s",
+            "FLOPs a chip (with recomputation)", "least seconds, each", "step: least / at MFU 40%",
+            "tokens/s at MFU 40%", "days", "compile s",
         ]),
         "sample": (sample_row, [
             "run", "mesh", "slots", "peak of HBM", "prefill, least s", "step, least ms", "tokens/s then", "compile s",

@@ -67,6 +67,7 @@ class Cost:
       held: bytes of arguments and results.
       temporary: bytes more while it runs.
       sent: bytes sent over the network, by mesh axes.
+      awaited: those of them for which the chip waits, instead of computing meanwhile.
       traffic: bytes between the chip and its memory.
       seconds: of compiling.
     """
@@ -74,6 +75,7 @@ class Cost:
     held: float
     temporary: float
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    awaited: float = 0.0
     traffic: float = 0.0
     seconds: float = 0.0
 
@@ -107,7 +109,7 @@ def describe(topology: str, slices: int = 1) -> Target:
         if "not installed" in str(error):
             raise InputError("the TPU's compiler is not here: pip install -r requirements-tpu.txt") from error
         raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
-    chips = slices * math.prod(map(int, shape.split("x")))
+    chips = slices * math.prod(map(int, shape.split("_")[0].split("x")))  # 4x4x8_twisted is a shape, too
     if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
         raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
     return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices)
@@ -130,8 +132,9 @@ def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
     seconds = time.monotonic() - started
     program = hlo.Program(compiled.as_text())
     held, temporary = metrics.device_memory(compiled)
-    sent = hlo.by_axis(program.collectives(mesh))
-    return Cost(held, temporary, sent, program.memory_traffic(), seconds)
+    found = program.collectives(mesh)
+    awaited = sum(collective.bytes * collective.times for collective in found if not collective.is_overlapped)
+    return Cost(held, temporary, hlo.by_axis(found), awaited, program.memory_traffic(), seconds)
 
 
 def train_cost(config: ConfigDict, target: Target) -> Cost:
@@ -169,11 +172,16 @@ def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
     engine, mesh = sampling_engine(config, target, slots)
     cost = cost_of(engine.lower_decode(), mesh)
     sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
-    return dataclasses.replace(cost, sent=sent, traffic=cost.traffic / STEPS_A_CALL)
+    each = dict(sent=sent, awaited=cost.awaited / STEPS_A_CALL, traffic=cost.traffic / STEPS_A_CALL)
+    return dataclasses.replace(cost, **each)
 
 
 class Roofline:
-    """The least time that a program can take on a chip: each resource at the maker's peak, all of them at once."""
+    """The least time that a program can take on a chip.
+
+    Each resource works at the maker's peak, and all at once, but for the part of the network's time that the chip, as
+    the program is compiled, waits for.
+    """
 
     def __init__(self, chip: Chip, flops: float, cost: Cost):
         self.seconds = {
@@ -182,11 +190,17 @@ class Roofline:
             "network": sum(cost.sent.values()) / chip.network,
         }
         self.binds = max(self.seconds, key=self.seconds.get)
-        self.bound = self.seconds[self.binds]
+        self.awaited = cost.awaited / chip.network
+        busy = max(self.seconds["compute"], self.seconds["memory"])
+        self.bound = max(busy + self.awaited, self.seconds["network"])
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {_seconds(value)}" for name, value in self.seconds.items())
-        return f"{_seconds(self.bound)}: {self.binds} binds ({parts})"
+        return f"{_seconds(self.bound)}: {self.binds} binds ({parts}, of it awaited {_seconds(self.awaited)})"
+
+    def facts(self) -> dict[str, Any]:
+        """For programs: all in seconds."""
+        return self.seconds | {"awaited": self.awaited, "least": self.bound, "binds": self.binds}
 
 
 def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[tuple[str, str]], dict[str, Any]]:
@@ -220,7 +234,12 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
     rows += [(f"at MFU {mfu:.0%}", _days(config, step, tokens)) for mfu, step in facts["seconds_at_mfu"].items()]
     if target.devices:
         roofline = Roofline(target.chip, executed, cost)
-        facts |= {"sent_bytes": cost.sent, "traffic_bytes": cost.traffic, "roofline": roofline.seconds}
+        facts |= {
+            "sent_bytes": cost.sent,
+            "awaited_bytes": cost.awaited,
+            "traffic_bytes": cost.traffic,
+            "roofline": roofline.seconds,
+        }
         mfu = flops / target.chip.flops / roofline.bound
         rows += [
             *_traffic(cost),
@@ -246,7 +265,7 @@ def sample_report(
     peak = sampling_peak(prefill, step)
     facts = {
         "chips": used, "mesh": dict(mesh.shape), "slots": slots, "capacity": seq_len, "peak_bytes": peak,
-        "memory_bytes": target.chip.memory, "prefill_roofline": prompts.seconds, "step_roofline": steps.seconds,
+        "memory_bytes": target.chip.memory, "prefill_roofline": prompts.facts(), "step_roofline": steps.facts(),
         "sent_bytes": step.sent, "traffic_bytes": step.traffic, "compile_seconds": prefill.seconds + step.seconds,
     }  # fmt: skip
     rows = [

@@ -41,12 +41,14 @@ class Collective:
       bytes: what one device sends, each time, if rings are used: of an array of `size` bytes spread over n devices
         (n-1)/n size for all-gather, reduce-scatter and all-to-all, twice that for all-reduce.
       times: how often the program runs it.
+      is_overlapped: whether other work may run meanwhile; else the device waits.
     """
 
     kind: str
     axes: tuple[str, ...]
     bytes: float
     times: int
+    is_overlapped: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +100,10 @@ class Program:
                 sizes = sizes[len(sizes) // 2 :]  # the first half are the operands
             whole = sum(sizes) * (n if kind == "reduce-scatter" else 1)
             share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
-            is_overlapped = "chain_id=" in instruction.rest
-            key = re.sub(r"\A.*?\), |backend_config=.*", "", instruction.rest) if is_overlapped else instruction
-            found[key] = Collective(kind, _axes(groups, mesh), share * whole, times)
+            is_fused = "chain_id=" in instruction.rest  # with products
+            key = re.sub(r"\A.*?\), |backend_config=.*", "", instruction.rest) if is_fused else instruction
+            is_overlapped = is_fused or instruction.operation != kind
+            found[key] = Collective(kind, _axes(groups, mesh), share * whole, times, is_overlapped)
         return list(found.values())
 
     def memory_traffic(self) -> float:
