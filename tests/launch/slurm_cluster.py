@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Names that are addresses: Slurm's tasks find each other by them, and no resolver needs to know any name.
@@ -53,8 +54,18 @@ SelectTypeParameters=CR_Core
 GresTypes=gpu
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 {nodes}
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=usual Nodes=ALL Default=YES PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=2
 """
+
+
+def environment(conf: Path | str) -> dict[str, str]:
+    """What makes Slurm's commands talk to this cluster, and not to one whose job this may be."""
+    outer = ("SLURM", "SBATCH", "SRUN", "SALLOC", "SINFO", "SQUEUE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
+    return kept | {"SLURM_CONF": str(conf)}
 
 
 def install() -> None:
@@ -96,6 +107,7 @@ def kill_descendants(root: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports of which nobody listens on any now."""
     sockets = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in sockets]
     for sock in sockets:
@@ -147,11 +159,8 @@ class Cluster:
         slurmd.wait()
 
     def _states(self) -> list[str]:
-        command = ["sinfo", "--noheader", "--Node", "--format=%T"]
-        return subprocess.run(command, env=self._environment(), capture_output=True, text=True).stdout.split()
-
-    def _environment(self) -> dict[str, str]:
-        return os.environ | {"SLURM_CONF": str(self.conf)}
+        command = ["sinfo", "--noheader", "--Node", "--partition=usual", "--format=%T"]
+        return subprocess.run(command, env=environment(self.conf), capture_output=True, text=True).stdout.split()
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen:
         prctl = ctypes.CDLL(None).prctl
@@ -163,7 +172,7 @@ class Cluster:
         with open(self.folder / f"{program}.out", "ab") as out:
             return subprocess.Popen(
                 [f"{SBIN}/{program}", *arguments],
-                env=self._environment(),
+                env=environment(self.conf),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -171,7 +180,7 @@ class Cluster:
                 start_new_session=True,  # a Ctrl-C is for this process, which takes all down in order
             )
 
-    def _wait_for(self, condition, what: str) -> None:
+    def _wait_for(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + 60
         while not condition():
             if time.monotonic() > deadline:
