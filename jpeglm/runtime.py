@@ -70,10 +70,13 @@ def _join_processes(platform: str, options: dict[str, int]) -> None:
 
 
 def _in_cluster() -> bool:
-    """Whether a launcher has started several processes. JAX's own detection also finds clusters of one."""
+    """Whether a launcher has started several processes. JAX's own detection also finds clusters of one.
+
+    Under Slurm those of one step: SLURM_NTASKS alone may be the job's, in a shell that salloc or srun has opened.
+    """
     env = os.environ
     return (
-        ("SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1)
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1
         or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in env.get("TPU_WORKER_HOSTNAMES", "")
         or "MEGASCALE_COORDINATOR_ADDRESS" in env
