@@ -13,26 +13,6 @@ from tabulate import tabulate
 from jpeglm import codecs
 from jpeglm.errors import InputError, writing
 
-# Dense bf16 multiply-add peaks in FLOP/s a device, from the makers' data sheets; keys are parts of `device_kind`,
-# the longer one first.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s of one device in bf16, or None where it is not known (a CPU)."""
-    return next((peak for kind, peak in PEAK_FLOPS.items() if kind in device.device_kind), None)
-
 
 def speed(
     tokens: int, seconds: float, num_devices: int, flops_per_token: float, peak: float | None
@@ -208,7 +188,7 @@ def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, 
 
 def human_count(number: float) -> str:
     """12_345_678 -> '12.3M'."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if abs(number) >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"

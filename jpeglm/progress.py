@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 from tqdm import tqdm
 
-from jpeglm import metrics
+from jpeglm import hardware, metrics
 from jpeglm.data import pipeline
 from jpeglm.metrics import human_bytes, human_count, human_time
 from jpeglm.model.llama import LlamaConfig
@@ -28,7 +28,7 @@ class Progress:
         self._is_lead = jax.process_index() == 0
         self._config, self._clock, self._schedule = config, clock, schedule
         self._flops_per_token = LlamaConfig.of(config).flops_per_token(config.data.seq_len)
-        self._num_devices, self._peak = len(devices), metrics.peak_flops(devices[0])
+        self._num_devices, self._peak = len(devices), hardware.peak_flops(devices[0])
         self._last = first_step, (0.0, 0.0)  # of the last line: the step, and the clock's seconds in steps and in data
         if self._is_lead:
             self._log = metrics.MetricsLog(workdir, first_step)
@@ -104,7 +104,7 @@ def opening_table(
     model = LlamaConfig.of(config)
     per_token = model.flops_per_token(seq_len)
     device = mesh.devices.flat[0]
-    peak = metrics.peak_flops(device)
+    peak = hardware.peak_flops(device)
     held, temporary = map(human_bytes, memory)
     rows = [
         ("devices", f"{mesh.devices.size} x {device.device_kind}, {jax.process_count()} process(es)"),

@@ -46,6 +46,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "ffn": "tensor",
 }
+AUTO = (AxisType.Auto,) * len(MESH_AXES)
 STORED = "embed"  # spread only while the parameter is stored
 
 
@@ -55,27 +56,32 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     Raises InputError where the sizes do not multiply to the number of devices, or do not fit the TPU's slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
-    wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
-    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise InputError(f"mesh: sizes are positive and at most one is -1, got {wanted}")
-    if -1 in shape:
-        shape[shape.index(-1)] = max(1, len(devices) // -math.prod(shape))
-    if math.prod(shape) != len(devices):
-        raise InputError(f"mesh: {wanted} does not fit {len(devices)} device(s)")
-    auto = (AxisType.Auto,) * len(MESH_AXES)
+    shape = mesh_shape(sizes, len(devices))
     slices = num_slices(devices)
     if slices == 1:
         # An axis may be a part of one of the torus of a TPU, which jax.make_mesh would not allow.
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         placed = across_slices(shape, slices, devices)
-    return Mesh(placed, MESH_AXES, axis_types=auto)
+    return Mesh(placed, MESH_AXES, axis_types=AUTO)
 
 
-def inference_mesh(kv_heads: int, is_batched: bool) -> Mesh:
+def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> list[int]:
+    """The sizes of MESH_AXES on so many devices; see `make_mesh`."""
+    shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
+    wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
+        raise InputError(f"mesh: sizes are positive and at most one is -1, got {wanted}")
+    if -1 in shape:
+        shape[shape.index(-1)] = max(1, num_devices // -math.prod(shape))
+    if math.prod(shape) != num_devices:
+        raise InputError(f"mesh: {wanted} does not fit {num_devices} device(s)")
+    return shape
+
+
+def inference_mesh(kv_heads: int, is_batched: bool, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Heads over as many devices as divide them; the batch, if there is one, over what that leaves."""
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     tensor = math.gcd(len(devices), kv_heads)
     return make_mesh({"data": -1, "tensor": tensor}, devices if is_batched else devices[:tensor])
 

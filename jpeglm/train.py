@@ -11,28 +11,21 @@ everything once, says what the run will take, and whether it can go.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags, logging
 from etils import epath
-from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from jpeglm import checkpoint, cli, dry_run, faults, metrics, optim, runtime, sharding
+from jpeglm import checkpoint, cli, dry_run, faults, metrics, runtime, sharding, train_step
 from jpeglm.data import pipeline, shards
 from jpeglm.errors import InputError
-from jpeglm.model import llama
-from jpeglm.model.loss import make_loss
 from jpeglm.progress import Progress, opening_table
-
-Batch = dict[str, jax.Array]
 
 
 def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None) -> tuple[int, int]:
     """Runs `config.steps` optimiser steps in all, from where the workdir stands.
 
-    Reads from top to bottom: devices and mesh, data, model and optimiser, the step, state (new or restored), the loop.
+    Reads from top to bottom: devices and mesh, the step (its own file), data, state (new or restored), the loop.
 
     Args:
       last_step: the loop ends after so many steps; None: after `config.steps`, where the schedule ends.
@@ -56,9 +49,11 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     jax.set_mesh(mesh)
     is_lead = jax.process_index() == 0
 
+    ############################ Model, optimiser and step, as shapes ############################
+    programs = train_step.build(config, mesh)
+
     ############################ Data ############################
     batch_size, accumulate, seq_len = config.optim.batch_size, config.optim.accumulate, config.data.seq_len
-    sharding.check_divides(config, mesh)
     if not config.data.path:
         raise InputError("where is the data? --config.data.path=DIR, a folder that `python -m jpeglm.prepare` wrote")
     data_dir = epath.Path(config.data.path)
@@ -72,80 +67,30 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
     eval_size = batch_size // accumulate
     eval_rows = sharding.local_rows(batch_layout, (eval_size, seq_len))
-
-    ############################ Model and optimiser, as shapes ############################
-    model_config = llama.LlamaConfig.of(config)
-    graphdef, abstract_model = llama.abstract(model_config)
-    abstract_params = nnx.to_pure_dict(abstract_model)
-    param_shardings = sharding.parameter_shardings(abstract_model, mesh)
-    schedule = optim.make_schedule(config.optim, config.steps)
-    optimizer = optim.make_optimizer(config.optim, schedule)
-
-    def with_optimizer(params: Any) -> dict[str, Any]:
-        return {"params": params, "opt_state": optimizer.init(params)}
-
-    shardings = {
-        "params": param_shardings,
-        "opt_state": optim.state_shardings(optimizer, abstract_params, param_shardings, mesh),
-    }
-    abstract_state = checkpoint.abstract(jax.eval_shape(with_optimizer, abstract_params), shardings)
     checkpoint.check_resumable(workdir, config, manifest)
     init_from = epath.Path(config.init_from) if config.init_from else None
     if init_from and not checkpoint.saved_steps(workdir):
-        checkpoint.check_init_from(init_from, config, abstract_params, manifest)
-
-    ############################ The step ############################
-    loss_of = make_loss(graphdef, config.optim.z_loss)
-
-    def train_step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        # Sums over microbatches divided by the weight of the whole batch: accumulation changes nothing but rounding.
-        total_weight = jnp.sum(batch["loss_weights"])
-        grad_of = jax.grad(lambda params, part: loss_of(params, part, total_weight), has_aux=True)
-
-        def add(sums: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, grad_of(state["params"], part)), None
-
-        if accumulate == 1:
-            grads, loss = grad_of(state["params"], batch)
-        else:
-            zeros = (jax.tree.map(jnp.zeros_like, state["params"]), jnp.zeros(()))
-            (grads, loss), _ = jax.lax.scan(add, zeros, microbatches(batch, accumulate))
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        # The norms are over everything, so that no number that is not finite hides.
-        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
-        return {"params": params, "opt_state": opt_state}, {"loss": loss, **norms}
-
-    def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        _, nll = loss_of(params, batch, jnp.ones(()))
-        return nll, jnp.sum(batch["loss_weights"])
+        checkpoint.check_init_from(init_from, config, programs.state["params"], manifest)
 
     clock.lap("restart")
     # Compiled before the state is there: whether it fits is known before anything is allocated.
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-    train_step = train_step.lower(abstract_state, batch_shapes(chunks, batch_size, batch_layout)).compile()
-    eval_step = (
-        jax.jit(eval_step).lower(abstract_state["params"], batch_shapes(chunks, eval_size, batch_layout)).compile()
-    )
-    compile_seconds, memory = clock.lap("compile"), metrics.device_memory(train_step)
+    run_step = programs.train_step.lower(programs.state, train_step.batch_shapes(batch_size, seq_len, mesh)).compile()
+    run_eval = programs.eval_step.lower(
+        programs.state["params"], train_step.batch_shapes(eval_size, seq_len, mesh)
+    ).compile()
+    compile_seconds, memory = clock.lap("compile"), metrics.device_memory(run_step)
     metrics.check_memory(memory, jax.local_devices()[0])
 
     ############################ State: restored, or new ############################
     claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
-    first_step, state = checkpoint.restore_newest(workdir, abstract_state)
-    if state is None:
-        # Born in its layout, never whole on one device.
-        if init_from:
-            params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)
-            make_state = jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings)
-            state = make_state(params)
-        else:
-            make_state = jax.jit(
-                lambda: with_optimizer(llama.init_params(model_config, config.seed)), out_shardings=shardings
-            )
-            state = make_state()
+    first_step, state = checkpoint.restore_newest(workdir, programs.state)
+    if state is None and init_from:
+        params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)
+        state = programs.state_from(params)
+    elif state is None:
+        state = programs.new_state()
     saver = checkpoint.Saver(workdir, config.checkpoint)
-    progress = Progress(workdir, config, first_step, clock, schedule, devices)
+    progress = Progress(workdir, config, first_step, clock, programs.schedule, devices)
     if is_lead:
         logging.info("\n%s", opening_table(config, mesh, chunks, heldout, first_step, memory, compile_seconds))
 
@@ -157,7 +102,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
         watchdog.beat("an evaluation")
         for local in pipeline.eval_batches(heldout, eval_size, eval_rows, config.eval.batches * accumulate):
             batch = sharding.global_batch(local, eval_rows, batch_layout, eval_size)
-            sums += np.array(jax.device_get(eval_step(params, batch)), np.float64)
+            sums += np.array(jax.device_get(run_eval(params, batch)), np.float64)
             watchdog.beat("an evaluation")
         return metrics.heldout_units(sums[0] / sums[1], heldout.manifest)
 
@@ -175,7 +120,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
             clock.lap("steps")
             _, batch = next(batches)  # threads read ahead, so this should take no time
             clock.lap("data")
-            state, scalars = train_step(state, batch)
+            state, scalars = run_step(state, batch)
             scalars = {name: float(value) for name, value in jax.device_get(scalars).items()}  # waits for the step
             clock.lap("steps")
             saver.check()
@@ -208,19 +153,6 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
         raise SystemExit(faults.EXIT_AGAIN)
     progress.close(f"{step} steps done: {workdir}")
     return memory
-
-
-def batch_shapes(chunks: pipeline.Chunks, batch_size: int, layout: jax.sharding.Sharding) -> Any:
-    """A global batch without its numbers."""
-    shape = (batch_size, chunks.seq_len)
-    return {
-        name: jax.ShapeDtypeStruct(shape, array.dtype, sharding=layout) for name, array in chunks.batch([]).items()
-    }
-
-
-def microbatches(batch: Batch, parts: int) -> Batch:
-    """[batch, seq] -> [parts, batch / parts, seq]; strided, so that each device keeps the rows that it holds."""
-    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 FLAGS = flags.FLAGS

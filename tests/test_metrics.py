@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jpeglm import metrics
+from jpeglm import hardware, metrics
 from jpeglm.model.llama import LlamaConfig
 
 KINDS = {  # as the devices name themselves
@@ -16,11 +16,11 @@ KINDS = {  # as the devices name themselves
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_accelerator_has_its_peak(kind):
-    assert metrics.peak_flops(SimpleNamespace(device_kind=kind)) == KINDS[kind] * 1e12
+    assert hardware.peak_flops(SimpleNamespace(device_kind=kind)) == KINDS[kind] * 1e12
 
 
 def test_a_cpu_has_no_peak_and_so_no_mfu():
-    assert metrics.peak_flops(SimpleNamespace(device_kind="cpu")) is None
+    assert hardware.peak_flops(SimpleNamespace(device_kind="cpu")) is None
     assert "mfu" not in metrics.speed(100, 1.0, 1, 1e9, None)
 
 

@@ -93,6 +93,21 @@ class LlamaConfig:
         mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
         return 6.0 * (matrices + mixing)
 
+    def recomputed_flops_per_token(self, seq_len: int) -> float:
+        """FLOPs a token that rematerialisation adds: the layers' forward pass again, or all of it but attention.
+
+        What attention's kernels compute again in their own backward pass is not counted.
+        """
+        head = self.vocab_size * self.width
+        mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
+        forward = self.flops_per_token(seq_len) / 3 - 2 * head
+        return {"none": 0.0, "attention": forward - 2 * mixing, "full": forward}[self.remat]
+
+    def decode_flops(self, capacity: int) -> float:
+        """FLOPs of decoding one token, attending over all `capacity` places of a cache."""
+        mixing = self.num_layers * self.num_heads * self.head_dim
+        return self.flops_per_token(0) / 3 + 2 * mixing * (2 * capacity - 1)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Engine:
 
     Args:
       config: shapes of the model.
-      params: pure dict of its parameters, laid out on `mesh`.
+      params: pure dict of its parameters, laid out on `mesh`; or their shapes, for an engine that is only lowered.
       mesh: over which slots and heads are spread.
       eos: the id that ends a sequence.
     """
@@ -78,8 +78,11 @@ class Engine:
         self._config = dataclasses.replace(config, stacked=False)
         self._mesh = mesh
         self._eos = eos
-        self._params = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)))(params)
-        self._graphdef, _ = llama.abstract(self._config)
+        self._graphdef, abstract_model = llama.abstract(self._config)
+        layout = sharding.parameter_shardings(abstract_model, mesh)
+        prepare = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)), out_shardings=layout)
+        is_abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+        self._params = prepare.eval_shape(params) if is_abstract else prepare(params)
         self._set(settings)
 
     def with_settings(self, settings: Settings) -> "Engine":
@@ -101,6 +104,14 @@ class Engine:
         self._start = jax.jit(self._empty, out_shardings=layout)
         self._insert = jax.jit(self._insert_impl, donate_argnums=1, out_shardings=layout)
         self._decode = jax.jit(self._decode_impl, donate_argnums=1, out_shardings=layout)
+
+    def lower(self, prompt_length: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """The two programs, not compiled yet: prefill of so long a prompt, and STEPS_A_CALL steps of all slots."""
+        with jax.set_mesh(self._mesh):
+            state = self._start.eval_shape()
+            prompt = np.zeros((1, bucket(prompt_length, self.settings.max_tokens)), np.int32)
+            request = prompt, np.int32(prompt_length), np.int32(0), np.zeros(2, np.uint32)
+            return self._insert.lower(self._params, state, *request), self._decode.lower(self._params, state)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
         """Yields (number of the request, new ids without EOS, whether EOS came), in the order in which they end."""

@@ -1,0 +1,406 @@
+"""Does this run fit that pod, and what can it reach there? Compiled for the real target, on any machine.
+
+python -m jpeglm.aot --config=configs/jpeglm_7b.py --topology=v5p:4x4x4
+
+compiles the very step that `jpeglm.train` would run on that slice of a TPU, without having one: libtpu, the TPU's own
+compiler, works anywhere (`pip install -r requirements-tpu.txt`). --what=sample compiles prefill and decoding instead.
+--search tries each microbatch that divides the global batch, and each remat policy, and names the fastest that fits.
+For GPUs, as in --topology=h100:32, no compiler works without the card: the bytes are an estimate from the shapes.
+Every key of the config is a flag, as in `jpeglm.train`; no data are needed.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from typing import Any
+
+import jax
+from absl import flags, logging
+from etils import epath
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict, config_flags
+from tabulate import tabulate
+
+from jpeglm import cli, estimate, hardware, hlo, metrics, sharding, train_step
+from jpeglm.errors import InputError, writing
+from jpeglm.hardware import Chip
+from jpeglm.metrics import human_bytes, human_count
+from jpeglm.model import llama
+from jpeglm.model.llama import LlamaConfig
+from jpeglm.sampling.engine import STEPS_A_CALL, Engine, Settings
+
+SPARE = 0.1  # of the memory, which --search leaves free
+MFUS = (0.3, 0.4, 0.5, 0.6)
+MOST_SLOTS = 4096
+LIBTPU = {  # so that libtpu neither looks for a TPU nor minds being loaded twice
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a topology names: "v5p:4x4x4", or "h100:32". `devices` are described, not there; of GPUs there are none."""
+
+    name: str
+    chip: Chip
+    num_chips: int
+    devices: list[jax.Device]
+
+    def mesh(self, sizes: ConfigDict) -> Mesh | AbstractMesh:
+        if self.devices:
+            return sharding.make_mesh(sizes, self.devices)
+        shape = sharding.mesh_shape(sizes, self.num_chips)
+        return AbstractMesh(tuple(shape), sharding.MESH_AXES, axis_types=sharding.AUTO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one run of a compiled program takes of one chip.
+
+    Attributes:
+      held: bytes of arguments and results.
+      temporary: bytes more while it runs.
+      sent: bytes sent over the network, by mesh axes.
+      traffic: bytes between the chip and its memory.
+      seconds: of compiling.
+    """
+
+    held: float
+    temporary: float
+    sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    traffic: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        return self.held + self.temporary
+
+
+def describe(topology: str, slices: int = 1) -> Target:
+    """Devices that need not be in this machine.
+
+    Raises:
+      InputError: there is no such chip or slice, or libtpu is missing.
+    """
+    name, _, shape = topology.partition(":")
+    chip = next((chip for chip in hardware.CHIPS if chip.name == name), None)
+    if chip is None or not shape:
+        names = ", ".join(dict.fromkeys(chip.name for chip in hardware.CHIPS))
+        raise InputError(f"--topology={topology}: CHIP:SHAPE, as v5p:4x4x4 or h100:32; CHIP is one of {names}")
+    if not chip.is_tpu:
+        if not shape.isdecimal() or int(shape) < 1 or slices != 1:
+            raise InputError(f"--topology={topology}: of GPUs their number, as {name}:32, and no slices")
+        return Target(topology, chip, int(shape), [])
+    os.environ.update(LIBTPU | os.environ)
+    from jax.experimental import topologies
+
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except ImportError as error:
+        raise InputError("the TPU's compiler is not here: pip install -r requirements-tpu.txt") from error
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+    if hardware.chip_of(devices[0]) is not chip and chip.kind not in devices[0].device_kind:
+        raise InputError(f"--topology={topology}: described as {devices[0].device_kind}")
+    return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices)
+
+
+def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
+    """Compiles a program and reads what it takes.
+
+    Raises:
+      InputError: it needs more memory than the chip has.
+    """
+    started = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"does not fit: {str(error).splitlines()[0]}") from error
+    seconds = time.monotonic() - started
+    program = hlo.Program(compiled.as_text())
+    held, temporary = metrics.device_memory(compiled)
+    sent = hlo.by_axis(program.collectives(mesh))
+    return Cost(held, temporary, sent, program.memory_traffic(), seconds)
+
+
+def train_cost(config: ConfigDict, target: Target) -> Cost:
+    """Of one step of `jpeglm.train`; for GPUs estimated memory alone.
+
+    Raises:
+      InputError: config and mesh do not fit, or the step does not fit the memory.
+    """
+    mesh = target.mesh(config.mesh)
+    programs = train_step.build(config, mesh)  # before the mesh is set: nothing runs on devices that are not here
+    if isinstance(mesh, AbstractMesh):
+        return Cost(*estimate.train_step(config, mesh, programs.state))
+    batch = train_step.batch_shapes(config.optim.batch_size, config.data.seq_len, mesh)
+    with jax.set_mesh(mesh):
+        lowered = programs.train_step.lower(programs.state, batch)
+    return cost_of(lowered, mesh)
+
+
+def sample_costs(config: ConfigDict, target: Target, slots: int) -> tuple[Cost, Cost]:
+    """Of prefilling the longest prompt, and of one step of decoding `slots` sequences of data.seq_len tokens."""
+    model = LlamaConfig.of(config)
+    mesh = sharding.inference_mesh(model.num_kv_heads, True, target.devices)
+    params = nnx.to_pure_dict(llama.abstract(model)[1])
+    engine = Engine(model, params, mesh, Settings(config.data.seq_len, 1.0, 40, 0.9, slots), eos=2)
+    prefill, steps = (cost_of(lowered, mesh) for lowered in engine.lower(config.data.seq_len - 1))
+    sent = {axes: size / STEPS_A_CALL for axes, size in steps.sent.items()}
+    return prefill, dataclasses.replace(steps, sent=sent, traffic=steps.traffic / STEPS_A_CALL)
+
+
+class Roofline:
+    """The least time that a program can take on a chip: each resource at the maker's peak, all of them at once."""
+
+    def __init__(self, chip: Chip, flops: float, cost: Cost):
+        self.seconds = {
+            "compute": flops / chip.flops,
+            "memory": cost.traffic / chip.bandwidth,
+            "network": sum(cost.sent.values()) / chip.network,
+        }
+        self.binds = max(self.seconds, key=self.seconds.get)
+        self.bound = self.seconds[self.binds]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_seconds(value)}" for name, value in self.seconds.items())
+        return f"{_seconds(self.bound)}: {self.binds} binds ({parts})"
+
+
+def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Rows for people, and the same numbers for programs."""
+    model, mesh = LlamaConfig.of(config), target.mesh(config.mesh)
+    seq_len, batch_size, accumulate = config.data.seq_len, config.optim.batch_size, config.optim.accumulate
+    tokens = batch_size * seq_len
+    members = sharding.num_parts(mesh, "batch")
+    flops = model.flops_per_token(seq_len) * tokens / target.num_chips
+    executed = flops + model.recomputed_flops_per_token(seq_len) * tokens / target.num_chips
+    shard = estimate.state_bytes(train_step.build(config, mesh).state)
+    facts = {
+        "chips": target.num_chips, "mesh": dict(mesh.shape), "remat": model.remat, "parameters": model.num_parameters,
+        "microbatch": batch_size // accumulate // members, "accumulate": accumulate, "tokens_a_step": tokens,
+        "parameter_bytes": shard["params"], "optimizer_bytes": shard["opt_state"], "temporary_bytes": cost.temporary,
+        "peak_bytes": cost.peak, "memory_bytes": target.chip.memory, "flops_a_chip": flops, "executed_flops": executed,
+        "compile_seconds": cost.seconds,
+    }  # fmt: skip
+    rows = [
+        *_opening(target, mesh, model),
+        ("global batch", f"{batch_size} chunks of {seq_len:,} tokens: {human_count(tokens)} tokens a step"),
+        ("microbatch", f"{_chunks(facts['microbatch'], mesh)}, {accumulate} to a step; remat {model.remat}"),
+        ("parameters a chip", f"{human_bytes(shard['params'])}, optimiser {human_bytes(shard['opt_state'])}"),
+        ("activations, gradients", f"{human_bytes(cost.temporary)} and what else a step needs for a while"),
+        ("peak", _peak(cost.peak, target.chip)),
+        (
+            "FLOPs a chip and step",
+            f"{human_count(flops)} (causal); {human_count(executed)} with what is computed again",
+        ),
+    ]
+    rows += [(f"at MFU {mfu:.0%}", _days(config, flops / (mfu * target.chip.flops), tokens)) for mfu in MFUS]
+    if target.devices:
+        roofline = Roofline(target.chip, executed, cost)
+        facts |= {"sent_bytes": cost.sent, "traffic_bytes": cost.traffic, "roofline": roofline.seconds}
+        mfu = flops / target.chip.flops / roofline.bound
+        rows += [
+            *_traffic(cost),
+            ("least time of a step", str(roofline)),
+            (f"there, MFU {mfu:.0%}", _days(config, roofline.bound, tokens)),
+            ("compiled in", f"{cost.seconds:.0f} s"),
+        ]
+    return rows, facts
+
+
+def sample_report(
+    config: ConfigDict, target: Target, slots: int, prefill: Cost, step: Cost
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Rows for people, and the same numbers for programs."""
+    model = LlamaConfig.of(config)
+    mesh = sharding.inference_mesh(model.num_kv_heads, True, target.devices)
+    seq_len = config.data.seq_len
+    forward = model.flops_per_token(seq_len) / 3
+    used = mesh.size
+    # A prompt is prefilled by the devices of its heads; a step attends over the whole capacity of the cache.
+    prompts = Roofline(target.chip, forward * seq_len / sharding.num_parts(mesh, "kv_heads"), prefill)
+    steps = Roofline(target.chip, model.decode_flops(seq_len) * slots / used, step)
+    peak = max(prefill.peak, step.peak)
+    facts = {
+        "chips": used, "mesh": dict(mesh.shape), "slots": slots, "capacity": seq_len, "peak_bytes": peak,
+        "memory_bytes": target.chip.memory, "prefill_roofline": prompts.seconds, "step_roofline": steps.seconds,
+        "sent_bytes": step.sent, "traffic_bytes": step.traffic, "compile_seconds": prefill.seconds + step.seconds,
+        "prefill_peak_bytes": prefill.peak, "step_peak_bytes": step.peak,
+    }  # fmt: skip
+    rows = [
+        *_opening(target, mesh, model),
+        ("slots", f"{slots} sequences at once, a cache of {seq_len:,} tokens each"),
+        ("weights and cache", f"{human_bytes(step.held)} a chip"),
+        ("while decoding", f"{human_bytes(step.temporary)} more"),
+        ("while prefilling", f"{human_bytes(prefill.temporary)} more, a prompt of {seq_len - 1:,} tokens"),
+        ("peak", _peak(peak, target.chip)),
+        *_traffic(step),
+        ("least time of a prefill", str(prompts)),
+        ("least time of a step", str(steps)),
+        ("there", f"{human_count(slots / steps.bound)} tokens/s of all slots, {1 / steps.bound:,.0f} of each"),
+        ("compiled in", f"{prefill.seconds:.0f} s (prefill), {step.seconds:.0f} s (decoding)"),
+    ]
+    return rows, facts
+
+
+def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
+    """The config with the microbatch and the remat policy that are fastest by the roofline of those that fit.
+
+    Policies go from the one that needs least memory to the one that computes least; what does not fit under one is
+    not tried under the next.
+
+    Raises:
+      InputError: nothing fits with SPARE of the memory to spare.
+    """
+    model, seq_len = LlamaConfig.of(config), config.data.seq_len
+    mesh = target.mesh(config.mesh)
+    each = config.optim.batch_size // sharding.num_parts(mesh, "batch")
+    sizes = [size for size in range(1, each + 1) if each % size == 0]
+    tried, best = [], None
+    for policy in ("full", "attention", "none"):
+        fitting = None
+        while sizes and fitting is None:
+            trial = ConfigDict(config.to_dict())
+            trial.model.remat, trial.optim.accumulate = policy, each // sizes[-1]
+            logging.info("trying remat %s, %s", policy, _chunks(sizes[-1], mesh))
+            try:
+                cost = train_cost(trial, target)
+                words = _peak(cost.peak, target.chip)
+                fits = cost.peak <= (1 - SPARE) * target.chip.memory
+            except InputError as error:
+                if not str(error).startswith("does not fit"):
+                    raise
+                words, fits = str(error), False
+            flops = dataclasses.replace(model, remat=policy).recomputed_flops_per_token(seq_len)
+            flops += model.flops_per_token(seq_len)
+            flops *= config.optim.batch_size * seq_len / target.num_chips
+            if fits:
+                fitting = Roofline(target.chip, flops, cost).bound
+                if best is None or fitting < best[0]:
+                    best = fitting, trial, cost
+            else:
+                sizes.pop()
+            tried.append((policy, trial.optim.accumulate, words, f"{_seconds(fitting)}" if fitting else ""))
+    headers = ["remat", "microbatches", "peak", "least time of a step"]
+    logging.info("tried, largest microbatch first:\n%s", tabulate(tried, headers, tablefmt="plain"))
+    if best is None:
+        raise InputError(
+            f"{target.name}: no microbatch and no remat policy fits with {SPARE:.0%} of the memory to spare"
+        )
+    return best[1], best[2]
+
+
+def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
+    """The most slots, as a power of two for each part of the batch, that fit with SPARE of the memory to spare.
+
+    Raises:
+      InputError: not one does.
+    """
+    mesh = sharding.inference_mesh(config.model.num_kv_heads, True, target.devices)
+    least = sharding.num_parts(mesh, "batch")
+    prefill, step = sample_costs(config, target, least)
+    limit = (1 - SPARE) * target.chip.memory
+    if max(prefill.peak, step.peak) > limit:
+        raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} of the memory to spare")
+    # The caches grow with the slots and nothing else does, so that a second size tells where the limit lies.
+    more = sample_costs(config, target, 2 * least)
+    growth = max(max(cost.peak for cost in more) - max(prefill.peak, step.peak), 1)
+    slots = 2 * least
+    while slots < MOST_SLOTS and max(prefill.peak, step.peak) + growth * (2 * slots / least - 1) <= limit:
+        slots *= 2
+    found = more
+    while slots > 2 * least:
+        found = sample_costs(config, target, slots)
+        if max(cost.peak for cost in found) <= limit:
+            break
+        slots //= 2
+    if slots == 2 * least and max(cost.peak for cost in more) > limit:
+        return least, prefill, step
+    return slots, *(found if slots > 2 * least else more)
+
+
+def _opening(target: Target, mesh: Mesh | AbstractMesh, model: LlamaConfig) -> list[tuple[str, str]]:
+    return [
+        ("target", f"{target.num_chips} x {target.chip.kind} ({target.name})"),
+        ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
+        ("parameters", f"{model.num_parameters:,}"),
+    ]
+
+
+def _peak(peak: float, chip: Chip) -> str:
+    spare = 1 - peak / chip.memory
+    words = "does not fit" if spare < 0 else f"fits with {spare:.0%} to spare"
+    return f"{human_bytes(peak)} of {human_bytes(chip.memory)}: {words}"
+
+
+def _chunks(microbatch: int, mesh: Mesh | AbstractMesh) -> str:
+    devices = sharding.num_parts(mesh, "sequence") * sharding.num_parts(mesh, "heads")
+    return f"{microbatch} chunk(s) a chip" if devices == 1 else f"{microbatch} chunk(s) for each {devices} chips"
+
+
+def _traffic(cost: Cost) -> list[tuple[str, str]]:
+    sent = ", ".join(f"{human_bytes(size)} over {axes}" for axes, size in cost.sent.items()) or "nothing"
+    return [("sent by a chip", sent), ("memory traffic", f"{human_bytes(cost.traffic)} a chip")]
+
+
+def _days(config: ConfigDict, seconds: float, tokens: int) -> str:
+    days = config.steps * seconds / 86_400
+    return f"{_seconds(seconds)} a step, {human_count(tokens / seconds)} tokens/s, {days:.1f} days for the run"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """The command."""
+    config = FLAGS.config
+    jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none needs to be there
+    target = describe(FLAGS.topology, FLAGS.slices)
+    if FLAGS.what == "sample" and not target.devices:
+        raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")
+    if FLAGS.what == "train":
+        if FLAGS.search:
+            config, cost = search_train(config, target)
+        else:
+            cost = train_cost(config, target)
+        rows, facts = train_report(config, target, cost)
+    else:
+        slots = FLAGS.slots
+        if FLAGS.search:
+            slots, prefill, step = search_slots(config, target)
+        else:
+            prefill, step = sample_costs(config, target, slots)
+        rows, facts = sample_report(config, target, slots, prefill, step)
+    if not target.devices:
+        rows.insert(0, ("ESTIMATE", "from the shapes alone (jpeglm/estimate.py), not compiled"))
+    print(tabulate(rows, tablefmt="plain"))
+    if FLAGS.json:
+        with writing(FLAGS.json):
+            epath.Path(FLAGS.json).write_text(json.dumps(facts, indent=1))
+    if facts["peak_bytes"] > facts["memory_bytes"]:
+        raise InputError("does not fit: more chips, a larger optim.accumulate, or model.remat=full")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "File with get_config(); single keys as --config.KEY=VALUE.")
+    flags.DEFINE_string("topology", None, "CHIP:SHAPE of a TPU slice, as v5p:4x4x4, or CHIP:NUMBER of GPUs.")
+    flags.DEFINE_integer("slices", 1, "Of that shape each; mesh.data runs across them.", lower_bound=1)
+    flags.DEFINE_enum("what", "train", ["train", "sample"], "Which program.")
+    flags.DEFINE_integer("slots", 8, "Sequences sampled at once.", lower_bound=1)
+    flags.DEFINE_bool("search", False, "Find the fastest microbatch and remat policy that fit, or the most slots.")
+    flags.DEFINE_string("json", None, "File for the numbers.")
+    flags.mark_flags_as_required(["config", "topology"])
+    cli.run(main)

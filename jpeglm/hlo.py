@@ -1,0 +1,264 @@
+"""Reads a compiled program's text (HLO): what crosses the network and the memory bus, with loops counted.
+
+XLA's own cost analysis counts the body of a loop once and names no mesh axes. The text tells both: how often each loop
+runs, and which devices take part in each collective.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# What names, regroups or only waits for arrays, and the instructions whose callees are walked through themselves.
+MOVES_NOTHING = {
+    "parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "while", "call", "conditional", "async-start", "async-update", "async-done", "copy-done",
+    "all-gather-done", "all-reduce-done", "collective-permute-done", "opt-barrier",
+}  # fmt: skip
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0}
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_IN_VMEM = re.compile(r"S\([1-9]\)")  # of a layout: not in the chip's main memory
+_CALLED = re.compile(
+    r"(?:calls|body|condition|branch_computations|to_apply|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_SLICED = {"dynamic-slice", "slice", "gather"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One communication of a program.
+
+    Attributes:
+      kind: of COLLECTIVES.
+      axes: names of the mesh axes along which its participants lie.
+      bytes: what one device sends, each time, if rings are used: of an array of `size` bytes spread over n devices
+        (n-1)/n size for all-gather, reduce-scatter and all-to-all, twice that for all-reduce.
+      times: how often the program runs it.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    is_root: bool
+    name: str
+    shape: str
+    operation: str
+    operands: tuple[str, ...]
+    rest: str  # operands and attributes
+
+    @property
+    def called(self) -> list[str]:
+        return [name.strip(" %") for names in _CALLED.findall(self.rest) for name in names.strip("{}").split(",")]
+
+
+class Program:
+    """A compiled program: `Program(compiled.as_text())`."""
+
+    def __init__(self, text: str):
+        self._computations: dict[str, dict[str, _Instruction]] = {}
+        self._entry, current = "", {}
+        for line in text.splitlines():
+            if head := _COMPUTATION.match(line):
+                current = self._computations.setdefault(head[2], {})
+                self._entry = head[2] if head[1] else self._entry
+            elif found := _INSTRUCTION.match(line):
+                root, name, shape, operation, rest = found.groups()
+                operands = tuple(re.findall(r"%([\w.\-]+)", _until_closed(rest)))
+                current[name] = _Instruction(bool(root), name, shape, operation, operands, rest)
+
+    def collectives(self, mesh: Mesh) -> list[Collective]:
+        """Every communication between devices, with the number of times that it runs.
+
+        One that the compiler overlaps with products stands in several fusions, from its start to its end, with the
+        same attributes: it runs once.
+        """
+        found = {}
+        for _, instruction, times in self._walk(self._entry, 1, into_fusions=True):
+            kind = instruction.operation.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            groups = _groups(instruction, mesh)
+            n = groups.shape[1]
+            if n == 1:
+                continue
+            sizes = [_bytes(array) for array in _arrays(instruction.shape)]
+            if instruction.operation != kind and kind != "all-reduce":
+                sizes = sizes[len(sizes) // 2 :]  # the first half are the operands
+            whole = sum(sizes) * (n if kind == "reduce-scatter" else 1)
+            share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
+            is_overlapped = "chain_id=" in instruction.rest
+            key = re.sub(r"\A.*?\), |backend_config=.*", "", instruction.rest) if is_overlapped else instruction
+            found[key] = Collective(kind, _axes(groups, mesh), share * whole, times)
+        return list(found.values())
+
+    def memory_traffic(self) -> float:
+        """Bytes that one device reads from and writes to its main memory in one run.
+
+        The operands and results of each instruction; those inside a fusion, and arrays in a TPU's VMEM, do not count.
+        Of an array that is sliced only the slice does, as in XLA's cost analysis. A kernel counts as if it read and
+        wrote each array once.
+        """
+        total = 0.0
+        for computation, instruction, times in self._walk(self._entry, 1, into_fusions=False):
+            if instruction.operation not in MOVES_NOTHING:
+                total += times * self._traffic(computation, instruction)
+        return total
+
+    def kernels(self) -> int:
+        """How many hand-written kernels (custom calls to Mosaic or Triton) a run launches."""
+        walk = self._walk(self._entry, 1, into_fusions=True)
+        return sum(
+            times for _, i, times in walk if re.search('custom_call_target="(tpu_custom_call|.*triton.*)"', i.rest)
+        )
+
+    def _walk(self, name: str, times: int, into_fusions: bool) -> Iterator[tuple[str, _Instruction, int]]:
+        """(computation, instruction, times) of all that runs; of a conditional each branch."""
+        for instruction in self._computations[name].values():
+            yield name, instruction, times
+            operation = instruction.operation
+            follow = {"while", "call", "conditional", "async-start"} | ({"fusion"} if into_fusions else set())
+            if operation in follow:  # what others call, a reduction or a sort, only combines two numbers
+                inner = times * (self._trips(instruction) if operation == "while" else 1)
+                for called in instruction.called:
+                    yield from self._walk(called, inner, into_fusions)
+
+    def _trips(self, loop: _Instruction) -> int:
+        """How often a loop runs: as XLA says, or up to the bound with which its counter, from 0 by 1, is compared."""
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+            return int(known[1])
+        condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
+        bounds = [i for i in condition.values() if i.operation == "constant" and re.match(r"\d+\)", i.rest)]
+        compared = [i for i in condition.values() if "direction=LT" in i.rest]
+        if len(bounds) != 1 or len(compared) != 1:
+            raise ValueError(f"{loop.name}: a loop whose number of rounds the program does not tell")
+        return int(bounds[0].rest.split(")")[0])
+
+    def _traffic(self, computation: str, instruction: _Instruction) -> float:
+        known = self._computations[computation]
+        shapes = [known[operand].shape for operand in instruction.operands if operand in known]
+        if instruction.operation in _SLICED:
+            return 2 * _main_memory(instruction.shape)
+        if instruction.operation == "dynamic-update-slice":
+            return 2 * _main_memory(shapes[1])
+        if instruction.operation == "copy-start":  # results: the copy, the original, a token
+            return sum(map(_main_memory, _arrays(instruction.shape)[:2]))
+        if instruction.operation != "fusion":
+            return _main_memory(instruction.shape) + sum(map(_main_memory, shapes))
+        inside = self._computations[instruction.called[0]]
+        total = 0.0
+        for number, shape in enumerate(shapes):
+            whole = _main_memory(shape)
+            total += whole and min(whole, self._read(inside, _parameter(inside, number), whole))
+        root = next(i for i in inside.values() if i.is_root)
+        results = [inside[name] for name in root.operands] if root.operation == "tuple" else [root]
+        arrays = _arrays(instruction.shape)
+        if len(results) != len(arrays):  # some pass scratch or an output of their operands through
+            return total + _main_memory(instruction.shape)
+        for result, array in zip(results, arrays, strict=True):
+            whole = _main_memory(array)
+            total += whole and min(whole, self._written(inside, result, whole))
+        return total
+
+    def _read(self, inside: dict[str, _Instruction], name: str, whole: float) -> float:
+        """Bytes of an array of `whole` bytes that a fusion reads, where its users may only take slices of it."""
+        total = 0.0
+        for user in inside.values():
+            if name not in user.operands:
+                continue
+            if user.operation in _SLICED and name not in user.operands[1:]:
+                total += _bytes(user.shape)
+            elif user.operation == "bitcast":
+                total += self._read(inside, user.name, whole)
+            elif user.operation == "fusion":
+                inner = self._computations[user.called[0]]
+                total += self._read(inner, _parameter(inner, user.operands.index(name)), whole)
+            elif user.operation != "dynamic-update-slice" or name in user.operands[1:]:
+                return whole
+        return total
+
+    def _written(self, inside: dict[str, _Instruction], result: _Instruction, whole: float) -> float:
+        """Bytes of a result of `whole` bytes that a fusion writes, which may be an array replaced in part."""
+        if result.operation == "dynamic-update-slice":
+            return _bytes(inside[result.operands[1]].shape)
+        if result.operation == "bitcast":
+            return self._written(inside, inside[result.operands[0]], whole)
+        if result.operation == "fusion":
+            inner = self._computations[result.called[0]]
+            return self._written(inner, next(i for i in inner.values() if i.is_root), whole)
+        return whole
+
+
+def by_axis(found: list[Collective]) -> dict[str, float]:
+    """What one device sends in one run, by the mesh axes that it crosses ("fsdp", or "data x fsdp"), most first."""
+    total: collections.Counter[str] = collections.Counter()
+    for collective in found:
+        total[" x ".join(collective.axes)] += collective.bytes * collective.times
+    return dict(total.most_common())
+
+
+def _until_closed(text: str) -> str:
+    """Up to the bracket that closes the one before the text."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text[:place]
+    return text
+
+
+def _arrays(shape: str) -> list[str]:
+    """The arrays of a shape, which may be a tuple's."""
+    return [found[0] for found in re.finditer(_ARRAY, shape)]
+
+
+def _bytes(array: str) -> float:
+    kind, dims, _ = _ARRAY.match(array).groups()
+    digits = re.search(r"\d+", kind)
+    each = BYTES[kind] if kind in BYTES else int(digits[0]) / 8
+    return each * float(np.prod([int(size) for size in dims.split(",") if size]))
+
+
+def _main_memory(shape: str) -> float:
+    """Bytes of those arrays of a shape that lie in the chip's main memory."""
+    return sum(_bytes(array) for array in _arrays(shape) if not _IN_VMEM.search(array))
+
+
+def _parameter(inside: dict[str, _Instruction], number: int) -> str:
+    """The name in a fusion of its operand of this number."""
+    return next(i.name for i in inside.values() if i.operation == "parameter" and i.rest.startswith(f"{number})"))
+
+
+def _groups(instruction: _Instruction, mesh: Mesh) -> np.ndarray:
+    """Which devices, as places in the flat mesh, take part together: [groups, n]."""
+    rest = instruction.rest
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
+        return np.array([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):  # a mesh of its own over all devices
+        sizes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", named[1])}
+        along = [list(sizes).index(axis) for axis in re.findall(r"'\w+'", named[2])]
+        devices = np.moveaxis(np.arange(mesh.size).reshape(*sizes.values()), along, range(-len(along), 0))
+        return devices.reshape(-1, int(np.prod([list(sizes.values())[axis] for axis in along])))
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape, dims, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
+        return np.arange(mesh.size).reshape(dims).transpose(order).reshape(shape)
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
+        return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+    return np.arange(mesh.size)[None]
+
+
+def _axes(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    places = np.stack(np.unravel_index(groups, mesh.devices.shape), axis=-1)  # [groups, n, axes]
+    differ = (places != places[:, :1]).any(axis=(0, 1))
+    return tuple(name for name, is_along in zip(mesh.axis_names, differ, strict=True) if is_along)

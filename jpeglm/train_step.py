@@ -1,0 +1,120 @@
+"""One optimiser step of a run as programs, before any array exists.
+
+`jpeglm.train` runs them; `jpeglm.aot` compiles them for machines that are not here.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jpeglm import checkpoint, optim, sharding
+from jpeglm.model import llama
+from jpeglm.model.loss import make_loss
+
+Batch = dict[str, jax.Array]
+
+BATCH = {  # arrays [batch, seq_len]; what they hold: jpeglm/data/pipeline.py
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "loss_weights": jnp.float32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a run compiles. A state is {"params": ..., "opt_state": ...}, laid out over the mesh.
+
+    Attributes:
+      train_step: (state, batch) -> (state, scalars: loss, grad_norm, param_norm); the old state is given up.
+      eval_step: (params, batch) -> (sum of the targets' negative log-likelihoods in nats, their number).
+      new_state: () -> state.
+      state_from: (params) -> state, with a fresh optimiser; `params` are given up.
+      state: shapes, dtypes and layouts of a state.
+      schedule: the learning rate by step.
+    """
+
+    train_step: Any
+    eval_step: Any
+    new_state: Any
+    state_from: Any
+    state: dict[str, Any]
+    schedule: optax.Schedule
+
+
+def build(config: ConfigDict, mesh: Mesh) -> Programs:
+    """The programs of a run on a mesh, not compiled yet; they are lowered and run where that mesh is set.
+
+    Raises:
+      InputError: config and mesh do not fit.
+    """
+    sharding.check_divides(config, mesh)
+    model_config = llama.LlamaConfig.of(config)
+    graphdef, abstract_model = llama.abstract(model_config)
+    abstract_params = nnx.to_pure_dict(abstract_model)
+    param_shardings = sharding.parameter_shardings(abstract_model, mesh)
+    schedule = optim.make_schedule(config.optim, config.steps)
+    optimizer = optim.make_optimizer(config.optim, schedule)
+    loss_of = make_loss(graphdef, config.optim.z_loss)
+    accumulate = config.optim.accumulate
+
+    def with_optimizer(params: Any) -> dict[str, Any]:
+        return {"params": params, "opt_state": optimizer.init(params)}
+
+    def train_step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        # Sums over microbatches divided by the weight of the whole batch: accumulation changes nothing but rounding.
+        total_weight = jnp.sum(batch["loss_weights"])
+        grad_of = jax.grad(lambda params, part: loss_of(params, part, total_weight), has_aux=True)
+
+        def add(sums: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, grad_of(state["params"], part)), None
+
+        if accumulate == 1:
+            grads, loss = grad_of(state["params"], batch)
+        else:
+            zeros = (jax.tree.map(jnp.zeros_like, state["params"]), jnp.zeros(()))
+            (grads, loss), _ = jax.lax.scan(add, zeros, microbatches(batch, accumulate))
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        # The norms are over everything, so that no number that is not finite hides.
+        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        return {"params": params, "opt_state": opt_state}, {"loss": loss, **norms}
+
+    def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        _, nll = loss_of(params, batch, jnp.ones(()))
+        return nll, jnp.sum(batch["loss_weights"])
+
+    shardings = {
+        "params": param_shardings,
+        "opt_state": optim.state_shardings(optimizer, abstract_params, param_shardings, mesh),
+    }
+    state = jax.eval_shape(with_optimizer, abstract_params)
+    return Programs(
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
+        eval_step=jax.jit(eval_step),
+        # Born in its layout, never whole on one device.
+        new_state=jax.jit(
+            lambda: with_optimizer(llama.init_params(model_config, config.seed)), out_shardings=shardings
+        ),
+        state_from=jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings),
+        state=checkpoint.abstract(state, shardings),
+        schedule=schedule,
+    )
+
+
+def batch_shapes(batch_size: int, seq_len: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch without its numbers."""
+    layout = sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=layout) for name, dtype in BATCH.items()}
+
+
+def microbatches(batch: Batch, parts: int) -> Batch:
+    """[batch, seq] -> [parts, batch / parts, seq]; strided, so that each device keeps the rows that it holds."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

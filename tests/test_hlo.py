@@ -1,0 +1,98 @@
+"""What is read out of compiled programs, against XLA's own analysis and against counting by hand."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jpeglm import hlo
+from tests.commands import run
+
+
+def compiled(function, *shapes, dtype=jnp.float32):
+    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)).compile()
+
+
+def test_each_collective_is_found_with_its_axes_its_bytes_and_the_rounds_of_its_loop():
+    done = run("tests.collectives", devices=8)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    row = 4096
+    expected = {  # what a device sends on a ring: of all_gather three rows, of a sum over two all four rows, ...
+        "all-gather": (["fsdp"], 3 * row),
+        "all-reduce": (["data"], 4 * row),
+        "reduce-scatter": (["fsdp"], 3 * row),
+        "all-to-all": (["fsdp"], 3 / 4 * row),
+        "collective-permute": (["data"], row),
+    }
+    assert {kind: (axes, size) for kind, axes, size, _ in result["found"]} == expected
+    assert [times for *_, times in result["found"]] == [5] * len(expected)
+    assert result["sum"] == {"fsdp": 5 * 6.75 * row, "data": 5 * 5 * row}
+
+
+@pytest.mark.parametrize(
+    "function, shapes",
+    [
+        (lambda a, b: jnp.tanh(a @ b) @ b, [(512, 512), (512, 512)]),
+        (lambda a: jax.nn.softmax(a * 2.0) + a, [(256, 1024)]),
+        (lambda a, i: jax.lax.dynamic_slice_in_dim(a, i.astype(int)[0], 16) * 2.0, [(4096, 64), (1,)]),
+    ],
+    ids=["products", "elementwise", "slice"],
+)
+def test_memory_traffic_without_loops_is_that_of_xla(function, shapes):
+    program = compiled(function, *shapes)
+    assert hlo.Program(program.as_text()).memory_traffic() == pytest.approx(
+        program.cost_analysis()["bytes accessed"], rel=0.05
+    )
+
+
+def test_memory_traffic_counts_the_rounds_of_loops_where_xla_does_not():
+    def repeated(times):
+        return compiled(
+            lambda x, w: jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=times)[0],
+            (512, 512), (512, 512),
+        )  # fmt: skip
+
+    ten, hundred, more = (hlo.Program(repeated(times).as_text()).memory_traffic() for times in (10, 100, 190))
+    assert more - hundred == hundred - ten  # what lies outside of the loop is the same
+    matrix = 4 * 512**2
+    assert (more - hundred) / 90 == pytest.approx(5 * matrix, rel=0.01)  # three for the product, two for tanh
+    assert repeated(100).cost_analysis()["bytes accessed"] < 10 * matrix  # the body once
+
+
+def test_a_stack_that_a_loop_slices_is_read_once_in_all():
+    layers, size = 64, 256
+    stacked = compiled(
+        lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0],
+        (size, size), (layers, size, size),
+    )  # fmt: skip
+    traffic, stack = hlo.Program(stacked.as_text()).memory_traffic(), 4 * layers * size**2
+    # Slice, product and tanh touch at most a few matrices a round; the whole stack in each would be 64 times as much.
+    assert 2 * stack < traffic < 12 * stack
+
+
+def test_a_loop_of_unknown_length_is_an_error():
+    program = compiled(lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x + 1, x), (8, 8))
+    with pytest.raises(ValueError, match="number of rounds"):
+        hlo.Program(program.as_text()).memory_traffic()
+
+
+@pytest.mark.parametrize(
+    "written, groups",
+    [
+        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", [[0, 2], [2, 0], [1, 3], [3, 1]]),
+        ("replica_groups={}", [[0, 1, 2, 3]]),
+    ],
+)
+def test_all_ways_in_which_xla_writes_who_takes_part(written, groups):
+    class Mesh:
+        size = 4
+
+    instruction = hlo._Instruction(False, "x", "f32[8]", "all-reduce", (), f"%y), channel_id=1, {written}, more=1")
+    assert hlo._groups(instruction, Mesh).tolist() == groups
