@@ -9,9 +9,9 @@ On one GPU, layers of the 7B in bfloat16:
     python -m benchmarks.decode --config=configs/jpeglm_7b.py --config.model.num_layers=8 --slots=1,16,64 \\
         --prompt=3840 --tokens=4096 --out=RESULTS
 
-Both go on from `--prompt` random ids to exactly `--tokens` tokens in all, which is also the capacity of the cache, with
-random weights, temperature 0.7, top-k 40 and top-p 0.9. On a GPU transformers gets its static cache, with which it
-compiles decoding by itself. Each measurement has a process of its own: beside XLA's threads torch's are ten times
+Both go on from `--prompt` random ids to exactly `--tokens` tokens in all, which is also the capacity of the cache,
+with random weights, temperature 0.7, top-k 40 and top-p 0.9. On a GPU transformers gets its static cache, with which
+it compiles decoding by itself. Each measurement has a process of its own: beside XLA's threads torch's are ten times
 slower, and on a GPU neither holds the other's memory. The two take turns, `--rounds` times; the median counts, and
 compiling does not. QK-norm is left out, which transformers' Llama does not have. A step of decoding must read all
 matrices but the embedding and the keys and values of the past; the last columns show these bytes a second as a share
@@ -31,17 +31,6 @@ from ml_collections import config_flags
 from benchmarks import report
 from jpeglm.model.llama import LlamaConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/jpeglm_demo.py")
-_SLOTS = flags.DEFINE_list("slots", ["1", "16", "64"], "Sequences at once.")
-_PROMPT = flags.DEFINE_integer("prompt", 1, "Tokens given of a sequence.", lower_bound=1)
-_TOKENS = flags.DEFINE_integer("tokens", 256, "Of a sequence, the prompt counted.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 2, "Timings in a turn.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Folder for the results, written after each measurement.")
-_NAME = flags.DEFINE_string("name", "decode", "Name of the result in it.")
-_MINUTES = flags.DEFINE_float("minutes", 60, "No measurement is begun that would not end within this time.")
-_TORCH = flags.DEFINE_string("torch_python", None, "Python that has torch and transformers, if it is not this one.")
-
 SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
 MODULES = {"jpeglm": "benchmarks.ours", "transformers": "benchmarks.peer"}
 HEADERS = [
@@ -57,20 +46,21 @@ def bytes_a_step(config: LlamaConfig, slots: int, past: float) -> float:
     return (2 if config.dtype == "bfloat16" else 4) * (matrices + cache)
 
 
-def rates(turn: dict[str, Any], slots: int) -> tuple[float, float]:
+def rates(turn: dict[str, Any], slots: int, prompt: int, length: int) -> tuple[float, float]:
     """Prefill and decode tokens a second of one turn. Prefill gives the first new token."""
     whole, prefill = statistics.median(turn["seconds"]), statistics.median(turn["prefill_seconds"])
-    new = _TOKENS.value - _PROMPT.value
-    return slots * _PROMPT.value / prefill, slots * (new - 1) / max(whole - prefill, 1e-9)
+    return slots * prompt / prefill, slots * (length - prompt - 1) / max(whole - prefill, 1e-9)
 
 
-def table(config: LlamaConfig, taken: dict[tuple[int, str], list[dict]], bandwidth: float | None) -> list[list[str]]:
-    """The rows of the result."""
+def table(
+    config: LlamaConfig, taken: dict[tuple[int, str], list[dict]], prompt: int, length: int, bandwidth: float | None
+) -> list[list[str]]:
+    """The rows of the result. `taken`: turns by (slots, side)."""
     rows = []
     for slots in dict.fromkeys(slots for slots, _ in taken):
         sides = [[turn for turn in taken.get((slots, side), []) if "failed" not in turn] for side in MODULES]
         failed = [taken[slots, side][-1].get("failed", "") if (slots, side) in taken else "" for side in MODULES]
-        columns = [[rates(turn, slots) for turn in turns] for turns in sides]
+        columns = [[rates(turn, slots, prompt, length) for turn in turns] for turns in sides]
         found = [
             [statistics.median(column) for column in zip(*turns, strict=True)] if turns else None for turns in columns
         ]
@@ -80,39 +70,45 @@ def table(config: LlamaConfig, taken: dict[tuple[int, str], list[dict]], bandwid
             row.append(f"{found[0][kind] / found[1][kind]:.2f}" if all(found) else "")
         by_turn = [a[1] / b[1] for a, b in zip(*columns, strict=False)]
         row.append(f"{min(by_turn):.2f} to {max(by_turn):.2f}" if by_turn else "")
-        needed = bytes_a_step(config, slots, (_PROMPT.value + _TOKENS.value) / 2)
+        needed = bytes_a_step(config, slots, (prompt + length) / 2)
         row += [f"{f[1] / slots * needed / bandwidth:.1%}" if f and bandwidth else "not known" for f in found]
         rows.append(row)
     return rows
 
 
+FLAGS = flags.FLAGS
+
+
 def main(_: list[str]) -> None:
-    if not _PROMPT.value + 2 <= _TOKENS.value:
+    prompt, length = FLAGS.prompt, FLAGS.tokens
+    if prompt + 2 > length:
         raise app.UsageError("--tokens must be larger than --prompt by two at least")
-    config = dataclasses.replace(LlamaConfig.of(_CONFIG.value), qk_norm=False)
-    results = report.Results(_OUT.value, _NAME.value, f"Sampling, {_PROMPT.value:,} to {_TOKENS.value:,} tokens")
+    config = dataclasses.replace(LlamaConfig.of(FLAGS.config), qk_norm=False)
+    results = report.Results(FLAGS.out, FLAGS.name, f"Sampling, {prompt:,} to {length:,} tokens")
     job = {
-        "do": "decode", "model": dataclasses.asdict(config), "settings": SAMPLING, "prompt": _PROMPT.value,
-        "length": _TOKENS.value, "repeats": _REPEATS.value,
+        "do": "decode", "model": dataclasses.asdict(config), "settings": SAMPLING, "prompt": prompt,
+        "length": length, "repeats": FLAGS.repeats,
     }  # fmt: skip
-    notes = [f"{config.num_parameters:,} parameters, {config.num_layers} layers of width {config.width}, {config.dtype}"]
+    notes = [
+        f"{config.num_parameters:,} parameters, {config.num_layers} layers of width {config.width}, {config.dtype}"
+    ]
     taken: dict[tuple[int, str], list[dict]] = {}
-    versions, facts, longest, ends = {}, {}, 0.0, time.monotonic() + 60 * _MINUTES.value
+    versions, facts, longest, ends = {}, {}, 0.0, time.monotonic() + 60 * FLAGS.minutes
     cache = tempfile.mkdtemp(prefix="benchmark-")
     try:
-        for _turn in range(_ROUNDS.value):
-            for slots in map(int, _SLOTS.value):
+        for _turn in range(FLAGS.rounds):
+            for slots in map(int, FLAGS.slots):
                 for side, module in MODULES.items():
                     started = time.monotonic()
                     if ends - started < longest:
                         continue
-                    python = {"python": _TORCH.value} if _TORCH.value and side != "jpeglm" else {}
+                    python = {"python": FLAGS.torch_python} if FLAGS.torch_python and side != "jpeglm" else {}
                     turn = report.child(module, job | {"slots": slots}, cache, timeout=ends - started, **python)
                     longest = max(longest, time.monotonic() - started)
                     versions |= turn.pop("versions", {})
                     facts |= {name: turn[name] for name in ("device", "bandwidth") if name in turn}
                     taken.setdefault((slots, side), []).append(turn)
-                    rows = table(config, taken, facts.get("bandwidth"))
+                    rows = table(config, taken, prompt, length, facts.get("bandwidth"))
                     raw = [{"slots": slots, "side": side, "turns": turns} for (slots, side), turns in taken.items()]
                     results.write(report.machine(**versions), HEADERS, rows, notes, raw)
         results.show()
@@ -123,4 +119,14 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/jpeglm_demo.py")
+    flags.DEFINE_list("slots", ["1", "16", "64"], "Sequences at once.")
+    flags.DEFINE_integer("prompt", 1, "Tokens given of a sequence.", lower_bound=1)
+    flags.DEFINE_integer("tokens", 256, "Of a sequence, the prompt counted.")
+    flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 2, "Timings in a turn.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Folder for the results, written after each measurement.")
+    flags.DEFINE_string("name", "decode", "Name of the result in it.")
+    flags.DEFINE_float("minutes", 60, "No measurement is begun that would not end within this time.")
+    flags.DEFINE_string("torch_python", None, "Python that has torch and transformers, if it is not this one.")
     app.run(main)

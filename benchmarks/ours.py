@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from benchmarks import report
-from jpeglm import checkpoint, config, metrics, sharding
+from jpeglm import checkpoint, config, hardware, metrics, sharding
 from jpeglm.model import llama
 from jpeglm.sampling.engine import Engine, Request, Settings
 from jpeglm.train import train as train_run
@@ -108,7 +108,8 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     result = {"train": train, "decode": decode}[job["do"]](job)
     device = jax.local_devices()[0]
-    facts = {"device": device.device_kind, "platform": device.platform, "peak_flops": metrics.peak_flops(device)}
+    chip = hardware.chip_of(device)
+    facts = {"device": device.device_kind, "peak_flops": chip and chip.flops, "bandwidth": chip and chip.bandwidth}
     print(json.dumps(result | facts | {"versions": {"jax": jax.__version__, "flax": flax.__version__}}))
 
 

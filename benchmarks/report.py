@@ -3,7 +3,7 @@
     python -m benchmarks.report FOLDER      # FOLDER/report.md from all the results that lie there
 
 A result is a JSON file with its command, date, machine and table; `report.md` shows all of a folder, the tests' junit
-files too. Both are written anew after each measurement, beside and then renamed, so that an interruption loses nothing.
+files too. Both are written anew after each measurement, beside and then renamed: an interruption loses nothing.
 """
 
 import datetime
@@ -40,7 +40,7 @@ def seconds(run: Callable[..., object], *arguments: object) -> float:
 def child(module: str, job: dict[str, Any], cache: str, python: str = sys.executable, timeout: float = 600) -> dict:
     """Runs `python -m module JOB` alone and returns the JSON of its last line.
 
-    Neither library holds memory or threads while the other runs; with `cache`, a folder, a second run need not compile.
+    Neither library holds memory or threads while the other runs. `cache`: a folder of compiled programs.
 
     Returns:
       what the child printed, or {"failed": why}; `OUT_OF_MEMORY` where that is why.
@@ -53,6 +53,7 @@ def child(module: str, job: dict[str, Any], cache: str, python: str = sys.execut
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [python, "-m", module, json.dumps(job)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child does not outlive this
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=env | os.environ, stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -72,9 +73,13 @@ def child(module: str, job: dict[str, Any], cache: str, python: str = sys.execut
         return json.loads(out.splitlines()[-1])
     sys.stderr.write(said[-4000:])
     if any(word in said for word in _NO_MEMORY):
-        return {"failed": OUT_OF_MEMORY, "detail": next(x for x in said.splitlines() if any(w in x for w in _NO_MEMORY))}
+        return {
+            "failed": OUT_OF_MEMORY,
+            "detail": next(x for x in said.splitlines() if any(w in x for w in _NO_MEMORY)),
+        }
     errors_told = [line for line in said.splitlines() if re.match(r"[\w.]*(Error|Exception|Diverged)\b", line)]
-    return {"failed": (errors_told or [f"status {process.returncode}"])[-1][:200]}
+    last = said.strip().splitlines()[-1:] or [f"status {process.returncode}"]
+    return {"failed": (errors_told or last)[-1][:200]}
 
 
 def gpu() -> dict[str, Any]:

@@ -38,22 +38,6 @@ from jpeglm.data import packing, pipeline
 from jpeglm.metrics import human_bytes
 from jpeglm.model.llama import LlamaConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/jpeglm_demo.py")
-_DATA = flags.DEFINE_string("data", None, "Folder that jpeglm.prepare wrote for the config; none: noise is prepared.")
-_LAYERS = flags.DEFINE_string("layers", "", "A number; or fit: as many as fit on the GPU for the first of each side.")
-_STEPS = flags.DEFINE_integer("steps", 60, "Of a turn; the first third warms up.", lower_bound=6)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
-_OURS = flags.DEFINE_multi_string("ours", [""], "KEY=VALUE,... of the config, one way to train; may be repeated.")
-_THEIRS = flags.DEFINE_multi_string(
-    "theirs",
-    ["compile=none"],
-    "recompute=all|attention|none, compile=layers|none, attention=sdpa|flash|cudnn|flash_attention_2; may be repeated.",
-)
-_OUT = flags.DEFINE_string("out", None, "Folder for the results, written after each measurement.")
-_NAME = flags.DEFINE_string("name", "train", "Name of the result in it.")
-_MINUTES = flags.DEFINE_float("minutes", 60, "No measurement is begun that would not end within this time.")
-_TORCH = flags.DEFINE_string("torch_python", None, "Python that has torch and transformers, if it is not this one.")
-
 OPTIMIZER_BYTES = 16  # of a parameter: itself, its gradient and two moments, in float32
 AIMS = {12_288: 0.55, 32_768: 0.45}  # MFU on an H100
 DEFAULTS = {"recompute": "none", "compile": "none", "attention": "sdpa"}
@@ -91,20 +75,36 @@ def layers_that_fit(config: ConfigDict, memory: float) -> int:
     return max(1, min(config.model.num_layers, int(room // a_layer)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a benchmark does; the command's flags."""
+
+    ours: list[str]  # ways to train, "KEY=VALUE,..." of the config
+    theirs: list[str]  # ways of the peer, likewise of DEFAULTS
+    layers: str = ""  # a number; "fit": as many as fit for the first way of each side; "": the config's
+    steps: int = 60
+    rounds: int = 3
+    minutes: float = 60
+    out: str | None = None
+    name: str = "train"
+    torch_python: str | None = None
+
+
 class Benchmark:
     """One table: the measurements so far, and how the next is taken."""
 
-    def __init__(self, config: ConfigDict, data: str, cache: str):
-        self._config, self._data, self._cache = config, data, cache
+    def __init__(self, plan: Plan, config: ConfigDict, data: str, cache: str):
+        self._plan = plan
+        self._config, self._data, self._cache = config, str(data), cache
         self._tokens = str(Path(cache) / "tokens.npy")
-        self._ends = time.monotonic() + 60 * _MINUTES.value
+        self._ends = time.monotonic() + 60 * plan.minutes
         self._longest = 0.0
         self._facts: dict[str, Any] = {}
         self._versions: dict[str, str] = {}
         self.taken: dict[tuple[str, str], list[dict]] = {}
         self.notes: list[str] = []
         title = f"Training, {config.data.seq_len:,} tokens a chunk"
-        self._results = report.Results(_OUT.value, _NAME.value, title)
+        self._results = report.Results(plan.out, plan.name, title)
         chunks = pipeline.Chunks(data, "train", config.data.seq_len)
         np.save(self._tokens, chunks.batch(range(min(len(chunks), 64)))["tokens"].astype(np.uint16))
 
@@ -158,7 +158,7 @@ class Benchmark:
                     f"{mfu:.1%}" if mfu else "not known",
                     human_bytes(max(peaks)) if peaks else "not told",
                     human_bytes(predicted) if predicted else "",
-                    f"{1e3 * statistics.median(turn_step for turn in good for turn_step in turn['step_seconds']):,.0f}",
+                    f"{1e3 * statistics.median(s for turn in good for s in turn['step_seconds']):,.0f}",
                     len(turns),
                 ]
             )  # fmt: skip
@@ -194,7 +194,7 @@ class Benchmark:
         return rate * LlamaConfig.of(self._config).flops_per_token(self._config.data.seq_len) / peak if peak else None
 
     def _ours(self, how: str, timeout: float) -> dict:
-        config, steps = self._config.copy_and_resolve_references(), _STEPS.value
+        config, steps = self._config.copy_and_resolve_references(), self._plan.steps
         config.data.path, config.steps, config.log.every, config.optim.warmup_steps = self._data, steps, 2, 1
         config.eval.every, config.eval.batches, config.checkpoint.every = steps + 1, 1, steps + 1
         config.update_from_flattened_dict(settings(how))
@@ -203,11 +203,11 @@ class Benchmark:
 
     def _theirs(self, how: str, timeout: float) -> dict:
         job = {
-            "do": "train", "tokens": self._tokens, "steps": _STEPS.value, "warm": _STEPS.value // 3,
+            "do": "train", "tokens": self._tokens, "steps": self._plan.steps, "warm": self._plan.steps // 3,
             "batch_size": self._config.optim.batch_size, "optim": self._config.optim.to_dict(),
             "model": dataclasses.asdict(LlamaConfig.of(self._config)), **DEFAULTS, **settings(how),
         }  # fmt: skip
-        python = {"python": _TORCH.value} if _TORCH.value else {}
+        python = {"python": self._plan.torch_python} if self._plan.torch_python else {}
         return report.child("benchmarks.peer", job, self._cache, timeout=timeout, **python)
 
 
@@ -218,43 +218,67 @@ def settings(how: str) -> dict[str, Any]:
     return {key: words.get(value, int(value) if value.isdecimal() else value) for key, _, value in pairs}
 
 
-def main(_: list[str]) -> None:
-    config = _CONFIG.value
+def run(plan: Plan, config: ConfigDict, data: str | None) -> Benchmark:
+    """Measures what the plan says, on prepared data or, with None, on noise."""
     with config.unlocked():
         config.model.qk_norm = False
-    memory = report.gpu().get("memory")
-    if _LAYERS.value == "fit" and not memory:
-        raise app.UsageError("--layers=fit wants a GPU that nvidia-smi can see; give a number")
-    if _LAYERS.value:
-        most = layers_that_fit(config, 0.93 * memory) if _LAYERS.value == "fit" else int(_LAYERS.value)
-        config.model.num_layers = most
+    is_fitted = plan.layers == "fit"
+    if is_fitted:
+        memory = report.gpu().get("memory")
+        if not memory:
+            raise SystemExit("--layers=fit wants a GPU that nvidia-smi can see; give a number")
+        config.model.num_layers = layers_that_fit(config, 0.93 * memory)
+    elif plan.layers:
+        config.model.num_layers = int(plan.layers)
     cache = tempfile.mkdtemp(prefix="benchmark-")
     try:
-        data = _DATA.value or prepare_noise(config, Path(cache), 8 * config.optim.batch_size)
-        table = Benchmark(config, data, cache)
-        ways = [("ours", how) for how in _OURS.value], [("theirs", how) for how in _THEIRS.value]
-        first = [ours_or_theirs[0] for ours_or_theirs in ways]
-        while _LAYERS.value == "fit":
-            found = [table.measure(*way) for way in first]
+        data = data or prepare_noise(config, Path(cache), 8 * config.optim.batch_size)
+        table = Benchmark(plan, config, data, cache)
+        sides = [("ours", how) for how in plan.ours], [("theirs", how) for how in plan.theirs]
+        while is_fitted:
+            found = [table.measure(*side[0]) for side in sides]
             short = [result for result in found if result and result.get("failed") == report.OUT_OF_MEMORY]
             if not short or config.model.num_layers == 1:
                 break
             table.start_again(math.floor(0.9 * config.model.num_layers), short[0]["detail"])
-        for pair in range(max(map(len, ways))):  # each way once, in turn
-            for way in [side[pair] for side in ways if pair < len(side)]:
+        for number in range(max(map(len, sides))):  # each way once, in turn
+            for way in [side[number] for side in sides if number < len(side)]:
                 if way not in table.taken:
                     table.measure(*way)
-        for _turn in range(1, _ROUNDS.value):
+        for _turn in range(1, plan.rounds):
             for side in ("ours", "theirs"):
                 if (how := table.fastest(side)) is not None:
                     table.measure(side, how)
         table.write()
-        table.show()
+        return table
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+
+
+FLAGS = flags.FLAGS
+
+
+def main(_: list[str]) -> None:
+    plan = Plan(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(Plan)})
+    table = run(plan, FLAGS.config, FLAGS.data)
+    table.show()
     if table.fastest("ours") is None:
         raise SystemExit("nothing of ours could be measured")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/jpeglm_demo.py")
+    flags.DEFINE_string("data", None, "Folder that jpeglm.prepare wrote for the config; none: noise is prepared.")
+    flags.DEFINE_string("layers", "", "A number; or fit: as many as fit on the GPU for the first way of each side.")
+    flags.DEFINE_integer("steps", 60, "Of a turn; the first third warms up.", lower_bound=6)
+    flags.DEFINE_integer("rounds", 3, "Turns of the fastest of each side.", lower_bound=1)
+    flags.DEFINE_multi_string("ours", [""], "KEY=VALUE,... of the config: a way to train. May be repeated.")
+    flags.DEFINE_multi_string(
+        "theirs", ["compile=none"],
+        "recompute=all|attention|none,compile=layers|none,attention=sdpa|flash|cudnn|flash_attention_2. Repeatable.",
+    )  # fmt: skip
+    flags.DEFINE_string("out", None, "Folder for the results, written after each measurement.")
+    flags.DEFINE_string("name", "train", "Name of the result in it.")
+    flags.DEFINE_float("minutes", 60, "No measurement is begun that would not end within this time.")
+    flags.DEFINE_string("torch_python", None, "Python that has torch and transformers, if it is not this one.")
     app.run(main)

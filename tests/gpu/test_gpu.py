@@ -51,8 +51,8 @@ def platform() -> str:
         return "cpu"
     found = run("tests.gpu.device", JAX_PLATFORMS="cuda", **NO_PREALLOCATION)
     if found.returncode:
-        why = (found.stderr.strip().splitlines() or ["JAX says nothing"])[-1]
-        pytest.fail(f"these tests want a GPU that JAX can use: {why} (GPU_TESTS_ON=cpu tries the tests on a CPU)")
+        why = (found.stderr.strip().splitlines() or ["nothing"])[-1]
+        pytest.fail(f"no GPU that JAX can use (it says: {why}); GPU_TESTS_ON=cpu tries these tests on a CPU", False)
     return "cuda"
 
 
@@ -153,7 +153,9 @@ def attended(platform) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "number", range(len(ATTENTION)), ids=lambda n: "{implementation}-{dtype}-{documents}-{length}".format(**ATTENTION[n])
+    "number",
+    range(len(ATTENTION)),
+    ids=lambda n: "{implementation}-{dtype}-{documents}-{length}".format(**ATTENTION[n]),
 )
 def test_each_attention_is_a_softmax_in_float64_and_keeps_documents_apart(number, attended, platform, record_property):
     case, result = ATTENTION[number], attended[number]
