@@ -115,12 +115,12 @@ def test_bfloat16_is_as_near_to_float32_as_on_a_cpu(case, expected, found, recor
 
 
 def test_bfloat16_at_the_7bs_width_is_near_float32(expected, found, record_property):
-    """A rounding is off by 2^-9 at most, about 2^-10.8 by root mean square; some sixteen in a row make 2^-8.8."""
+    """On a CPU, at an eighth of the width, logits were off by 0.8% and gradients by up to 1.4%; twice that is allowed."""
     ours, exact = of(found, "wide half"), of(expected, "wide")
     errors = {name: distance(ours[name], exact[name]) for name in exact}
     record_property("logits off by", f"{errors['logits']:.1e}")
     record_property("worst gradient off by", f"{max(errors.values()):.1e}")
-    assert errors["logits"] < 2**-6 and max(errors.values()) < 2**-4, errors
+    assert errors["logits"] < 0.016 and max(errors.values()) < 0.028, errors
 
 
 @pytest.mark.parametrize("case", [case for case in FOUND if "masked" in case])

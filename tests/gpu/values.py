@@ -26,13 +26,18 @@ KEPT = 2**18  # elements of one array
 
 
 def parameters(config):
-    """Random parameters, the same bits on every platform: JAX's own draws differ by roundings."""
+    """Random parameters, the same bits on every platform: JAX's own draws differ by roundings.
+
+    Large enough for all parts to matter, small enough that roundings do not grow from layer to layer.
+    """
     random = np.random.default_rng(0)
     abstract = nnx.to_pure_dict(llama.abstract(config)[1])
 
     def draw(path, shape):
         values = random.standard_normal(shape.shape, np.float32)
-        return 1 + 0.1 * values if path[-1].key == "scale" else values * np.float32(shape.shape[-2] ** -0.5 / 2)
+        if path[-1].key == "scale":
+            return 1 + 0.1 * values
+        return values if path[-1].key == "embedding" else values * np.float32(config.width**-0.5)
 
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
