@@ -115,7 +115,7 @@ def test_bfloat16_is_as_near_to_float32_as_on_a_cpu(case, expected, found, recor
 
 
 def test_bfloat16_at_the_7bs_width_is_near_float32(expected, found, record_property):
-    """On a CPU, at an eighth of the width, logits were off by 0.8% and gradients by up to 1.4%; twice that is allowed."""
+    """On a CPU, at an eighth of the width, logits are off by 0.8%, gradients by up to 1.4%; twice that is allowed."""
     ours, exact = of(found, "wide half"), of(expected, "wide")
     errors = {name: distance(ours[name], exact[name]) for name in exact}
     record_property("logits off by", f"{errors['logits']:.1e}")
