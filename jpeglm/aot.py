@@ -11,6 +11,7 @@ Every key of the config is a flag, as in `jpeglm.train`; no data are needed.
 
 import dataclasses
 import json
+import math
 import os
 import time
 from typing import Any
@@ -102,12 +103,13 @@ def describe(topology: str, slices: int = 1) -> Target:
     options = {"num_slices": slices} if slices > 1 else {}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-    except ImportError as error:
-        raise InputError("the TPU's compiler is not here: pip install -r requirements-tpu.txt") from error
-    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
+        if "not installed" in str(error):
+            raise InputError("the TPU's compiler is not here: pip install -r requirements-tpu.txt") from error
         raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
-    if hardware.chip_of(devices[0]) is not chip and chip.kind not in devices[0].device_kind:
-        raise InputError(f"--topology={topology}: described as {devices[0].device_kind}")
+    chips = slices * math.prod(map(int, shape.split("x")))
+    if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
+        raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
     return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices)
 
 
@@ -123,7 +125,8 @@ def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(f"does not fit: {str(error).splitlines()[0]}") from error
+        words = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise InputError(f"does not fit: {words}") from error
     seconds = time.monotonic() - started
     program = hlo.Program(compiled.as_text())
     held, temporary = metrics.device_memory(compiled)
@@ -181,14 +184,14 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
     seq_len, batch_size, accumulate = config.data.seq_len, config.optim.batch_size, config.optim.accumulate
     tokens = batch_size * seq_len
     members = sharding.num_parts(mesh, "batch")
-    flops = model.flops_per_token(seq_len) * tokens / target.num_chips
-    executed = flops + model.recomputed_flops_per_token(seq_len) * tokens / target.num_chips
+    flops, executed = _flops(config, target)
     shard = estimate.state_bytes(train_step.build(config, mesh).state)
     facts = {
         "chips": target.num_chips, "mesh": dict(mesh.shape), "remat": model.remat, "parameters": model.num_parameters,
         "microbatch": batch_size // accumulate // members, "accumulate": accumulate, "tokens_a_step": tokens,
         "parameter_bytes": shard["params"], "optimizer_bytes": shard["opt_state"], "temporary_bytes": cost.temporary,
         "peak_bytes": cost.peak, "memory_bytes": target.chip.memory, "flops_a_chip": flops, "executed_flops": executed,
+        "seconds_at_mfu": {mfu: flops / (mfu * target.chip.flops) for mfu in MFUS}, "steps": config.steps,
         "compile_seconds": cost.seconds,
     }  # fmt: skip
     rows = [
@@ -203,7 +206,7 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
             f"{human_count(flops)} (causal); {human_count(executed)} with what is computed again",
         ),
     ]
-    rows += [(f"at MFU {mfu:.0%}", _days(config, flops / (mfu * target.chip.flops), tokens)) for mfu in MFUS]
+    rows += [(f"at MFU {mfu:.0%}", _days(config, step, tokens)) for mfu, step in facts["seconds_at_mfu"].items()]
     if target.devices:
         roofline = Roofline(target.chip, executed, cost)
         facts |= {"sent_bytes": cost.sent, "traffic_bytes": cost.traffic, "roofline": roofline.seconds}
@@ -261,8 +264,8 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
     Raises:
       InputError: nothing fits with SPARE of the memory to spare.
     """
-    model, seq_len = LlamaConfig.of(config), config.data.seq_len
     mesh = target.mesh(config.mesh)
+    sharding.check_divides(config, mesh)
     each = config.optim.batch_size // sharding.num_parts(mesh, "batch")
     sizes = [size for size in range(1, each + 1) if each % size == 0]
     tried, best = [], None
@@ -280,11 +283,8 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
                 if not str(error).startswith("does not fit"):
                     raise
                 words, fits = str(error), False
-            flops = dataclasses.replace(model, remat=policy).recomputed_flops_per_token(seq_len)
-            flops += model.flops_per_token(seq_len)
-            flops *= config.optim.batch_size * seq_len / target.num_chips
             if fits:
-                fitting = Roofline(target.chip, flops, cost).bound
+                fitting = Roofline(target.chip, _flops(trial, target)[1], cost).bound
                 if best is None or fitting < best[0]:
                     best = fitting, trial, cost
             else:
@@ -293,9 +293,7 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
     headers = ["remat", "microbatches", "peak", "least time of a step"]
     logging.info("tried, largest microbatch first:\n%s", tabulate(tried, headers, tablefmt="plain"))
     if best is None:
-        raise InputError(
-            f"{target.name}: no microbatch and no remat policy fits with {SPARE:.0%} of the memory to spare"
-        )
+        raise InputError(f"{target.name}: no microbatch and no remat policy fits with {SPARE:.0%} to spare")
     return best[1], best[2]
 
 
@@ -305,27 +303,30 @@ def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
     Raises:
       InputError: not one does.
     """
-    mesh = sharding.inference_mesh(config.model.num_kv_heads, True, target.devices)
-    least = sharding.num_parts(mesh, "batch")
-    prefill, step = sample_costs(config, target, least)
     limit = (1 - SPARE) * target.chip.memory
-    if max(prefill.peak, step.peak) > limit:
-        raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} of the memory to spare")
-    # The caches grow with the slots and nothing else does, so that a second size tells where the limit lies.
-    more = sample_costs(config, target, 2 * least)
-    growth = max(max(cost.peak for cost in more) - max(prefill.peak, step.peak), 1)
-    slots = 2 * least
-    while slots < MOST_SLOTS and max(prefill.peak, step.peak) + growth * (2 * slots / least - 1) <= limit:
+    least = sharding.num_parts(sharding.inference_mesh(config.model.num_kv_heads, True, target.devices), "batch")
+    found = {slots: sample_costs(config, target, slots) for slots in (least, 2 * least)}
+    peak = {slots: max(cost.peak for cost in costs) for slots, costs in found.items()}
+    if peak[least] > limit:
+        raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} to spare")
+    # The caches grow with the slots and hardly anything else does: two sizes tell where the limit lies.
+    each, slots = (peak[2 * least] - peak[least]) / least, 2 * least
+    while 2 * slots <= MOST_SLOTS and peak[least] + each * (2 * slots - least) <= limit:
         slots *= 2
-    found = more
-    while slots > 2 * least:
-        found = sample_costs(config, target, slots)
-        if max(cost.peak for cost in found) <= limit:
-            break
+    while slots > least:
+        costs = found.get(slots) or sample_costs(config, target, slots)
+        if max(cost.peak for cost in costs) <= limit:
+            return slots, *costs
         slots //= 2
-    if slots == 2 * least and max(cost.peak for cost in more) > limit:
-        return least, prefill, step
-    return slots, *(found if slots > 2 * least else more)
+    return least, *found[least]
+
+
+def _flops(config: ConfigDict, target: Target) -> tuple[float, float]:
+    """Of one chip in one step: the model's, and with what is computed again."""
+    model, seq_len = LlamaConfig.of(config), config.data.seq_len
+    tokens = config.optim.batch_size * seq_len / target.num_chips
+    flops = model.flops_per_token(seq_len)
+    return flops * tokens, (flops + model.recomputed_flops_per_token(seq_len)) * tokens
 
 
 def _opening(target: Target, mesh: Mesh | AbstractMesh, model: LlamaConfig) -> list[tuple[str, str]]:

@@ -106,6 +106,10 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
             sys.stdout.flush()
         except InputError as error:
             _fail(error)
+        except ImportError as error:
+            if "Please install" not in str(error):  # as etils says of a workdir on gs:// where gcsfs is missing
+                raise
+            _fail(error)
         except Diverged as error:  # all processes meet it at the same step, and end together
             if str(error):
                 _tell(error)

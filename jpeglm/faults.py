@@ -142,5 +142,9 @@ def leaving_at_once() -> Iterator[None]:
         os._exit(EXIT_AGAIN if is_lost else 1)
 
 
-# What Gloo (CPUs), NCCL (GPUs: not tried) and JAX's own service say when a connection breaks.
-_LOST = ("Gloo", "remote process exited", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
+# What Gloo (CPUs) and JAX's own service say when a connection breaks, and the kinds of error with which accelerators
+# may tell it (not tried). One that has another cause comes again, and the launchers bound how often.
+_LOST = (
+    "Gloo", "remote process exited", "heartbeat", "NCCL",
+    "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "DATA_LOSS", "INTERNAL",
+)  # fmt: skip

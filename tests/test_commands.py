@@ -63,6 +63,7 @@ BAD_TRAININGS = {
         ],  # a manifest changed by hand
         ["{old}", "{other}"],
     ),
+    "data in a bucket": ([TINY, "--config.data.path=gs://nobody/data", "--workdir={new}"], ["mount the bucket"]),
     "half of the cluster's variables": ([TINY, "--workdir={new}", "JAX_PROCESS_ID=0"], ["JAX_COORDINATOR_ADDRESS"]),
 }
 

@@ -48,6 +48,8 @@ def sha256_of(path: Path) -> str:
 
 def read_manifest(folder: str | os.PathLike) -> dict:
     """The manifest of a finished prepared folder; `InputError` if there is none or it is another version's."""
+    if "://" in str(folder):
+        raise InputError(f"{folder}: prepared data are read as files: mount the bucket, or copy it to each host")
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())

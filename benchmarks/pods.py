@@ -1,0 +1,105 @@
+"""What the 7B runs take of TPU slices that are not there: the tables of BUILD_NOTES.md.
+
+    python -m benchmarks.pods [--out=runs/pods] [--only=jpeglm_7b-v5e]
+
+Each case is `python -m jpeglm.aot --search` in a process of its own, minutes long; what it found is kept in `--out`,
+so that an interrupted table goes on. `pip install -r requirements-tpu.txt` brings the compiler; no TPU is needed.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from tabulate import tabulate
+
+from jpeglm.metrics import human_bytes, human_count
+
+_OUT = flags.DEFINE_string("out", "runs/pods", "Where the numbers of each case are kept.")
+_ONLY = flags.DEFINE_string("only", "", "Cases whose name begins so.")
+TOPOLOGIES = {
+    "jpeglm_7b": ("v5e:16x16", "v5p:4x4x4", "v6e:8x8"),
+    "avclm_7b": ("v5p:4x4x4", "v6e:16x16"),
+}
+
+
+def numbers(config: str, topology: str, what: str, out: Path) -> dict | None:
+    """What aot found, or None, with its last line on standard error, where nothing fits."""
+    file = out / f"{config}-{topology.replace(':', '-')}-{what}.json"
+    if not file.name.startswith(_ONLY.value):
+        return None
+    if not file.exists():
+        command = [sys.executable, "-m", "jpeglm.aot", f"--config=configs/{config}.py", f"--topology={topology}"]
+        command += [f"--what={what}", "--search", f"--json={file}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode not in (0, 2):
+            raise SystemExit(done.returncode)
+        file.with_suffix(".txt").write_text(done.stdout)
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def train_row(config: str, topology: str, found: dict) -> list[str]:
+    step = max(found["roofline"].values())
+    binds = max(found["roofline"], key=found["roofline"].get)
+    usual = found["seconds_at_mfu"]["0.4"]
+    return [
+        f"{config} on {topology}",
+        f"{found['microbatch']} x {found['accumulate']}",
+        found["remat"],
+        f"{human_bytes(found['parameter_bytes'])} + {human_bytes(found['optimizer_bytes'])}",
+        f"{human_bytes(found['peak_bytes'])} of {human_bytes(found['memory_bytes'])}",
+        ", ".join(f"{human_bytes(size)} {axes}" for axes, size in found["sent_bytes"].items()),
+        f"{human_count(found['flops_a_chip'])} ({human_count(found['executed_flops'])})",
+        ", ".join(f"{name} {seconds:.2f}" for name, seconds in found["roofline"].items()) + f": {binds}",
+        f"{step:.2f} / {usual:.2f}",
+        human_count(found["tokens_a_step"] / usual),
+        f"{found['steps'] * usual / 86_400:.1f}",
+        f"{found['compile_seconds']:.0f}",
+    ]
+
+
+def sample_row(config: str, topology: str, found: dict) -> list[str]:
+    step, prefill = (found[f"{name}_roofline"] for name in ("step", "prefill"))
+    bound = max(step.values())
+    return [
+        f"{config} on {topology}",
+        ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1),
+        str(found["slots"]),
+        f"{human_bytes(found['peak_bytes'])} of {human_bytes(found['memory_bytes'])}",
+        f"{max(prefill.values()):.3f}: {max(prefill, key=prefill.get)}",
+        f"{1000 * bound:.2f}: {max(step, key=step.get)}",
+        human_count(found["slots"] / bound),
+        f"{found['compile_seconds']:.0f}",
+    ]
+
+
+def main(_: list[str]) -> None:
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    cases = [(config, topology) for config, all_ in TOPOLOGIES.items() for topology in all_]
+    tables = {
+        "train": (train_row, [
+            "run", "chunks a chip x accumulate", "remat", "parameters + optimiser", "peak of HBM", "sent a step",
+            "FLOPs a chip (with recomputation)", "least seconds", "step: least / at MFU 40%", "tokens/s at MFU 40%",
+            "days", "compile s",
+        ]),
+        "sample": (sample_row, [
+            "run", "mesh", "slots", "peak of HBM", "prefill, least s", "step, least ms", "tokens/s then", "compile s",
+        ]),
+    }  # fmt: skip
+    for what, (row, headers) in tables.items():
+        rows = []
+        for config, topology in cases:
+            found = numbers(config, topology, what, out)
+            if found:
+                rows.append(row(config, topology, found))
+        print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    print(f"{versions}; compiled on {os.cpu_count()} cores without any TPU")
+
+
+if __name__ == "__main__":
+    app.run(main)
