@@ -100,8 +100,8 @@ def machine(**versions: str) -> str:
         hardware = f"{found['gpu']}, {found['memory'] / 2**30:.0f} GiB, driver {found['driver']}"
     else:
         hardware = _cpu()
-    words = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{hardware}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {words}"
+    words = [f"{name} {version}" for name, version in {"Python": platform.python_version(), **versions}.items()]
+    return ", ".join([hardware, f"{len(os.sched_getaffinity(0))} cores", *words])
 
 
 def _cpu() -> str:
