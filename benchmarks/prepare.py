@@ -84,7 +84,9 @@ def main(_: list[str]) -> None:
         ratios = [turn["bare Pillow"] / turn[name] for turn in taken]
         rate = len(names) / statistics.median(turn[name] for turn in taken)
         rows.append([name, rate, statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])
-    print(f"{len(names)} pictures to {config.codec.width}x{config.codec.height} {config.codec.mode}; {report.machine()}")
+    print(
+        f"{len(names)} pictures to {config.codec.width}x{config.codec.height} {config.codec.mode}; {report.machine()}"
+    )
     print(
         tabulate(
             rows, ["", "pictures/s a core", "ratio", "range"], tablefmt="github", floatfmt=("", ",.1f", ".2f", "")
