@@ -1,93 +1,132 @@
-"""Sampling against transformers' `generate`: tokens a second, and the ratio, by sequences at once.
+"""Sampling against transformers' `generate`: prefill and decode tokens a second, and the ratio, by sequences at once.
 
-    python -m benchmarks.decode --config=configs/jpeglm_demo.py --slots=1,16,64 --tokens=256
+On CPUs, the demo's model:
 
-Both decode the same shapes with random weights from `<s>` alone to exactly `--tokens` tokens, with temperature 0.7,
-top-k 40 and top-p 0.9. The two take turns, `--rounds` times; the median counts. Compilation is not counted. QK-norm is
-left out, which transformers' Llama does not have. Each has a process of its own: beside XLA's threads torch's are ten
-times slower.
+    python -m benchmarks.decode --slots=1,16,64 --tokens=256 --rounds=3
+
+On one GPU, layers of the 7B in bfloat16:
+
+    python -m benchmarks.decode --config=configs/jpeglm_7b.py --config.model.num_layers=8 --slots=1,16,64 \\
+        --prompt=3840 --tokens=4096 --out=RESULTS
+
+Both go on from `--prompt` random ids to exactly `--tokens` tokens in all, which is also the capacity of the cache,
+with random weights, temperature 0.7, top-k 40 and top-p 0.9. On a GPU transformers gets its static cache, with which
+it compiles decoding by itself. Each measurement has a process of its own: beside XLA's threads torch's are ten times
+slower, and on a GPU neither holds the other's memory. The two take turns, `--rounds` times; the median counts, and
+compiling does not. QK-norm is left out, which transformers' Llama does not have. A step of decoding must read all
+matrices but the embedding and the keys and values of the past; the last columns show these bytes a second as a share
+of the GPU's bandwidth.
 """
 
 import dataclasses
-import functools
-import multiprocessing
+import shutil
 import statistics
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+import time
+from typing import Any
 
-import jax
-import numpy as np
-import torch
 from absl import app, flags
 from ml_collections import config_flags
-from tabulate import tabulate
 
-from benchmarks import peer
-from jpeglm import sharding
-from jpeglm.model import llama
-from jpeglm.sampling.engine import Engine, Request, Settings
+from benchmarks import report
+from jpeglm.model.llama import LlamaConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/jpeglm_demo.py")
-_SLOTS = flags.DEFINE_list("slots", ["1", "16", "64"], "Sequences at once.")
-_TOKENS = flags.DEFINE_integer("tokens", 256, "Of a sequence, `<s>` counted.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
-BOS = 1
+SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
+MODULES = {"jpeglm": "benchmarks.ours", "transformers": "benchmarks.peer"}
+HEADERS = [
+    "at once", *(f"prefill, {side}" for side in MODULES), "ratio", *(f"decode, {side}" for side in MODULES), "ratio",
+    "range", *(f"of the bandwidth, {side}" for side in MODULES),
+]  # fmt: skip
 
 
-def ours(config: llama.LlamaConfig, slots: int, length: int) -> Callable[[], None]:
-    """Decodes `slots` sequences; no id ends one."""
-    mesh = sharding.make_mesh({}, jax.devices()[:1])
-    params = jax.jit(lambda: llama.init_params(config, 0))()
-    engine = Engine(config, params, mesh, Settings(length, 0.7, 40, 0.9, slots), eos=-1)
-    requests = [Request(np.array([BOS], np.int32), np.array([0, number], np.uint32)) for number in range(slots)]
-
-    def run() -> None:
-        assert sum(len(ids) for _, ids, _ in engine.generate(requests)) == slots * (length - 1)
-
-    return run
+def bytes_a_step(config: LlamaConfig, slots: int, past: float) -> float:
+    """What a step of decoding must read: matrices, and keys and values of `past` tokens of each sequence."""
+    matrices = config.num_parameters - config.vocab_size * config.width
+    cache = 2 * slots * past * config.num_layers * config.num_kv_heads * config.head_dim
+    return (2 if config.dtype == "bfloat16" else 4) * (matrices + cache)
 
 
-@functools.cache
-def theirs(config: llama.LlamaConfig, slots: int, length: int) -> Callable[[], None]:
-    """The same by `generate`."""
-    model = peer.huggingface_llama(config, length).eval()
-    prompt = torch.full((slots, 1), BOS, device=model.device)
-    new = length - 1
-    how = {"do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "pad_token_id": 0}
-
-    def run() -> None:
-        ids = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=new, max_new_tokens=new, **how
-        )
-        assert ids.shape == (slots, length)
-
-    return run
+def rates(turn: dict[str, Any], slots: int, prompt: int, length: int) -> tuple[float, float]:
+    """Prefill and decode tokens a second of one turn. Prefill gives the first new token."""
+    whole, prefill = statistics.median(turn["seconds"]), statistics.median(turn["prefill_seconds"])
+    return slots * prompt / prefill, slots * (length - prompt - 1) / max(whole - prefill, 1e-9)
 
 
-def their_seconds(*arguments: object) -> float:
-    """One call of `theirs`, in the process that keeps its model."""
-    return peer.seconds(theirs(*arguments))
+def table(
+    config: LlamaConfig, taken: dict[tuple[int, str], list[dict]], prompt: int, length: int, bandwidth: float | None
+) -> list[list[str]]:
+    """The rows of the result. `taken`: turns by (slots, side)."""
+    rows = []
+    for slots in dict.fromkeys(slots for slots, _ in taken):
+        sides = [[turn for turn in taken.get((slots, side), []) if "failed" not in turn] for side in MODULES]
+        failed = [taken[slots, side][-1].get("failed", "") if (slots, side) in taken else "" for side in MODULES]
+        columns = [[rates(turn, slots, prompt, length) for turn in turns] for turns in sides]
+        found = [
+            [statistics.median(column) for column in zip(*turns, strict=True)] if turns else None for turns in columns
+        ]
+        row = [str(slots)]
+        for kind in (0, 1):
+            row += [f"{f[kind]:,.0f}" if f else why for f, why in zip(found, failed, strict=True)]
+            row.append(f"{found[0][kind] / found[1][kind]:.2f}" if all(found) else "")
+        by_turn = [a[1] / b[1] for a, b in zip(*columns, strict=False)]
+        row.append(f"{min(by_turn):.2f} to {max(by_turn):.2f}" if by_turn else "")
+        needed = bytes_a_step(config, slots, (prompt + length) / 2)
+        row += [f"{f[1] / slots * needed / bandwidth:.1%}" if f and bandwidth else "not known" for f in found]
+        rows.append(row)
+    return rows
+
+
+FLAGS = flags.FLAGS
 
 
 def main(_: list[str]) -> None:
-    config = dataclasses.replace(llama.LlamaConfig.of(_CONFIG.value), qk_norm=False)
-    length, rows = _TOKENS.value, []
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other_process:
-        for slots in map(int, _SLOTS.value):
-            run = ours(config, slots, length)
-
-            def turn(run: Callable[[], None] = run, slots: int = slots) -> tuple[float, float]:
-                return peer.seconds(run), other_process.submit(their_seconds, config, slots, length).result()
-
-            turn()  # compiles
-            taken = [turn() for _ in range(_ROUNDS.value)]
-            rates = [slots * (length - 1) / statistics.median(column) for column in zip(*taken, strict=True)]
-            ratios = [theirs_ / ours_ for ours_, theirs_ in taken]
-            rows.append([slots, *rates, statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])
-    print(f"{config.num_parameters:,} parameters, {length} tokens, {config.dtype}; {peer.machine()}")
-    headers = ["at once", "jpeglm, tokens/s", "transformers, tokens/s", "ratio", "range"]
-    print(tabulate(rows, headers, tablefmt="github", floatfmt=("", ",.0f", ",.0f", ".2f", "")))
+    prompt, length = FLAGS.prompt, FLAGS.tokens
+    if prompt + 2 > length:
+        raise app.UsageError("--tokens must be larger than --prompt by two at least")
+    config = dataclasses.replace(LlamaConfig.of(FLAGS.config), qk_norm=False)
+    results = report.Results(FLAGS.out, FLAGS.name, f"Sampling, {prompt:,} to {length:,} tokens")
+    job = {
+        "do": "decode", "model": dataclasses.asdict(config), "settings": SAMPLING, "prompt": prompt,
+        "length": length, "repeats": FLAGS.repeats,
+    }  # fmt: skip
+    notes = [
+        f"{config.num_parameters:,} parameters, {config.num_layers} layers of width {config.width}, {config.dtype}"
+    ]
+    taken: dict[tuple[int, str], list[dict]] = {}
+    versions, facts, longest, ends = {}, {}, 0.0, time.monotonic() + 60 * FLAGS.minutes
+    cache = tempfile.mkdtemp(prefix="benchmark-")
+    try:
+        for _turn in range(FLAGS.rounds):
+            for slots in map(int, FLAGS.slots):
+                for side, module in MODULES.items():
+                    started = time.monotonic()
+                    if ends - started < longest:
+                        continue
+                    python = {"python": FLAGS.torch_python} if FLAGS.torch_python and side != "jpeglm" else {}
+                    turn = report.child(module, job | {"slots": slots}, cache, timeout=ends - started, **python)
+                    longest = max(longest, time.monotonic() - started)
+                    versions |= turn.pop("versions", {})
+                    facts |= {name: turn[name] for name in ("device", "bandwidth") if name in turn}
+                    taken.setdefault((slots, side), []).append(turn)
+                    rows = table(config, taken, prompt, length, facts.get("bandwidth"))
+                    raw = [{"slots": slots, "side": side, "turns": turns} for (slots, side), turns in taken.items()]
+                    results.write(report.machine(**versions), HEADERS, rows, notes, raw)
+        results.show()
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    if all("failed" in turn for turns in taken.values() for turn in turns):
+        raise SystemExit("nothing could be measured")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/jpeglm_demo.py")
+    flags.DEFINE_list("slots", ["1", "16", "64"], "Sequences at once.")
+    flags.DEFINE_integer("prompt", 1, "Tokens given of a sequence.", lower_bound=1)
+    flags.DEFINE_integer("tokens", 256, "Of a sequence, the prompt counted.")
+    flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 2, "Timings in a turn.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Folder for the results, written after each measurement.")
+    flags.DEFINE_string("name", "decode", "Name of the result in it.")
+    flags.DEFINE_float("minutes", 60, "No measurement is begun that would not end within this time.")
+    flags.DEFINE_string("torch_python", None, "Python that has torch and transformers, if it is not this one.")
     app.run(main)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks import peer
+from benchmarks import report
 from jpeglm.data import pipeline, shards
 
 _DATA = flags.DEFINE_string("data", None, "Folder that jpeglm.prepare wrote.", required=True)
@@ -37,10 +37,10 @@ def main(_: list[str]) -> None:
         for step in places:
             np.stack([np.frombuffer(source[int(place)], "<u2") for place in step])
 
-    taken = [[peer.seconds(run) for run in (ours, bare)] for _ in range(_ROUNDS.value)]
+    taken = [[report.seconds(run) for run in (ours, bare)] for _ in range(_ROUNDS.value)]
     rates = [steps * size * seq_len / statistics.median(column) for column in zip(*taken, strict=True)]
     ratio = statistics.median(bare_ / ours_ for ours_, bare_ in taken)
-    print(f"batches of {size} x {seq_len} tokens; {peer.machine()}")
+    print(f"batches of {size} x {seq_len} tokens; {report.machine()}")
     print(
         tabulate(
             [[*rates, ratio]],

@@ -1,19 +1,42 @@
-"""What the benchmarks share: the same model in transformers, a clock, and the machine in words."""
+"""transformers' Llama in torch: training and decoding, as the peer of ours.
 
-import os
-import platform
+    python -m benchmarks.peer '{"do": "train", ...}'
+
+is started by `benchmarks.train_step` and `benchmarks.decode` and prints one line of JSON. Imports neither JAX nor
+jpeglm, so that it can run in an environment of its own.
+"""
+
+import contextlib
+import functools
+import json
+import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
-import jax
+import numpy as np
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from jpeglm.model.llama import LlamaConfig
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+RECOMPUTE = ("all", "attention", "none")
+COMPILE = ("layers", "none")
 
 
-def huggingface_llama(config: LlamaConfig, max_length: int) -> transformers.LlamaForCausalLM:
-    """transformers' Llama of the same shapes, with random weights, in float32 or bfloat16 as the config says."""
+def huggingface_llama(
+    config: Any, max_length: int, attention: str = "sdpa", dtype: str | None = None
+) -> transformers.LlamaForCausalLM:
+    """transformers' Llama of the same shapes, with random weights, made on the GPU if there is one.
+
+    Args:
+      config: with the attributes of `jpeglm.model.llama.LlamaConfig`.
+      attention: an `attn_implementation` of transformers.
+      dtype: of the parameters; None: `config.dtype`.
+    """
     shapes = transformers.LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.width,
@@ -25,21 +48,140 @@ def huggingface_llama(config: LlamaConfig, max_length: int) -> transformers.Llam
         rms_norm_eps=config.norm_eps,
         max_position_embeddings=max_length,
         tie_word_embeddings=False,
+        attn_implementation=attention,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return transformers.LlamaForCausalLM(shapes).to(device, getattr(torch, config.dtype))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return transformers.LlamaForCausalLM(shapes).to(getattr(torch, dtype or config.dtype))
 
 
-def seconds(run: Callable[..., object], *arguments: object) -> float:
-    """Wall-clock time of one call."""
-    started = time.perf_counter()
-    run(*arguments)
-    return time.perf_counter() - started
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """A bare loop: float32 parameters, gradients and moments, autocast to bfloat16, fused AdamW, clipping.
+
+    What is done for torch's sake: each layer compiled (a whole model that is compiled gets an explicit mask from
+    transformers, and then no flash attention), TF32 where float32 products are left, residual stream in bfloat16,
+    attention pinned to one kernel, so that none falls back to a slow one unseen.
+
+    Args:
+      job: tokens (path of an .npy, [chunks, seq_len]), batch_size, steps, warm (steps that do not count), model
+        (attributes of LlamaConfig), optim (section of the run's config), and how: recompute (of `RECOMPUTE`), compile
+        (of `COMPILE`), attention ("sdpa", torch's own choice; "flash", "cudnn": that kernel or an error;
+        "flash_attention_2": the package flash-attn).
+    """
+    config, optim = SimpleNamespace(**job["model"]), SimpleNamespace(**job["optim"])
+    tokens = np.load(job["tokens"], mmap_mode="r")
+    batch_size, seq_len = job["batch_size"], tokens.shape[1]
+    is_mixed = config.dtype == "bfloat16"
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if is_mixed else "highest")
+    implementation = "sdpa" if job["attention"] in BACKENDS else job["attention"]
+    model = huggingface_llama(config, seq_len, implementation, "float32").train()
+    model.config.use_cache = False
+    if is_mixed:
+        model.model.embed_tokens.register_forward_hook(lambda _, inputs, x: x.to(torch.bfloat16))
+    if job["recompute"] != "none":
+        how = {"use_reentrant": False, "preserve_rng_state": False}
+        if job["recompute"] == "attention":
+            how["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _attention_ops())
+        model.gradient_checkpointing_enable(how)
+    if job["compile"] == "layers":
+        for layer in model.model.layers:
+            layer.compile()
+    is_cuda = model.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        model.parameters(), optim.lr, (optim.b1, optim.b2), optim.eps, optim.weight_decay, fused=is_cuda or None
+    )
+
+    def batch(step: int) -> torch.Tensor:
+        rows = [(step * batch_size + row) % len(tokens) for row in range(batch_size)]
+        return torch.from_numpy(tokens[rows].astype(np.int64)).to(model.device)
+
+    taken, losses, started = [], [], time.perf_counter()
+    with _pinned(job["attention"]):
+        for step in range(job["steps"]):
+            ids = batch(step)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=is_mixed):
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())  # waits for the step, as ours does
+            taken.append(time.perf_counter() - started)
+            started = time.perf_counter()
+    taken = taken[job["warm"] :]
+    return {
+        "tokens_per_second": batch_size * seq_len / statistics.median(taken),
+        "step_seconds": taken,
+        "losses": losses,
+        "peak_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
+    }
 
 
-def machine() -> str:
-    """Hardware and versions, as a table of results must name them."""
-    device = jax.devices()[0]
-    versions = f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
-    cores = len(os.sched_getaffinity(0))
-    return f"{device.device_kind}, {cores} cores, Python {platform.python_version()}, {versions}"
+def _attention_ops() -> list[Any]:
+    """What recompute "attention" keeps: the outputs of the kernels that may compute attention."""
+    names = ["flash_attention", "cudnn_attention", "efficient_attention", "flash_attention_for_cpu"]
+    found = [getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in names]
+    return [op.default for op in found if op is not None]
+
+
+@contextlib.contextmanager
+def _pinned(attention: str) -> Iterator[None]:
+    if attention in BACKENDS:
+        with sdpa_kernel(BACKENDS[attention]):
+            yield
+    else:
+        yield
+
+
+def decode(job: dict[str, Any]) -> dict[str, Any]:
+    """`generate` from random prompts to exactly `length` tokens; with a static cache, and so compiled, on a GPU.
+
+    Args:
+      job: model (attributes of LlamaConfig), slots, prompt and length (in tokens), repeats, and settings (temperature,
+        top_k, top_p).
+
+    Returns:
+      seconds of whole calls, and of calls for one new token, which are all prefill.
+    """
+    config = SimpleNamespace(**job["model"])
+    torch.manual_seed(0)
+    model = huggingface_llama(config, job["length"]).eval()
+    is_cuda = model.device.type == "cuda"
+    prompt = torch.randint(3, config.vocab_size, (job["slots"], job["prompt"]), device=model.device)
+    how = job["settings"] | {"do_sample": True, "pad_token_id": 0}
+    if is_cuda:
+        how["cache_implementation"] = "static"  # transformers compiles decoding by itself then
+
+    def run(new: int) -> None:
+        ids = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=new, max_new_tokens=new, **how
+        )
+        assert ids.shape == (job["slots"], job["prompt"] + new)
+        if is_cuda:
+            torch.cuda.synchronize()
+
+    def timed(new: int) -> list[float]:
+        for _ in range(2 if is_cuda else 1):
+            run(new)  # compiles, and records CUDA's graphs
+        taken = []
+        for _ in range(job["repeats"]):
+            started = time.perf_counter()
+            run(new)
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    whole, prefill = timed(job["length"] - job["prompt"]), timed(1)
+    peak = torch.cuda.max_memory_allocated() if is_cuda else None
+    return {"seconds": whole, "prefill_seconds": prefill, "peak_bytes": peak}
+
+
+def main() -> None:
+    """The process of one measurement."""
+    job = json.loads(sys.argv[1])
+    result = {"train": train, "decode": decode}[job["do"]](job)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps(result | {"versions": versions}))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageOps
 from tabulate import tabulate
 
-from benchmarks import peer
+from benchmarks import report
 from jpeglm.data import packing, sources
 from tests.photographs import photographs
 
@@ -76,7 +76,7 @@ def main(_: list[str]) -> None:
         prepare = functools.partial(whole, tokenizer=os.path.join(learnt, "data", packing.TOKENIZER))
         columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": prepare}
         taken = [
-            {name: peer.seconds(run, names, folder, config) for name, run in columns.items()}
+            {name: report.seconds(run, names, folder, config) for name, run in columns.items()}
             for _ in range(_ROUNDS.value)
         ]
     rows = []
@@ -84,7 +84,9 @@ def main(_: list[str]) -> None:
         ratios = [turn["bare Pillow"] / turn[name] for turn in taken]
         rate = len(names) / statistics.median(turn[name] for turn in taken)
         rows.append([name, rate, statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"])
-    print(f"{len(names)} pictures to {config.codec.width}x{config.codec.height} {config.codec.mode}; {peer.machine()}")
+    print(
+        f"{len(names)} pictures to {config.codec.width}x{config.codec.height} {config.codec.mode}; {report.machine()}"
+    )
     print(
         tabulate(
             rows, ["", "pictures/s a core", "ratio", "range"], tablefmt="github", floatfmt=("", ",.1f", ".2f", "")

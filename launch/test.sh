@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Lint and tests, from a fresh clone on.
 #
-#   ./launch/test.sh [--slow] [pytest's own arguments]
+#   ./launch/test.sh [--slow | --gpu] [pytest's own arguments]
 #
-# --slow adds the tests that take minutes each.
+# --slow adds the tests that take minutes each. --gpu runs those alone that want a GPU, with the Python that is there:
+# they fail without one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ "${1:-}" = --gpu ]; then
+    exec "${PYTHON:-python3}" -m pytest -m gpu "${@:2}"
+fi
 source launch/env.sh requirements-dev.txt
 
 # Encoders and transcoders that share no code with ours, as oracles. Debian's names; elsewhere install libjpeg-turbo.
@@ -21,7 +26,7 @@ fi
 marker=()
 arguments=()
 for argument in "$@"; do
-    if [ "$argument" = --slow ]; then marker=(-m ""); else arguments+=("$argument"); fi
+    if [ "$argument" = --slow ]; then marker=(-m "not gpu"); else arguments+=("$argument"); fi
 done
 
 ruff check .

@@ -1,0 +1,117 @@
+"""Our side of the benchmarks: the real training loop, and the real sampling engine.
+
+    python -m benchmarks.ours '{"do": "train", ...}'
+
+is started by `benchmarks.train_step` and `benchmarks.decode` and prints one line of JSON.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from typing import Any
+from unittest import mock
+
+import flax
+import jax
+import numpy as np
+from etils import epath
+
+from benchmarks import report
+from jpeglm import checkpoint, config, hardware, metrics, sharding
+from jpeglm.model import llama
+from jpeglm.sampling.engine import Engine, Request, Settings
+from jpeglm.train import train as train_run
+
+
+class _Unsaved:
+    """In the place of `checkpoint.Saver`: the state of these runs is large, and nobody wants it."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def save(self, *_: object) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """`jpeglm.train` from its first line to its last, but that nothing is saved; its own log lines count.
+
+    Args:
+      job: config (a whole one, nested), and warm (steps that do not count).
+    """
+    run = config.base()
+    run.update(job["config"])
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoint, "Saver", _Unsaved):
+        workdir = epath.Path(folder) / "run"
+        predicted = train_run(run, workdir)
+        rows = [row for row in metrics.read_metrics(workdir) if "tokens_per_second" in row]
+    counted = [row for row in rows if row["step"] > job["warm"]]
+    per_step = run.optim.batch_size * run.data.seq_len
+    return {
+        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in counted),
+        "step_seconds": [per_step / row["tokens_per_second"] for row in counted],
+        "losses": [row["loss"] for row in rows],
+        "compile_seconds": rows[-1]["seconds/compile"],
+        "predicted_bytes": sum(predicted),
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def decode(job: dict[str, Any]) -> dict[str, Any]:
+    """The engine from random prompts to exactly `length` tokens; no id ends a sequence.
+
+    Args:
+      job: model (fields of LlamaConfig), slots, prompt and length (in tokens), repeats, and settings (temperature,
+        top_k, top_p).
+
+    Returns:
+      seconds of whole calls, and of prefills of all slots alone.
+    """
+    model, slots = llama.LlamaConfig(**job["model"]), job["slots"]
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    settings = Settings(job["length"], slots=slots, **job["settings"])
+    engine = Engine(model, jax.jit(lambda: llama.init_params(model, 0))(), mesh, settings, eos=-1)
+    prompts = np.random.default_rng(0).integers(3, model.vocab_size, (slots, job["prompt"]), np.int32)
+    requests = [Request(prompt, np.array([0, slot], np.uint32)) for slot, prompt in enumerate(prompts)]
+
+    def run() -> None:
+        assert sum(len(ids) for _, ids, _ in engine.generate(requests)) == slots * (job["length"] - job["prompt"])
+
+    def prefill() -> None:
+        with jax.set_mesh(mesh):
+            state = engine._start()
+            for slot, request in enumerate(requests):
+                state = engine._prefill(state, slot, request)
+            jax.block_until_ready(state)
+
+    def timed(run: Any) -> list[float]:
+        run()  # compiles
+        return [report.seconds(run) for _ in range(job["repeats"])]
+
+    return {"seconds": timed(run), "prefill_seconds": timed(prefill), "peak_bytes": _peak_bytes()}
+
+
+def _peak_bytes() -> int | None:
+    """The most that arrays and programs have held of the device at once; None of a CPU, which does not count."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def main() -> None:
+    """The process of one measurement."""
+    job = json.loads(sys.argv[1])
+    result = {"train": train, "decode": decode}[job["do"]](job)
+    device = jax.local_devices()[0]
+    chip = hardware.chip_of(device)
+    facts = {"device": device.device_kind, "peak_flops": chip and chip.flops, "bandwidth": chip and chip.bandwidth}
+    print(json.dumps(result | facts | {"versions": {"jax": jax.__version__, "flax": flax.__version__}}))
+
+
+if __name__ == "__main__":
+    main()
