@@ -5,11 +5,13 @@ import os
 import jax
 from absl import logging
 from etils import epath
+from orbax.checkpoint import multihost
 
 from jpeglm.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LONGEST_COMPILATION = 3600  # seconds
 # No operation whose order of additions varies, and none chosen by timing, which varies from start to start.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
@@ -42,6 +44,15 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     if jax.process_index():
         logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
     return devices
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process of the job has come here.
+
+    By JAX's own service, not by a collective, whose first one lets Gloo (CPUs) wait half a minute only: one process
+    may find its programs in the cache while another compiles.
+    """
+    multihost.get_barrier_sync_fn()(key=what, timeout_ms=LONGEST_COMPILATION * 1000)
 
 
 def cache_programs(workdir: epath.Path) -> None:

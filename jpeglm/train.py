@@ -80,6 +80,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     ).compile()
     compile_seconds, memory = clock.lap("compile"), metrics.device_memory(run_step)
     metrics.check_memory(memory, jax.local_devices()[0])
+    runtime.wait_for_all("the programs are compiled")
 
     ############################ State: restored, or new ############################
     claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
