@@ -46,8 +46,8 @@ def train_row(config: str, topology: str, found: dict) -> list[str]:
     usual = found["seconds_at_mfu"]["0.4"]
     return [
         f"{config} on {topology}",
-        f"{found['microbatch']} x {found['accumulate']}",
-        found["remat"],
+        ", ".join(f"{size} ({remat})" for remat, size in found["largest_microbatch"].items()),
+        f"{found['microbatch']} x {found['accumulate']}, {found['remat']}",
         f"{human_bytes(found['parameter_bytes'])} + {human_bytes(found['optimizer_bytes'])}",
         f"{human_bytes(found['peak_bytes'])} of {human_bytes(found['memory_bytes'])}",
         ", ".join(f"{human_bytes(size)} {axes}" for axes, size in found["sent_bytes"].items()),
@@ -80,9 +80,9 @@ def main(_: list[str]) -> None:
     cases = [(config, topology) for config, all_ in TOPOLOGIES.items() for topology in all_]
     tables = {
         "train": (train_row, [
-            "run", "chunks a chip x accumulate", "remat", "parameters + optimiser", "peak of HBM", "sent a step",
-            "FLOPs a chip (with recomputation)", "least seconds, each", "step: least / at MFU 40%",
-            "tokens/s at MFU 40%", "days", "compile s",
+            "run", "most chunks a chip that fit (remat)", "fastest: chunks x accumulate, remat",
+            "parameters + optimiser", "peak of HBM", "sent a step", "FLOPs a chip (with recomputation)",
+            "least seconds, each", "step: least / at MFU 40%", "tokens/s at MFU 40%", "days", "compile s",
         ]),
         "sample": (sample_row, [
             "run", "mesh", "slots", "peak of HBM", "prefill, least s", "step, least ms", "tokens/s then", "compile s",

@@ -284,11 +284,15 @@ def sample_report(
     return rows, facts
 
 
-def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
-    """The config with the microbatch and the remat policy that are fastest by the roofline of those that fit.
+def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dict[str, int]]:
+    """The microbatch and the remat policy that are fastest by the roofline of those that fit.
 
     Policies go from the one that needs least memory to the one that computes least; what does not fit under one is
     not tried under the next.
+
+    Returns:
+      the config with them, what they cost, and by policy the largest microbatch (chunks a member of the batch's mesh
+      axes) that fits.
 
     Raises:
       InputError: nothing fits with SPARE of the memory to spare.
@@ -297,7 +301,7 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
     sharding.check_divides(config, mesh)
     each = config.optim.batch_size // sharding.num_parts(mesh, "batch")
     sizes = [size for size in range(1, each + 1) if each % size == 0]
-    tried, best = [], None
+    tried, largest, best = [], {}, None
     for policy in ("full", "attention", "none"):
         fitting = None
         while sizes and fitting is None:
@@ -313,6 +317,7 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
                     raise
                 words, fits = str(error), False
             if fits:
+                largest[policy] = sizes[-1]
                 fitting = Roofline(target.chip, _flops(trial, target)[1], cost).bound
                 if best is None or fitting < best[0]:
                     best = fitting, trial, cost
@@ -323,7 +328,7 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost]:
     logging.info("tried, largest microbatch first:\n%s", tabulate(tried, headers, tablefmt="plain"))
     if best is None:
         raise InputError(f"{target.name}: no microbatch and no remat policy fits with {SPARE:.0%} to spare")
-    return best[1], best[2]
+    return best[1], best[2], largest
 
 
 def sampling_peak(prefill: Cost, step: Cost) -> float:
@@ -411,11 +416,13 @@ def main() -> None:
     if FLAGS.what == "sample" and not target.devices:
         raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")
     if FLAGS.what == "train":
+        largest = {}
         if FLAGS.search:
-            config, cost = search_train(config, target)
+            config, cost, largest = search_train(config, target)
         else:
             cost = train_cost(config, target)
         rows, facts = train_report(config, target, cost)
+        facts["largest_microbatch"] = largest
     else:
         slots = FLAGS.slots
         if FLAGS.search:
