@@ -16,8 +16,8 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # What names, regroups or only waits for arrays, and the instructions whose callees are walked through themselves.
 MOVES_NOTHING = {
     "parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
-    "replica-id", "while", "call", "conditional", "async-start", "async-update", "async-done", "copy-done",
-    "all-gather-done", "all-reduce-done", "collective-permute-done", "opt-barrier",
+    "replica-id", "while", "call", "conditional", "opt-barrier", "async-start", "async-update", "async-done",
+    "copy-done", "slice-done", "dynamic-slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done",
 }  # fmt: skip
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0}
 
@@ -29,6 +29,7 @@ _CALLED = re.compile(
     r"(?:calls|body|condition|branch_computations|to_apply|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _SLICED = {"dynamic-slice", "slice", "gather"}
+_REPLACING = {"dynamic-update-slice": 1, "scatter": 2}  # in place; the number of the operand that is put in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +154,13 @@ class Program:
         shapes = [known[operand].shape for operand in instruction.operands if operand in known]
         if instruction.operation in _SLICED:
             return 2 * _main_memory(instruction.shape)
-        if instruction.operation == "dynamic-update-slice":
-            return 2 * _main_memory(shapes[1])
+        if instruction.operation in _REPLACING:
+            return 2 * _main_memory(shapes[_REPLACING[instruction.operation]])
         if instruction.operation == "copy-start":  # results: the copy, the original, a token
             return sum(map(_main_memory, _arrays(instruction.shape)[:2]))
+        if instruction.operation in ("slice-start", "dynamic-slice-start"):  # operands, the slice, a token
+            part = _arrays(instruction.shape)[len(shapes)]
+            return (_bytes(part) if _main_memory(shapes[0]) else 0.0) + _main_memory(part)
         if instruction.operation != "fusion":
             return _main_memory(instruction.shape) + sum(map(_main_memory, shapes))
         inside = self._computations[instruction.called[0]]
@@ -187,14 +191,14 @@ class Program:
             elif user.operation == "fusion":
                 inner = self._computations[user.called[0]]
                 total += self._read(inner, _parameter(inner, user.operands.index(name)), whole)
-            elif user.operation != "dynamic-update-slice" or name in user.operands[1:]:
+            elif user.operation not in _REPLACING or name in user.operands[1:]:
                 return whole
         return total
 
     def _written(self, inside: dict[str, _Instruction], result: _Instruction, whole: float) -> float:
         """Bytes of a result of `whole` bytes that a fusion writes, which may be an array replaced in part."""
-        if result.operation == "dynamic-update-slice":
-            return _bytes(inside[result.operands[1]].shape)
+        if result.operation in _REPLACING:
+            return _bytes(inside[result.operands[_REPLACING[result.operation]]].shape)
         if result.operation == "bitcast":
             return self._written(inside, inside[result.operands[0]], whole)
         if result.operation == "fusion":

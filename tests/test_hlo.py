@@ -72,6 +72,32 @@ def test_a_stack_that_a_loop_slices_is_read_once_in_all():
     assert 2 * stack < traffic < 12 * stack
 
 
+def test_what_a_tpu_replaces_in_place_slices_ahead_or_keeps_in_vmem_counts_as_what_crosses_the_bus():
+    # As a TPU's programs are written: S(1) is VMEM, a scatter writes into its first operand.
+    text = """
+%fused_computation.1 (p0: f32[1000,128], p1: s32[4,1], p2: f32[4,128]) -> f32[1000,128] {
+  %p0 = f32[1000,128]{1,0:T(8,128)} parameter(0)
+  %p1 = s32[4,1]{1,0:T(4,128)} parameter(1)
+  %p2 = f32[4,128]{1,0:T(4,128)} parameter(2)
+  ROOT %scatter.1 = f32[1000,128]{1,0:T(8,128)} scatter(%p0, %p1, %p2), update_window_dims={1}, to_apply=%set
+}
+
+ENTRY %main (a: f32[1000,128], i: s32[4,1], u: f32[4,128], w: bf16[344,512]) -> f32[1000,128] {
+  %a = f32[1000,128]{1,0:T(8,128)} parameter(0)
+  %i = s32[4,1]{1,0:T(4,128)} parameter(1)
+  %u = f32[4,128]{1,0:T(4,128)} parameter(2)
+  %w = bf16[344,512]{1,0:T(8,128)(2,1)} parameter(3)
+  %slice-start.1 = ((bf16[344,512]{1,0:T(8,128)(2,1)}), bf16[88,512]{1,0:T(8,128)(2,1)S(1)}, s32[]{:T(128)}) slice-start(%w), slice={[0:88], [0:512]}
+  %slice-done.1 = bf16[88,512]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start.1)
+  %negate.1 = bf16[88,512]{1,0:T(8,128)(2,1)S(1)} negate(%slice-done.1)
+  ROOT %fusion.1 = f32[1000,128]{1,0:T(8,128)} fusion(%a, %i, %u), kind=kCustom, calls=%fused_computation.1
+}
+"""  # noqa: E501
+    ahead = 88 * 512 * 2  # read once; into VMEM, where it is negated
+    in_place = 4 * 4 + 2 * (4 * 128 * 4)  # places and rows read, rows written
+    assert hlo.Program(text).memory_traffic() == ahead + in_place
+
+
 def test_a_loop_of_unknown_length_is_an_error():
     program = compiled(lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x + 1, x), (8, 8))
     with pytest.raises(ValueError, match="number of rounds"):
