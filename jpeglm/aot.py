@@ -51,6 +51,7 @@ class Target:
     chip: Chip
     num_chips: int
     devices: list[jax.Device]
+    slices: int = 1
 
     def mesh(self, sizes: ConfigDict) -> Mesh | AbstractMesh:
         if self.devices:
@@ -112,7 +113,7 @@ def describe(topology: str, slices: int = 1) -> Target:
     chips = slices * math.prod(map(int, shape.split("_")[0].split("x")))  # 4x4x8_twisted is a shape, too
     if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
         raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
-    return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices)
+    return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices, slices)
 
 
 def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
@@ -234,6 +235,8 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
     rows += [(f"at MFU {mfu:.0%}", _days(config, step, tokens)) for mfu, step in facts["seconds_at_mfu"].items()]
     if target.devices:
         roofline = Roofline(target.chip, executed, cost)
+        if target.slices > 1:
+            rows.append(("between slices", "the data centre's network; the times below take it for the slice's own"))
         facts |= {
             "sent_bytes": cost.sent,
             "awaited_bytes": cost.awaited,
@@ -243,6 +246,10 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
         mfu = flops / target.chip.flops / roofline.bound
         rows += [
             *_traffic(cost),
+            *(
+                [("between slices", "the data centre's network, which the times below do not know")]
+                * (target.slices > 1)
+            ),
             ("least time of a step", str(roofline)),
             (f"there, MFU {mfu:.0%}", _days(config, roofline.bound, tokens)),
             ("compiled in", f"{cost.seconds:.0f} s"),

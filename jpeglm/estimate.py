@@ -23,9 +23,9 @@ def state_bytes(state: dict[str, Any]) -> dict[str, int]:
 def train_step(config: ConfigDict, mesh: Mesh | AbstractMesh, state: dict[str, Any]) -> tuple[float, float]:
     """Bytes on each device for the state, and what a step needs beside it for a while.
 
-    The second is the gradients (float32); what remat keeps of each layer; all activations of one layer with their
-    gradients; the gathered matrices of two layers, one in use and one on its way; and the logits, three times in
-    float32. What a compiler adds (copies into other layouts, scratch) is not known here.
+    The second is the gradients (float32; with accumulation their sums, too); what remat keeps of each layer; all
+    activations of one layer with their gradients; the gathered matrices of two layers, one in use and one on its way;
+    and the logits, three times in float32. What a compiler adds (copies into other layouts, scratch) is not known.
     """
     model = LlamaConfig.of(config)
     tokens = config.optim.batch_size // config.optim.accumulate * config.data.seq_len
@@ -41,5 +41,6 @@ def train_step(config: ConfigDict, mesh: Mesh | AbstractMesh, state: dict[str, A
     gathered = size * matrices * (model.num_layers if model.remat == "none" else 2)
     logits = 3 * 4 * model.padded_vocab_size / tensor
     held = state_bytes(state)
-    step = held["params"] + tokens * (model.num_layers * kept + 2 * layer + logits) + gathered
+    grads = held["params"] * (2 if config.optim.accumulate > 1 else 1)
+    step = grads + tokens * (model.num_layers * kept + 2 * layer + logits) + gathered
     return sum(held.values()), step

@@ -136,15 +136,16 @@ def leaving_at_once() -> Iterator[None]:
         if is_lost:
             where = f"process {jax.process_index()} of {jax.process_count()}"
             why = str(error).splitlines()[0]
-            print(f"{where}: another is gone ({why}); exit {EXIT_AGAIN}, start me again", file=sys.stderr, flush=True)
+            line = f"{where}: another may be gone ({why}); exit {EXIT_AGAIN}, start me again"
+            print(line, file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
         os._exit(EXIT_AGAIN if is_lost else 1)
 
 
-# What Gloo (CPUs) and JAX's own service say when a connection breaks, and the kinds of error with which accelerators
-# may tell it (not tried). One that has another cause comes again, and the launchers bound how often.
+# What Gloo (CPUs), NCCL (GPUs: not tried) and JAX's own service say when a connection breaks. An error that has
+# another cause comes again, and the launchers bound how often.
 _LOST = (
-    "Gloo", "remote process exited", "heartbeat", "NCCL",
-    "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "DATA_LOSS", "INTERNAL",
+    "Gloo", "NCCL", "remote process exited", "heartbeat",
+    "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED",
 )  # fmt: skip

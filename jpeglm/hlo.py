@@ -28,6 +28,9 @@ _IN_VMEM = re.compile(r"S\([1-9]\)")  # of a layout: not in the chip's main memo
 _CALLED = re.compile(
     r"(?:calls|body|condition|branch_computations|to_apply|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
+_NAMED_GROUPS = re.compile(
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}"
+)
 _SLICED = {"dynamic-slice", "slice", "gather"}
 _REPLACING = {"dynamic-update-slice": 1, "scatter": 2}  # in place; the number of the operand that is put in
 
@@ -97,7 +100,9 @@ class Program:
             if n == 1:
                 continue
             sizes = [_bytes(array) for array in _arrays(instruction.shape)]
-            if instruction.operation != kind and kind != "all-reduce":
+            if instruction.operation == "collective-permute-start":  # operand, result, two tokens
+                sizes = sizes[1:2]
+            elif instruction.operation != kind and kind != "all-reduce":
                 sizes = sizes[len(sizes) // 2 :]  # the first half are the operands
             whole = sum(sizes) * (n if kind == "reduce-scatter" else 1)
             share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
@@ -116,7 +121,7 @@ class Program:
         """
         total = 0.0
         for computation, instruction, times in self._walk(self._entry, 1, into_fusions=False):
-            if instruction.operation not in MOVES_NOTHING:
+            if instruction.operation not in MOVES_NOTHING and "AllocateBuffer" not in instruction.rest:
                 total += times * self._traffic(computation, instruction)
         return total
 
@@ -252,17 +257,46 @@ def _groups(instruction: _Instruction, mesh: Mesh) -> np.ndarray:
     rest = instruction.rest
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
         return np.array([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
-    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):  # a mesh of its own over all devices
-        sizes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", named[1])}
-        along = [list(sizes).index(axis) for axis in re.findall(r"'\w+'", named[2])]
-        devices = np.moveaxis(np.arange(mesh.size).reshape(*sizes.values()), along, range(-len(along), 0))
-        return devices.reshape(-1, int(np.prod([list(sizes.values())[axis] for axis in along])))
+    if named := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", rest
+    ):
+        return _named_groups(*named.groups(), mesh.size)
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, dims, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
+        shape, dims, order = (_numbers(part) if part else None for part in iota.groups())
         return np.arange(mesh.size).reshape(dims).transpose(order).reshape(shape)
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
         return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
-    return np.arange(mesh.size)[None]
+    if "replica_groups={}" in rest:
+        return np.arange(mesh.size)[None]
+    raise ValueError(
+        f"{instruction.name}: a collective whose participants are written in an unknown way: {rest[:200]}"
+    )
+
+
+def _named_groups(sizes: str, dims: str | None, order: str | None, along: str, num_devices: int) -> np.ndarray:
+    """Groups along axes of a mesh that XLA names itself, such as 'a'=4,'b'=8 along 'a','b':(2)4.
+
+    The devices lie in it row by row or, with `dims` and `order`, as an array of these dims that is transposed. (2)4 is
+    the part of size 4 of an axis that is left inside of 2.
+    """
+    devices = np.arange(num_devices)
+    if dims:
+        devices = devices.reshape(_numbers(dims)).transpose(_numbers(order) if order else None)
+    axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", sizes)}
+    wanted = {name: (int(before or 1), int(size or axes[name]))
+              for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", along)}  # fmt: skip
+    shape, places = [], []
+    for name, size in axes.items():
+        before, part = wanted.get(name, (1, 1))
+        if name in wanted:
+            places.append(len(shape) + 1)
+        shape += [before, part, size // (before * part)]
+    groups = np.moveaxis(devices.reshape(shape), places, range(-len(places), 0))
+    return groups.reshape(-1, int(np.prod([shape[place] for place in places])))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _axes(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:

@@ -11,7 +11,8 @@
 # Each host of a job decides for itself. Where process 0 has stopped for good, the others start again, and JAX aborts
 # them after five minutes without a coordinator. So ten lives in a row of less than ten minutes each are the last. The
 # pauses between them grow, to 21 minutes in all: a host that comes back early must outlast the watchdogs of the others
-# (15 minutes), which may not have noticed yet that it was gone.
+# (15 minutes), which may not have noticed yet that it was gone. And a hundred lives in all are the last: what hangs at
+# every start must not hold its machines for ever.
 set -u
 
 if [ $# = 0 ]; then
@@ -48,7 +49,9 @@ run() {
 }
 
 short=0
+lives=0
 while true; do
+    lives=$((lives + 1))
     began=$(date +%s)
     run "$@"
     if [ -n "$is_asked" ]; then
@@ -63,6 +66,10 @@ while true; do
     short=$((short + 1))
     if [ $short = 10 ]; then
         say "the command ended with status $status, as ten short lives in a row did, and is not started again"
+        break
+    fi
+    if [ $lives = 100 ]; then
+        say "the command ended with status $status for the hundredth time, and is not started again"
         break
     fi
     pause=$((10 << (short - 1)))

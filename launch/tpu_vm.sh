@@ -44,7 +44,10 @@ host_install() {
     set -euo pipefail
     host_ask_to_stop # where process 0 stopped for good, others may still wait for it
     mkdir -p jpeglm jpeglm-run
-    flock --timeout 60 jpeglm-run/lock true
+    flock --timeout 1500 jpeglm-run/lock true || { # it may be saving
+        echo "error: $(hostname): what runs there does not end; kill it by \`run\`" >&2
+        return 1
+    }
     find jpeglm -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
     tar -xzf jpeglm.tar.gz -C jpeglm
     cd jpeglm

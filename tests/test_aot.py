@@ -162,7 +162,7 @@ def test_for_gpus_the_bytes_are_called_an_estimate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layers, width, heads, ffn, billions", [(16, 2048, 16, 5504, 0.8), (40, 5120, 40, 13_824, 12.7)]
+    "layers, width, heads, ffn, billions", [(16, 2048, 16, 8192, 1.08), (40, 5120, 40, 13_824, 12.7)]
 )
 def test_other_sizes_pass_as_shapes(layers, width, heads, ffn, billions, tmp_path):
     file = tmp_path / "step.json"

@@ -95,7 +95,7 @@ def test_no_process_waits_for_ever_for_one_that_hangs_or_dies(tiny_data, tmp_pat
         assert re.search(rf"process 0 of 2: step \d+ has not ended in {WATCHDOG} s", lead.stderr)
         assert "Thread 0x" in lead.stderr and 'train.py", line' in lead.stderr  # where it stands
     else:
-        assert "process 0 of 2: another is gone" in lead.stderr and "Traceback" not in lead.stderr
+        assert "process 0 of 2: another may be gone" in lead.stderr and "Traceback" not in lead.stderr
 
 
 @pytest.mark.slow

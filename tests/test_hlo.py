@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jpeglm import hlo
@@ -98,6 +99,53 @@ ENTRY %main (a: f32[1000,128], i: s32[4,1], u: f32[4,128], w: bf16[344,512]) -> 
     assert hlo.Program(text).memory_traffic() == ahead + in_place
 
 
+def test_of_a_tpus_collectives_one_overlapped_with_products_counts_once_and_starts_are_measured_by_their_results():
+    # Three parts of one gather in fusions with products, two asynchronous ones, and one that is waited for.
+    attributes = "channel_id=2, replica_groups=mesh['axis_0'=1,'axis_1'=4] {'axis_1'}, dimensions={0}"
+    fused = "".join(
+        f"""
+%part.{number} (p: bf16[4,128]) -> bf16[16,128] {{
+  %p.{number} = bf16[4,128]{{1,0:T(4,128)(2,1)}} parameter(0)
+  ROOT %gather.{number} = bf16[16,128]{{1,0:T(8,128)(2,1)}} all-gather(%p.{number}), {attributes}, frontend_attributes={{chain_id="0"}}
+}}
+"""  # noqa: E501
+        for number in range(3)
+    )
+    calls = "".join(
+        f"  %f.{number} = bf16[16,128]{{1,0}} fusion(%a), kind=kCustom, calls=%part.{number}\n" for number in range(3)
+    )
+    everybody = "channel_id=3, replica_groups={}"
+    text = f"""{fused}
+ENTRY %main (a: bf16[4,128]) -> bf16[16,128] {{
+  %a = bf16[4,128]{{1,0:T(4,128)(2,1)}} parameter(0)
+{calls}  %s.1 = (bf16[4,128]{{1,0}}, bf16[16,128]{{1,0}}) all-gather-start(%a), {everybody}, dimensions={{0}}
+  %s.2 = (bf16[4,128]{{1,0}}, bf16[4,128]{{1,0}}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{{{0,1}},{{1,0}}}}
+  ROOT %r = bf16[4,128]{{1,0}} all-reduce(%a), {everybody}, to_apply=%add
+}}
+"""  # noqa: E501
+
+    class Mesh:
+        size, devices, axis_names = 4, np.zeros((1, 4)), ("data", "fsdp")
+
+    found = hlo.Program(text).collectives(Mesh)
+    row = 4 * 128 * 2
+    assert [(c.kind, c.axes, c.bytes, c.is_overlapped) for c in found] == [
+        ("all-gather", ("fsdp",), 3 * row, True),
+        ("all-gather", ("fsdp",), 3 * row, True),
+        ("collective-permute", ("fsdp",), row, True),
+        ("all-reduce", ("fsdp",), 1.5 * row, False),
+    ]
+
+
+def test_an_unknown_way_to_write_who_takes_part_is_an_error():
+    class Mesh:
+        size = 4
+
+    instruction = hlo._Instruction(False, "x", "f32[8]", "all-reduce", (), "%y), replica_groups=something new")
+    with pytest.raises(ValueError, match="unknown way"):
+        hlo._groups(instruction, Mesh)
+
+
 def test_a_loop_of_unknown_length_is_an_error():
     program = compiled(lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x + 1, x), (8, 8))
     with pytest.raises(ValueError, match="number of rounds"):
@@ -112,6 +160,9 @@ def test_a_loop_of_unknown_length_is_an_error():
         ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=4] {'b':(1)2}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=4] {'b':(2)2}", [[0, 1], [2, 3]]),
         ("source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", [[0, 2], [2, 0], [1, 3], [3, 1]]),
         ("replica_groups={}", [[0, 1, 2, 3]]),
     ],
