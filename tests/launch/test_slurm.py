@@ -123,9 +123,7 @@ def training(slurm: Slurm, folder: Path, data: Path, slow: float = 0, **changes:
         [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ] || exec {sys.executable} -m tests.planted slow:{slow} "$@"
         exec {sys.executable} -m jpeglm.train "$@"
     """
-    # Of the processes, JAX lets the first alone find its programs again. Gloo gives the others 30 s to compile theirs,
-    # which a busy machine exceeds; without the cache all take the same time.
-    variables = {"XLA_FLAGS": UNOPTIMISED, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    variables = {"XLA_FLAGS": UNOPTIMISED}
     arguments = ["--config=tests/tiny_config.py", f"--workdir={folder / 'run'}", *flags]
     return Job(slurm, folder, program, *arguments, **variables)
 
