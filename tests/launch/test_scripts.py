@@ -264,6 +264,15 @@ def test_a_long_life_starts_the_count_anew(fakes):
     assert (done.returncode, starts(fakes)) == (75, 12)
 
 
+def test_a_hundred_lives_are_the_last_however_long_they_are(fakes):
+    # By this clock every life is ten minutes long.
+    clock = f"#!/bin/sh\necho >>{fakes}/looks\nexpr $(wc -l <{fakes}/looks) \\* 600\n"
+    write_program(fakes / "bin" / "date", clock)
+    done = subprocess.run([AGAIN, *training(fakes, *[75] * 120)], capture_output=True, text=True)
+    assert (done.returncode, starts(fakes)) == (75, 100)
+    assert done.stderr.splitlines()[-1].endswith("for the hundredth time, and is not started again")
+
+
 def test_a_request_to_stop_is_passed_on_and_is_the_end(fakes):
     process = subprocess.Popen([AGAIN, *training(fakes)])
     wait_until(lambda: starts(fakes) == 1)
