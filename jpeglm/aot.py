@@ -419,6 +419,7 @@ def main() -> None:
     """The command."""
     config = FLAGS.config
     jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none needs to be there
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot read such programs again
     target = describe(FLAGS.topology, FLAGS.slices)
     if FLAGS.what == "sample" and not target.devices:
         raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")
