@@ -239,17 +239,12 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
             rows.append(("between slices", "the data centre's network; the times below take it for the slice's own"))
         facts |= {
             "sent_bytes": cost.sent,
-            "awaited_bytes": cost.awaited,
             "traffic_bytes": cost.traffic,
-            "roofline": roofline.seconds,
+            "roofline": roofline.facts(),
         }
         mfu = flops / target.chip.flops / roofline.bound
         rows += [
             *_traffic(cost),
-            *(
-                [("between slices", "the data centre's network, which the times below do not know")]
-                * (target.slices > 1)
-            ),
             ("least time of a step", str(roofline)),
             (f"there, MFU {mfu:.0%}", _days(config, roofline.bound, tokens)),
             ("compiled in", f"{cost.seconds:.0f} s"),

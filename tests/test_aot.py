@@ -7,6 +7,7 @@ import jax
 import pytest
 from flax import nnx
 
+from benchmarks import pods
 from jpeglm import aot, estimate, hardware, sharding, train_step
 from jpeglm.config import base
 from jpeglm.data import pipeline
@@ -57,6 +58,10 @@ def test_the_real_step_is_compiled_for_a_tpu_that_is_not_here(tmp_path):
     assert list(facts["sent_bytes"])[0] == "fsdp"
     assert facts["sent_bytes"]["fsdp"] > 2 * 2 * matrices * 3 / 4
     assert facts["traffic_bytes"] > facts["peak_bytes"]
+    times = facts["roofline"]
+    assert times["least"] >= max(times["compute"], times["memory"]) + times["awaited"]
+    assert times["least"] >= times[times["binds"]] == max(times["compute"], times["memory"], times["network"])
+    assert "awaited" in pods.train_row("tiny", "v5e:2x2", facts)[7]
 
 
 @pytest.mark.slow
@@ -106,6 +111,8 @@ def test_the_search_finds_the_most_slots_that_fit(v5e):
     slots, prefill, step = aot.search_slots(small(), room)
     assert slots == 16
     assert aot.sampling_peak(prefill, step) <= 0.9 * memory
+    _, facts = aot.sample_report(small(), v5e, slots, prefill, step)
+    assert pods.sample_row("tiny", "v5e:2x2", facts)[2] == "16"
 
 
 @pytest.mark.parametrize(
