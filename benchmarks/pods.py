@@ -18,18 +18,16 @@ from tabulate import tabulate
 
 from jpeglm.metrics import human_bytes, human_count
 
-_OUT = flags.DEFINE_string("out", "runs/pods", "Where the numbers of each case are kept.")
-_ONLY = flags.DEFINE_string("only", "", "Cases whose name begins so.")
 TOPOLOGIES = {
     "jpeglm_7b": ("v5e:16x16", "v5p:4x4x4", "v6e:8x8"),
     "avclm_7b": ("v5p:4x4x4", "v6e:16x16"),
 }
 
 
-def numbers(config: str, topology: str, what: str, out: Path) -> dict | None:
+def numbers(config: str, topology: str, what: str, out: Path, only: str) -> dict | None:
     """What aot found, or None, with its last line on standard error, where nothing fits."""
     file = out / f"{config}-{topology.replace(':', '-')}-{what}.json"
-    if not file.name.startswith(_ONLY.value):
+    if not file.name.startswith(only):
         return None
     if not file.exists():
         command = [sys.executable, "-m", "jpeglm.aot", f"--config=configs/{config}.py", f"--topology={topology}"]
@@ -75,7 +73,7 @@ def sample_row(config: str, topology: str, found: dict) -> list[str]:
 
 
 def main(_: list[str]) -> None:
-    out = Path(_OUT.value)
+    out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     cases = [(config, topology) for config, all_ in TOPOLOGIES.items() for topology in all_]
     tables = {
@@ -91,7 +89,7 @@ def main(_: list[str]) -> None:
     for what, (row, headers) in tables.items():
         rows = []
         for config, topology in cases:
-            found = numbers(config, topology, what, out)
+            found = numbers(config, topology, what, out, flags.FLAGS.only)
             if found:
                 rows.append(row(config, topology, found))
         print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
@@ -100,4 +98,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", "runs/pods", "Where the numbers of each case are kept.")
+    flags.DEFINE_string("only", "", "Cases whose name begins so.")
     app.run(main)

@@ -379,19 +379,17 @@ def make_hostile(folder: Path, each: int) -> None:
             kind.make(os.fsencode(folder / name / f"{number:03d}"), random, number)
 
 
-_OUT = flags.DEFINE_string("out", None, "An empty folder.")
-_EACH = flags.DEFINE_integer("each", 50, "Inputs of each kind.")
-_GOOD_COUNT = flags.DEFINE_integer("good", 200, "Good pictures.")
-
-
 def main(_: list[str]) -> None:
-    out = Path(_OUT.value)
+    out = Path(flags.FLAGS.out)
     for folder in (out / "zoo", out / "good"):
         folder.mkdir(parents=True)
-        make_good(folder, _GOOD_COUNT.value)
-    make_hostile(out / "zoo", _EACH.value)
+        make_good(folder, flags.FLAGS.good)
+    make_hostile(out / "zoo", flags.FLAGS.each)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "An empty folder.")
+    flags.DEFINE_integer("each", 50, "Inputs of each kind.")
+    flags.DEFINE_integer("good", 200, "Good pictures.")
     flags.mark_flag_as_required("out")
     app.run(main)
