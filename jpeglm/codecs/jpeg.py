@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import PIL
 from PIL import Image, features
 
-from jpeglm.codecs.jpeg_parser import (
+from jpeglm.codecs.jpeg_header import (
     ANNEX_K,
     DHT,
     DQT,
@@ -27,16 +27,14 @@ from jpeglm.codecs.jpeg_parser import (
     SOI,
     SOS,
     Component,
+    Header,
     JpegError,
-    Reader,
-    Scan,
     count_mcus,
-    parse,
-    parse_scan,
     read_huffman_tables,
     read_quantisation_tables,
     read_segment,
 )
+from jpeglm.codecs.jpeg_parser import Reader, Scan, parse, parse_scan
 from jpeglm.errors import InputError
 
 __all__ = ["Component", "JpegCodec", "JpegError", "Scan", "parse"]
@@ -165,7 +163,8 @@ class JpegCodec:
           JpegError: the document is anything else; one line names the byte offset, the MCU, and what is wrong.
         """
         self._check_header(document)
-        return parse_scan(document, len(self.header), self.height, self.width, self._components, 1, ANNEX_K)
+        header = Header(self.height, self.width, self._components, 1, ANNEX_K, len(self.header))
+        return parse_scan(document, header)
 
     def is_valid(self, document: bytes) -> bool:
         """Says whether `parse` accepts the document."""

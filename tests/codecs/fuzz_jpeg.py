@@ -25,7 +25,7 @@ from absl import app, flags
 from PIL import Image
 
 from jpeglm.codecs.jpeg import JpegCodec, JpegError, Scan, parse
-from jpeglm.codecs.jpeg_parser import ANNEX_K
+from jpeglm.codecs.jpeg_header import ANNEX_K
 from tests.codecs.jpeg_tools import jpegtran, save
 from tests.photographs import photographs
 
