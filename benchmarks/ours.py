@@ -82,7 +82,9 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
     requests = [Request(prompt, np.array([0, slot], np.uint32)) for slot, prompt in enumerate(prompts)]
 
     def run() -> None:
-        assert sum(len(ids) for _, ids, _ in engine.generate(requests)) == slots * (job["length"] - job["prompt"])
+        assert sum(len(written.ids) for written in engine.generate(requests)) == slots * (
+            job["length"] - job["prompt"]
+        )
 
     def prefill() -> None:
         with jax.set_mesh(mesh):

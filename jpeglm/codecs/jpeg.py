@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import PIL
 from PIL import Image, features
 
+from jpeglm.codecs.jpeg_grammar import JpegGrammar
 from jpeglm.codecs.jpeg_header import (
     ANNEX_K,
     DHT,
@@ -113,6 +114,10 @@ class JpegCodec:
         bits = "001010" * 4 + "0000" * 2 if self.mode == "RGB" else "001010"  # codes of K.3
         bits += "1" * (-len(bits) % 8)
         return int(bits, 2).to_bytes(len(bits) // 8)
+
+    def grammar(self) -> JpegGrammar:
+        """The automaton of all canonical documents."""
+        return JpegGrammar(self.header, self.tables)
 
     def encode(self, image: Image.Image) -> bytes:
         """Returns the canonical document of a picture.

@@ -252,6 +252,10 @@ def _tables(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tab
     return tables
 
 
+def _next_states(entries: np.ndarray) -> np.ndarray:
+    return np.unique(entries[entries != _ILLEGAL] & (1 << _ENDS_SHIFT) - 1)
+
+
 ############################ Whole files ############################
 
 
@@ -314,7 +318,7 @@ class JpegGrammar:
         for offset, byte in enumerate(header):
             others[3 + offset, byte] = self.in_header + offset + 1 if offset + 1 < len(header) else 0
         self.rows = np.concatenate([found.table, others])
-        # An MCU that is under way is one of those still to come, and a marker's first byte one of its two.
+        # To be added to what `distance` counts: whole MCUs, the present one among them, and whole markers.
         self.distances = np.concatenate(
             [found.distance - self._mcu_bytes, [0, -1, -2], np.arange(len(header), 0, -1)], dtype=np.int32
         )
@@ -351,11 +355,25 @@ class JpegGrammar:
         With a restart marker behind every MCU it is the smallest such number.
         """
         distances = self.distances if distances is None else distances
-        at_marker = (at.state == self._states) | (at.state == self._marker)
+        at_marker = (at.state >= self._states) & (at.state < self.in_header)
         written = (at.mcus - at_marker) // self.interval  # markers
         markers = -(-self.mcus // self.interval) - written
         rest = (self.mcus - at.mcus) * self._mcu_bytes + 2 * markers
         return distances[at.state] + rest + at.stuffed
+
+    def is_possible(self, data: bytes) -> bool:
+        """Whether these bytes may stand together somewhere behind the header; of a few it says so wrongly."""
+        states, stuffed = np.arange(self.done), np.empty(0, np.int64)
+        for byte in data:
+            in_mcu = states[states < self._states]
+            rows = [in_mcu + number * self._states for number in range(self._classes)]
+            rows.append(states[states >= self._states] + (self._classes - 1) * self._states)
+            *behind_mcu, behind_marker = (self.rows[some, byte] for some in rows)
+            zero = stuffed if byte == 0 else stuffed[:0]
+            stuffed = _next_states(np.concatenate(behind_mcu))
+            plain, stuffed = (stuffed[:0], stuffed) if byte == 0xFF else (stuffed, stuffed[:0])
+            states = np.concatenate([plain, _next_states(behind_marker), zero])
+        return bool(len(states) + len(stuffed))
 
     def walk(self, files: Sequence[bytes]) -> tuple[Place, np.ndarray]:
         """Reads beginnings of files, all at once.

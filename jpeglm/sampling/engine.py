@@ -2,13 +2,14 @@
 
 Every slot decodes one sequence; a finished one is replaced at once by the next request. Shapes never depend on the
 requests (prompts are padded to fixed buckets, the cache has a fixed capacity), and a draw depends only on its request
-and its position: so a sequence does not depend on its neighbours or its turn.
+and its position: so a sequence does not depend on its neighbours or its turn. With a grammar, each step draws among
+the tokens that it allows; see grammar.py.
 """
 
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jpeglm import sharding
+from jpeglm.codecs.jpeg_grammar import Place
 from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.llama import Cache, LlamaConfig
+from jpeglm.sampling.grammar import Rules, TokenGrammar
 from jpeglm.sampling.logits import draw, filtered_probabilities
 
 STEPS_A_CALL = 16  # tokens decoded between two looks of the host
@@ -30,28 +33,58 @@ SMALLEST_BUCKET = 32
 class Request:
     """One sequence to continue.
 
-    prompt: ids, BOS first. key: two uint32 that alone decide the draws.
+    prompt: ids, BOS first. key: two uint32 that alone decide the draws. place: behind the prompt, for a grammar.
     """
 
     prompt: np.ndarray
     key: np.ndarray
+    place: Place | None = None
+
+
+class Written(NamedTuple):
+    """What one request led to.
+
+    Attributes:
+      number: of the request.
+      ids: new ones, int32 [n], without EOS.
+      ended: whether EOS came, and not because the budget left no other way.
+      removed: the mean share of the model's probability that its grammar took away at a token; None without one.
+    """
+
+    number: int
+    ids: np.ndarray
+    ended: bool
+    removed: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How tokens are drawn. `max_tokens` bounds prompt and continuation together."""
+    """How tokens are drawn.
+
+    `max_tokens` bounds prompt and continuation together. `grammar`: only legal files are written, where the codec
+    has a grammar.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     slots: int = 8
+    grammar: bool = True
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError("sampling wants temperature >= 0, top_k >= 0 (0: all) and 0 < top_p <= 1")
         if self.slots < 1 or self.max_tokens < 2:
             raise InputError("sampling wants at least one slot and max_tokens of 2 or more")
+
+
+class _Walks(NamedTuple):
+    """Where the sequences stand in their grammar."""
+
+    place: Place  # [slots]
+    removed: jax.Array  # [slots] float32, probability that was taken away, summed over tokens
+    was_cut: jax.Array  # [slots] bool, whether the budget took a legal token away
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +95,7 @@ class _Slots:
     lengths: jax.Array  # [slots] how many of them
     keys: jax.Array  # [slots, 2] uint32
     done: jax.Array  # [slots] bool
+    walks: _Walks | None  # None without a grammar
 
 
 class Engine:
@@ -72,12 +106,22 @@ class Engine:
       params: pure dict of its parameters, laid out on `mesh`; or their shapes, for an engine that is only lowered.
       mesh: over which slots and heads are spread.
       eos: the id that ends a sequence.
+      grammar: of the files; None where there is none.
     """
 
-    def __init__(self, config: LlamaConfig, params: Any, mesh: Mesh, settings: Settings, eos: int):
+    def __init__(
+        self,
+        config: LlamaConfig,
+        params: Any,
+        mesh: Mesh,
+        settings: Settings,
+        eos: int,
+        grammar: TokenGrammar | None = None,
+    ):
         self._config = dataclasses.replace(config, stacked=False)
         self._mesh = mesh
         self._eos = eos
+        self._given = grammar, jax.device_put(grammar.rules, NamedSharding(mesh, PartitionSpec())) if grammar else None
         self._graphdef, abstract_model = llama.abstract(self._config)
         layout = sharding.parameter_shardings(abstract_model, mesh)
         prepare = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)), out_shardings=layout)
@@ -100,29 +144,30 @@ class Engine:
         # The slots are laid out alike before and after each call, so that no program is compiled twice.
         whole = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, sharding.spec(("batch", "kv_heads", None, None)))
-        layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole)
+        layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole, walks=whole)
+        self._grammar, self._rules = self._given if settings.grammar else (None, None)
         self._start = jax.jit(self._empty, out_shardings=layout)
-        self._insert = jax.jit(self._insert_impl, donate_argnums=1, out_shardings=layout)
-        self._decode = jax.jit(self._decode_impl, donate_argnums=1, out_shardings=layout)
+        self._insert = jax.jit(self._insert_impl, donate_argnums=2, out_shardings=layout)
+        self._decode = jax.jit(self._decode_impl, donate_argnums=2, out_shardings=layout)
 
     def lower_prefill(self, length: int) -> jax.stages.Lowered:
         """The program that takes in a prompt of this length, not compiled yet."""
         prompt = np.zeros((1, bucket(length, self.settings.max_tokens)), np.int32)
-        request = prompt, np.int32(length), np.int32(0), np.zeros(2, np.uint32)
+        request = prompt, np.int32(length), np.int32(0), np.zeros(2, np.uint32), None
         with jax.set_mesh(self._mesh):
-            return self._insert.lower(self._params, self._start.eval_shape(), *request)
+            return self._insert.lower(self._params, self._rules, self._start.eval_shape(), *request)
 
     def lower_decode(self) -> jax.stages.Lowered:
         """The program of STEPS_A_CALL steps of all slots, not compiled yet."""
         with jax.set_mesh(self._mesh):
-            return self._decode.lower(self._params, self._start.eval_shape())
+            return self._decode.lower(self._params, self._rules, self._start.eval_shape())
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
-        """Yields (number of the request, new ids without EOS, whether EOS came), in the order in which they end."""
+    def generate(self, requests: Iterable[Request]) -> Iterator[Written]:
+        """Yields what each request led to, in the order in which they end."""
         with jax.set_mesh(self._mesh):
             yield from self._generate(requests)
 
-    def _generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, np.ndarray, bool]]:
+    def _generate(self, requests: Iterable[Request]) -> Iterator[Written]:
         waiting = iter(enumerate(requests))
         state = self._start()
         running: dict[int, tuple[int, int]] = {}  # slot -> (number, prompt length)
@@ -137,22 +182,34 @@ class Engine:
                 running[slot] = number, len(request.prompt)
             if not running:
                 return
-            state = self._decode(self._params, state)
-            done = jax.device_get(state.done)
+            state = self._decode(self._params, self._rules, state)
+            done, lengths, walks = jax.device_get((state.done, state.lengths, state.walks))
             for slot in [slot for slot in running if done[slot]]:
                 number, prompt_length = running.pop(slot)
-                length = int(state.lengths[slot])
-                ids = np.asarray(state.tokens[slot])[prompt_length:length]
-                ended = bool(ids[-1] == self._eos)
-                yield number, ids[:-1] if ended else ids, ended
+                ids = np.asarray(state.tokens[slot])[prompt_length : lengths[slot]]
+                written = ids[:-1] if ids[-1] == self._eos else ids
+                if walks:
+                    removed = float(walks.removed[slot]) / len(ids)
+                    yield Written(number, written, not walks.was_cut[slot], removed)
+                else:
+                    yield Written(number, written, len(written) < len(ids), None)
 
     def _prefill(self, state: _Slots, slot: int, request: Request) -> _Slots:
         length, limit = len(request.prompt), self.settings.max_tokens
         if not 0 < length < limit:
             raise InputError(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
+        place = None
+        if self._grammar:
+            place = request.place
+            if (least := length + int(self._grammar.tokens_needed(place))) > limit:
+                raise InputError(
+                    f"to become a whole file, a prompt of {length} tokens wants max_tokens={least} or more"
+                )
         padded = np.zeros((1, bucket(length, limit)), np.int32)
         padded[0, :length] = request.prompt
-        return self._insert(self._params, state, padded, np.int32(length), np.int32(slot), request.key)
+        return self._insert(
+            self._params, self._rules, state, padded, np.int32(length), np.int32(slot), request.key, place
+        )
 
     def _empty(self) -> _Slots:
         slots, limit = self.settings.slots, self.settings.max_tokens
@@ -162,14 +219,25 @@ class Engine:
             lengths=jnp.ones(slots, jnp.int32),
             keys=jnp.zeros((slots, 2), jnp.uint32),
             done=jnp.ones(slots, bool),
+            walks=_first_walks(self._grammar.done, slots) if self._grammar else None,
         )
 
     def _insert_impl(
-        self, params: Any, state: _Slots, prompt: jax.Array, length: jax.Array, slot: jax.Array, key: jax.Array
+        self,
+        params: Any,
+        rules: Rules | None,
+        state: _Slots,
+        prompt: jax.Array,
+        length: jax.Array,
+        slot: jax.Array,
+        key: jax.Array,
+        place: Place | None,
     ) -> _Slots:
         """Runs one prompt [1, bucket] and puts its cache and its first new token in a slot."""
         logits, caches = nnx.merge(self._graphdef, params).prefill(prompt)
-        token = self._next(logits[:, length - 1], key[None], length[None])[0]
+        walks = _first_walks(place, 1) if self._grammar else None
+        token, walks = self._next(rules, logits[:, length - 1], key[None], length[None], walks)
+        token = token[0]
 
         def into(all_slots: jax.Array, one: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(all_slots, one.astype(all_slots.dtype), (slot, 0, 0, 0))
@@ -181,33 +249,55 @@ class Engine:
             lengths=state.lengths.at[slot].set(length + 1),
             keys=state.keys.at[slot].set(key),
             done=state.done.at[slot].set(self._ends(token, length + 1)),
+            walks=jax.tree.map(lambda all_slots, one: all_slots.at[slot].set(one[0]), state.walks, walks),
         )
 
-    def _decode_impl(self, params: Any, state: _Slots) -> _Slots:
+    def _decode_impl(self, params: Any, rules: Rules | None, state: _Slots) -> _Slots:
         model = nnx.merge(self._graphdef, params)
         rows = jnp.arange(self.settings.slots)
 
         def step(state: _Slots, _: None) -> tuple[_Slots, None]:
             last = state.lengths - 1
             logits, caches = model.decode(state.tokens[rows, last], last, state.caches)
-            token = self._next(logits, state.keys, state.lengths)
+            token, walks = self._next(rules, logits, state.keys, state.lengths, state.walks)
             # A finished slot stands still until it is taken over.
             place = jnp.where(state.done, last, state.lengths)
             token = jnp.where(state.done, state.tokens[rows, last], token)
+            walks = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state.walks, walks)
             lengths = place + 1
             done = state.done | self._ends(token, lengths)
-            return _Slots(caches, state.tokens.at[rows, place].set(token), lengths, state.keys, done), None
+            tokens = state.tokens.at[rows, place].set(token)
+            return _Slots(caches, tokens, lengths, state.keys, done, walks), None
 
         return jax.lax.scan(step, state, None, length=STEPS_A_CALL)[0]
 
-    def _next(self, logits: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
-        """Tokens [n] at `positions` [n] from logits [n, vocab] and the requests' keys [n, 2]."""
+    def _next(
+        self, rules: Rules | None, logits: jax.Array, keys: jax.Array, positions: jax.Array, walks: _Walks | None
+    ) -> tuple[jax.Array, _Walks | None]:
+        """Tokens [n] at `positions` [n] from logits [n, vocab] and the requests' keys [n, 2], and the walks then."""
         settings = self.settings
+        if walks:
+            choices = self._grammar.choices(rules, walks.place, settings.max_tokens - positions)
+            vocab = choices.legal.shape[1]
+            mass = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, :vocab]
+            removed = walks.removed + jnp.sum(mass, axis=-1, where=~choices.legal)
+            was_cut = walks.was_cut | jnp.any(choices.legal & ~choices.fits, axis=-1)
+            logits = jnp.where(choices.fits, logits[:, :vocab], -jnp.inf)
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
-        return draw(probabilities, jax.vmap(_uniform)(keys, positions))
+        token = draw(probabilities, jax.vmap(_uniform)(keys, positions))
+        if walks:
+            rows = jnp.arange(len(token))
+            walks = _Walks(Place(*(values[rows, token] for values in choices.following)), removed, was_cut)
+        return token, walks
 
     def _ends(self, token: jax.Array, length: jax.Array) -> jax.Array:
         return (token == self._eos) | (length >= self.settings.max_tokens)
+
+
+def _first_walks(place: Place, slots: int) -> _Walks:
+    """So many walks that stand at `place` []."""
+    walks = _Walks(place, np.float32(0), np.bool_(False))
+    return jax.tree.map(lambda value: jnp.full(slots, value, jnp.result_type(value)), walks)
 
 
 def _cast_matrices(params: Any, dtype: str) -> Any:

@@ -48,5 +48,8 @@ def draw(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
     lies nearer to a threshold than that difference.
     """
     cumulative = jnp.cumsum(probabilities, axis=-1)
-    passed = cumulative > uniform[..., None] * cumulative[..., -1:]
-    return jnp.argmax(passed & (probabilities > 0), axis=-1).astype(jnp.int32)
+    possible = probabilities > 0
+    passed = possible & (cumulative > uniform[..., None] * cumulative[..., -1:])
+    # Where rounding leaves none, `uniform` being next to 1, it is the last one possible.
+    last = probabilities.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], axis=-1)
+    return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)

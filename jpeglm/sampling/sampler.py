@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
+from jpeglm.codecs.jpeg_grammar import Place
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Request, Settings
+from jpeglm.sampling.grammar import TokenGrammar
 from jpeglm.tokenizer import Tokenizer
 
 
@@ -29,7 +31,8 @@ class Completion:
       document: prompt and continuation as canonical bytes; not necessarily a valid file.
       prompt_units: units of the codec (MCUs of a JPEG) that were given.
       tokens: how many were generated.
-      ended: whether the model ended the file itself within the budget of tokens.
+      ended: whether the model ended the file itself: with a grammar, the budget of tokens never narrowed its choice.
+      removed: the mean share of its probability that the grammar took away at a token; None without a grammar.
     """
 
     index: int
@@ -38,6 +41,7 @@ class Completion:
     prompt_units: int
     tokens: int
     ended: bool
+    removed: float | None
 
 
 class Sampler:
@@ -47,7 +51,9 @@ class Sampler:
         self.config = config
         self.codec = codecs.make(config.codec)
         self.tokenizer = tokenizer
-        self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS)
+        grammar = self.codec.grammar()
+        self._grammar = TokenGrammar(grammar, tokenizer) if grammar else None
+        self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS, self._grammar)
 
     @property
     def settings(self) -> Settings:
@@ -105,11 +111,16 @@ class Sampler:
     ) -> Iterator[Completion]:
         bos = np.array([self.tokenizer.BOS], np.int32)
         encoded = [np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix, _ in prompts]
-        requests = [Request(encoded[number // samples], key) for number, key in enumerate(keys)]
-        for number, ids, ended in self._engine.generate(requests):
-            index, sample = divmod(number, samples)
+        places = [None] * len(prompts)
+        if self._grammar and self.settings.grammar:
+            behind = self._grammar.places([prefix for prefix, _ in prompts])
+            places = [Place(*place) for place in zip(*behind, strict=True)]
+        requests = [Request(encoded[n // samples], key, places[n // samples]) for n, key in enumerate(keys)]
+        for written in self._engine.generate(requests):
+            index, sample = divmod(written.number, samples)
             prefix, units = prompts[index]
-            yield Completion(index, sample, prefix + self.tokenizer.decode(ids), units, len(ids), ended)
+            document = prefix + self.tokenizer.decode(written.ids)
+            yield Completion(index, sample, document, units, len(written.ids), written.ended, written.removed)
 
 
 def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:

@@ -352,8 +352,8 @@ def test_a_trained_run_goes_out_and_generates_what_it_generates_here(tiny_run, t
     engine = Engine(config, params, mesh, Settings(max_tokens=64, temperature=0, slots=2), EOS)
     prompts = [np.array([BOS], np.int32), np.concatenate([[BOS], TOKENS[0, :20]]).astype(np.int32)]
     ours = {}
-    for number, ids, ended in engine.generate(Request(prompt, np.zeros(2, np.uint32)) for prompt in prompts):
-        ours[number] = [*prompts[number], *ids, *([EOS] if ended else [])]
+    for written in engine.generate(Request(prompt, np.zeros(2, np.uint32)) for prompt in prompts):
+        ours[written.number] = [*prompts[written.number], *written.ids, *([EOS] if written.ended else [])]
     for number, prompt in enumerate(prompts):
         inputs = torch.from_numpy(prompt[None].astype(np.int64))
         # The length is the exported generation config's.

@@ -50,7 +50,7 @@ def requests(lengths: Iterable[int] = (1, 7, 31, 32, 33, 40, 47, 3, 2, 20)) -> l
 
 def results(made: Engine, asked: Iterable[Request]) -> dict[int, tuple[list[int], bool]]:
     """Number of the request -> its new ids and whether it ended."""
-    return {number: (ids.tolist(), ended) for number, ids, ended in made.generate(asked)}
+    return {written.number: (written.ids.tolist(), written.ended) for written in made.generate(asked)}
 
 
 if __name__ == "__main__":
