@@ -24,12 +24,14 @@ class Picture:
       image: what can be seen of it; unreadable parts are grey.
       is_valid: whether it decodes strictly.
       ended: whether the model ended it within its budget of tokens.
+      removed: the mean share of the model's probability that the grammar took away at a token; None without grammar.
     """
 
     file: bytes
     image: Image.Image
     is_valid: bool
     ended: bool
+    removed: float | None
 
 
 class Model:
@@ -53,6 +55,7 @@ class Model:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        grammar: bool = True,
     ) -> list[list[Picture]]:
         """Completes each picture from its beginning.
 
@@ -63,6 +66,7 @@ class Model:
           samples: completions of each.
           temperature, top_k, top_p: as in `jpeglm.sample`; 0 as top_k keeps all.
           seed: with the picture and the sample's number, all that the draws depend on.
+          grammar: draw only what leads to a legal file; False samples as the papers do.
 
         Returns:
           For each image a list of `samples` pictures.
@@ -71,20 +75,27 @@ class Model:
           InputError: an image that cannot be used, a setting out of range.
         """
         documents = [self._document(number, image) for number, image in enumerate(images)]
-        sampler = self._with(temperature, top_k, top_p)
+        sampler = self._with(temperature, top_k, top_p, grammar)
         found = {(c.index, c.sample): c for c in sampler.complete(documents, ratio, samples, seed)}
         return [[self._picture(found[index, s]) for s in range(samples)] for index in range(len(documents))]
 
     def generate(
-        self, num: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0
+        self,
+        num: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        grammar: bool = True,
     ) -> list[Picture]:
         """Writes `num` pictures from nothing; arguments as in `complete`."""
-        found = {c.sample: c for c in self._with(temperature, top_k, top_p).generate(num, seed)}
+        found = {c.sample: c for c in self._with(temperature, top_k, top_p, grammar).generate(num, seed)}
         return [self._picture(found[number]) for number in range(num)]
 
-    def _with(self, temperature: float, top_k: int, top_p: float) -> Sampler:
+    def _with(self, temperature: float, top_k: int, top_p: float, grammar: bool) -> Sampler:
         """The sampler with these settings; the one of the last call serves again if they are the same."""
-        settings = dataclasses.replace(self._sampler.settings, temperature=temperature, top_k=top_k, top_p=top_p)
+        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "grammar": grammar}
+        settings = dataclasses.replace(self._sampler.settings, **changes)
         if settings != self._sampler.settings:
             self._sampler = self._sampler.with_settings(settings)
         return self._sampler
@@ -100,7 +111,7 @@ class Model:
     def _picture(self, completion: Completion) -> Picture:
         codec, document = self._sampler.codec, completion.document
         image, _ = codec.decode_leniently(document)
-        return Picture(codec.restore(document), image, codec.is_valid(document), completion.ended)
+        return Picture(codec.restore(document), image, codec.is_valid(document), completion.ended, completion.removed)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

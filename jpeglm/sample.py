@@ -7,6 +7,10 @@ PATH is a folder of pictures, or one that `jpeglm.prepare` wrote (then its held-
 file for each sample, as the model wrote it, restored to an ordinary file and not otherwise mended; samples.jsonl, with
 a line for each that says whether it is valid; and grid.png (each row: prompt, completions, original). A command that
 was interrupted goes on where it stood.
+
+A grammar of legal files lets each draw choose only among tokens that lead to one, so every file is whole and valid;
+samples.jsonl says how much of the model's probability that took away. With --nogrammar the model is alone, as in the
+papers.
 """
 
 import dataclasses
@@ -139,6 +143,7 @@ def _write(codec: JpegCodec, out: Path, named: Iterator[tuple[str, Completion]],
                 "ended": completion.ended,
                 "prompt_units": completion.prompt_units,
                 "tokens": completion.tokens,
+                "removed": completion.removed,
             }
             log.write(json.dumps(row) + "\n")  # after the file: a name in the log has its file
             log.flush()
@@ -168,7 +173,7 @@ def main() -> None:
     runtime.start()
     workdir, out = epath.Path(FLAGS.workdir), Path(FLAGS.out)
     max_tokens = FLAGS.max_tokens or checkpoint.read_config(workdir).data.seq_len
-    settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots)
+    settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, FLAGS.grammar)
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)
     what = {name: FLAGS[name].value for name in ("workdir", "images", "ratio", "samples", "num", "seed")}
@@ -194,6 +199,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
     flags.DEFINE_integer("slots", 8, "Pictures decoded at once.")
     flags.DEFINE_integer("max_tokens", None, "Most tokens of a picture; data.seq_len if not given.")
+    flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file; --nogrammar: the papers' sampling.")
     flags.DEFINE_string("out", None, "Folder for the files.")
     flags.mark_flags_as_required(["workdir", "out"])
     cli.run(main)
