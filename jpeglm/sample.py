@@ -154,7 +154,7 @@ def _write(codec: JpegCodec, out: Path, named: Iterator[tuple[str, Completion]],
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Marks `out` as holding samples of these settings; refuses one that holds others'."""
     path = out / "settings.json"
-    if path.exists():
+    if path.exists() and (out / "samples.jsonl").exists():
         found = json.loads(path.read_text())
         for key, value in settings.items():
             if found.get(key) != value:

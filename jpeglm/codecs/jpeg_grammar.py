@@ -332,7 +332,7 @@ class JpegGrammar:
           rows, xp: `rows` on a device, and jax.numpy, to walk there.
 
         Returns:
-          The next place, and whether the byte was legal; where it was not, the place means nothing.
+          The next place, and whether the byte was legal; where it was not, the place is no file's.
         """
         rows = self.rows if rows is None else rows
         in_mcu = at.state < self._states
@@ -341,10 +341,10 @@ class JpegGrammar:
         entry = rows[xp.where(in_mcu, row_of_class, (self._classes - 1) * self._states) + at.state, byte]
         marker = xp.where(at.mcus == self.mcus, EOI, RST0 + (at.mcus - 1) // self.interval % 8)
         legal = (entry != _ILLEGAL) & ((at.state != self._marker) | (byte == marker))
-        state, ended = entry & (1 << _ENDS_SHIFT) - 1, entry >> _ENDS_SHIFT
+        stays = at.stuffed | (entry == _ILLEGAL)
         following = Place(
-            xp.where(at.stuffed, at.state, state),
-            at.mcus + xp.where(at.stuffed, 0, ended),
+            xp.where(stays, at.state, entry & (1 << _ENDS_SHIFT) - 1),
+            at.mcus + xp.where(stays, 0, entry >> _ENDS_SHIFT),
             in_mcu & (byte == 0xFF) & ~at.stuffed,
         )
         return following, xp.where(at.stuffed, byte == 0, legal)

@@ -73,8 +73,9 @@ class Settings:
     grammar: bool = True
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError("sampling wants temperature >= 0, top_k >= 0 (0: all) and 0 < top_p <= 1")
+        is_temperature = self.temperature == 0 or 1e-30 <= self.temperature <= 1e30  # what float32 can divide by
+        if not is_temperature or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError("sampling wants temperature 0 or 1e-30 to 1e30, top_k >= 0 (0: all) and 0 < top_p <= 1")
         if self.slots < 1 or self.max_tokens < 2:
             raise InputError("sampling wants at least one slot and max_tokens of 2 or more")
 

@@ -28,6 +28,24 @@ def test_temperature_zero_takes_the_most_probable():
     np.testing.assert_array_equal(draw(probabilities, jnp.full(4, 0.999)), jnp.argmax(logits, -1))
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-4, 1e30])
+def test_extreme_temperatures_give_probabilities(temperature):
+    logits = jnp.asarray([300.0, -jnp.inf, -200.0, 299.0])
+    probabilities = filtered_probabilities(logits, temperature, 0, 0.9)
+    expected = [1 / 3, 0, 1 / 3, 1 / 3] if temperature > 1 else [1, 0, 0, 0]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_a_draw_that_rounding_leaves_without_a_token_takes_the_last_possible_one():
+    # Summed in pairs, as XLA does, the sum over all is larger than the one up to the last possible token.
+    probabilities = np.zeros((2000, 320), np.float32)
+    random = np.random.default_rng(0)
+    probabilities[:, :200] = random.dirichlet(np.ones(200), 2000)
+    drawn = draw(jnp.asarray(probabilities), jnp.full(2000, np.nextafter(np.float32(1), np.float32(0))))
+    assert int(drawn.max()) <= 199 and int(drawn.min()) > 150
+    np.testing.assert_array_equal(draw(jnp.asarray([[0.0, 0.5, 0.0]]), jnp.asarray([1.0])), [1])
+
+
 def test_draws_have_the_given_frequencies_and_never_an_impossible_token():
     logits = jnp.asarray([1.0, -jnp.inf, 0.5, 2.0, -jnp.inf, -1.0])
     probabilities = filtered_probabilities(logits, 1.0, 0, 1.0)
