@@ -37,7 +37,9 @@ def documents(codec: JpegCodec, count: int = 40) -> list[bytes]:
 
 @functools.cache
 def learnt(codec: JpegCodec, separator: str | None = None) -> tokenizer.Tokenizer:
-    return tokenizer.train(documents(codec), 600 if separator else 320, separator or codec.separator_regex)
+    if separator:  # flat pictures give merges of whole MCUs
+        return tokenizer.train(documents(codec) + 40 * [codec.complete_with_flat(codec.header, 0)], 400, separator)
+    return tokenizer.train(documents(codec), 320, codec.separator_regex)
 
 
 def untrained(codec: JpegCodec, settings: Settings) -> Sampler:
