@@ -154,7 +154,8 @@ class Engine:
     def lower_prefill(self, length: int) -> jax.stages.Lowered:
         """The program that takes in a prompt of this length, not compiled yet."""
         prompt = np.zeros((1, bucket(length, self.settings.max_tokens)), np.int32)
-        request = prompt, np.int32(length), np.int32(0), np.zeros(2, np.uint32), None
+        place = self._grammar.done if self._grammar else None
+        request = prompt, np.int32(length), np.int32(0), np.zeros(2, np.uint32), place
         with jax.set_mesh(self._mesh):
             return self._insert.lower(self._params, self._rules, self._start.eval_shape(), *request)
 
