@@ -44,6 +44,11 @@ TRAINING_PICTURES = 2_000
 Arrays = dict[str, np.ndarray]
 
 
+def title_of(row: str, grammar: bool) -> str:
+    """What a row is called, by the sampling with the grammar or by the plain one."""
+    return f"{TITLES[row]} with grammar" if grammar else TITLES[row]
+
+
 @dataclasses.dataclass(frozen=True)
 class Completed:
     """Whole documents, one a prompt and in the order of the prompts.
@@ -231,7 +236,7 @@ class Methods:
             plain = make(self.pretrained if row == "pretrained" else self.workdir, self._settings(False))
             self._samplers = row, {False: plain, True: plain.with_settings(self._settings(True))}
         generated = self._samplers[1][grammar].complete(originals, ratio, seed=self.seed)
-        title = f"{TITLES[row]}, ratio {ratio:g}{', grammar' if grammar else ''}"
+        title = f"{title_of(row, grammar)}, ratio {ratio:g}"
         bar = tqdm(generated, title, len(originals), unit="picture", dynamic_ncols=True)
         in_order = sorted(bar, key=lambda completion: completion.index)
         return Completed(

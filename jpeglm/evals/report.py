@@ -23,7 +23,7 @@ from PIL import Image
 from jpeglm import checkpoint, codecs
 from jpeglm.data.shards import write_whole
 from jpeglm.evals import tables
-from jpeglm.evals.completion import MODELS, TITLES
+from jpeglm.evals.completion import MODELS, TITLES, title_of
 from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, Row, Shown, Table
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
@@ -53,8 +53,8 @@ _CHART_STYLE = {
     "lines.solid_capstyle": "round",
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers")
-_PICTURE_SIDE = 96  # CSS pixels that a small picture is enlarged to, by a whole factor
-_LARGEST_SIDE = 160  # and a large one shrunk to
+_PICTURE_SIDE = 64  # CSS pixels that a small picture is enlarged to, by a whole factor
+_LARGEST_SIDE = 128  # and a large one shrunk to
 
 
 def facts(config: ConfigDict, command: str) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
     environment.filters |= {"percent": tables.percent, "fine_percent": tables.fine_percent, "number": tables.number}
     page = environment.get_template("report.html").render(
         table=table,
+        grammar_header=tables.GRAMMAR_HEADER,
         facts=facts,
         floor=table.rows[0],
         groups=_by_ratio(table.rows[1:]),
@@ -115,6 +116,11 @@ def _by_ratio(rows: list[Row]) -> dict[float, list[Row]]:
     return groups
 
 
+def _samplings(method: str) -> tuple[bool, ...]:
+    """Whether without or with the grammar: a network by both."""
+    return (False, True) if method in MODELS else (False,)
+
+
 ############################ Pictures ############################
 
 
@@ -123,9 +129,8 @@ def _grid(table: Table, ratio: float) -> dict[str, Any]:
     columns = {(None, FLOOR, False): "original", (ratio, "prompt", False): "given"}
     for row in table.rows:
         if row.ratio == ratio:
-            columns[ratio, row.method, False] = row.title
-            if row.method in MODELS:
-                columns[ratio, row.method, True] = "with grammar"
+            for grammar in _samplings(row.method):
+                columns[ratio, row.method, grammar] = title_of(row.method, grammar)
     cells = [_cells(table.shown[column]) for column in columns]
     height, width = table.shown[None, FLOOR, False].pictures.shape[1:3]
     factor = _PICTURE_SIDE // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
@@ -159,7 +164,7 @@ def _loss_chart(table: Table) -> str:
     ]
     baseline = table.language_models[1]
     with matplotlib.rc_context(_CHART_STYLE):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
         if training:
             axes.plot(*zip(*training, strict=True), color=_SERIES["trained"], alpha=0.45, label="training")
@@ -179,7 +184,7 @@ def _distance_chart(table: Table) -> str:
         axes = figure.add_subplot(xlabel="share of the MCUs given", ylabel=table.metric)
         for method in dict.fromkeys(row.method for row in rows):
             own = sorted((row for row in rows if row.method == method), key=lambda row: row.ratio)
-            for grammar in (False, True) if method in MODELS else (False,):
+            for grammar in _samplings(method):
                 axes.plot(
                     [row.ratio for row in own],
                     [row.distance_by(grammar) for row in own],
@@ -188,7 +193,7 @@ def _distance_chart(table: Table) -> str:
                     marker=_MARKERS[method],
                     markersize=5,
                     markerfacecolor="none" if grammar else _SERIES[method],
-                    label="… with grammar" if grammar else TITLES[method],
+                    label=title_of(method, grammar),
                 )
         axes.axhline(floor.distance, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
         axes.set_xticks(sorted({row.ratio for row in rows}))

@@ -35,6 +35,7 @@ from jpeglm.evals.completion import (
     Store,
     documents_identity,
     judge,
+    title_of,
 )
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
@@ -204,7 +205,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
         identity |= {"ratio": ratio, "originals": documents_identity(originals)}
         arrays = store.get(name, identity, lambda: methods.complete(method, originals, ratio, grammar).to_arrays())
         completed = Completed.from_arrays(arrays)
-        title = f"{TITLES[method]}, ratio {ratio:g}{', grammar' if grammar else ''}"
+        title = f"{title_of(method, grammar)}, ratio {ratio:g}"
         measured = measure(name, title, completed.documents, codec.cut(originals[0], ratio)[1])
         if grammar and not measured["valid"].all():
             raise RuntimeError(
@@ -291,14 +292,15 @@ def _verdicts(rows: list[Row]) -> list[str]:
     """
     verdicts = []
     for method, grammar in itertools.product(TRAINED, (False, True)):
-        subject = f"“{TITLES[method]}”{' with the grammar' if grammar else ''}"
+        subject = f"“{title_of(method, grammar)}”"
         own = [row for row in rows if row.method == method]
         nearer: dict[str, list[str]] = {}
         for row in own:
             for other in rows:
                 ours, theirs = row.distance_by(grammar), other.distance_by(grammar)
                 if other.ratio == row.ratio and other.method not in TRAINED and theirs <= ours:
-                    nearer.setdefault(other.title, []).append(f"at {row.ratio:g} ({theirs:,.2f} against {ours:,.2f})")
+                    place = f"at {row.ratio:g} ({theirs:,.2f} against {ours:,.2f})"
+                    nearer.setdefault(title_of(other.method, grammar and other.method in MODELS), []).append(place)
         if nearer:
             lost = "; ".join(f"“{title}” {', '.join(places)}" for title, places in nearer.items())
             verdicts.append(f"{subject} is farther from real pictures than {lost}.")
