@@ -3,6 +3,7 @@
     python -m jpeglm.tables --config=configs/eval/demo.py \
         --config.workdir=WORKDIR --config.data=DATA --config.out=OUT
 
+A network completes each digit twice: by the plain sampling, and among the legal tokens of the codec's grammar.
 Writes OUT/table.md, table.csv, table.json and report.html. Started again it does only what is not there yet.
 """
 

@@ -2,7 +2,7 @@
 
 Each method is given the same cut documents and gives back as many whole ones. The controls are the prompt with random
 bytes, with flat blocks, with the mean of the training pictures and with a random one of them behind it, and the model
-before its first step.
+before its first step. A network can complete by the plain sampling or among the legal tokens of the codec's grammar.
 """
 
 import dataclasses
@@ -44,6 +44,11 @@ TRAINING_PICTURES = 2_000
 Arrays = dict[str, np.ndarray]
 
 
+def title_of(row: str, grammar: bool) -> str:
+    """What a row is called, by the sampling with the grammar or by the plain one."""
+    return f"{TITLES[row]} with grammar" if grammar else TITLES[row]
+
+
 @dataclasses.dataclass(frozen=True)
 class Completed:
     """Whole documents, one a prompt and in the order of the prompts.
@@ -52,26 +57,27 @@ class Completed:
       documents: canonical bytes, valid or not.
       ended: bool [n], whether the model ended the file itself within its budget; None for what no model wrote.
       tokens: int64 [n], how many the model wrote; None likewise.
+      removed: float64 [n], the mean share of its probability that the grammar took away at a token; None without one.
     """
 
     documents: list[bytes]
     ended: np.ndarray | None = None
     tokens: np.ndarray | None = None
+    removed: np.ndarray | None = None
 
     def to_arrays(self) -> Arrays:
         arrays = {
             "bytes": np.frombuffer(b"".join(self.documents), np.uint8),
             "lengths": np.array([len(document) for document in self.documents], np.int64),
         }
-        if self.ended is not None:
-            arrays |= {"ended": self.ended, "tokens": self.tokens}
-        return arrays
+        optional = {"ended": self.ended, "tokens": self.tokens, "removed": self.removed}
+        return arrays | {name: values for name, values in optional.items() if values is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Completed":
         ends = np.cumsum(arrays["lengths"])
         documents = [part.tobytes() for part in np.split(arrays["bytes"], ends[:-1])]
-        return cls(documents, arrays.get("ended"), arrays.get("tokens"))
+        return cls(documents, arrays.get("ended"), arrays.get("tokens"), arrays.get("removed"))
 
 
 ############################ Controls ############################
@@ -146,6 +152,8 @@ class Methods:
     ):
         """Opens a run and its data, and perhaps a second run, `pretrained`.
 
+        `settings` are those of both samplings of a network: whether with the grammar, `complete` is told.
+
         Raises:
           InputError: no run, no checkpoint, no finished data, data that the run was not trained on, or a second run
             with another held-out split: it may have learnt what is held out here.
@@ -164,7 +172,7 @@ class Methods:
         if self.tokenizer.sha256 != self.manifest["tokenizer_sha256"]:
             raise InputError(f"{data} was prepared with another tokenizer than the run in {workdir} learnt with")
         self.codec = codecs.make(self.run_config.codec)
-        self._sampler: tuple[str, Sampler] | None = None
+        self._samplers: tuple[str, dict[bool, Sampler]] | None = None  # row; without and with the grammar
         self._pool: list[bytes] | None = None
         self.pretrained = epath.Path(pretrained) if pretrained else None
         if self.pretrained:
@@ -175,11 +183,14 @@ class Methods:
                     "with --config.pretrained="
                 )
 
-    def complete(self, row: str, originals: Sequence[bytes], ratio: float) -> Completed:
-        """Completes each original from its first `ratio` of MCUs by the method of `row`, a key of `TITLES`."""
+    def complete(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
+        """Completes each original from its first `ratio` of MCUs by the method of `row`, a key of `TITLES`.
+
+        `grammar`: whether a network draws among legal tokens only; the other rows draw no tokens.
+        """
         match row:
             case "trained" | "pretrained" | "untrained":
-                return self._by_model(row, originals, ratio)
+                return self._by_model(row, originals, ratio, grammar)
             case "random_bytes":
                 return Completed(with_random_bytes(self.codec, originals, ratio, self.seed))
             case "flat":
@@ -192,12 +203,13 @@ class Methods:
                 return Completed(with_rest_of(self.codec, originals, ratio, others))
         raise KeyError(row)
 
-    def identity(self, row: str) -> dict:
+    def identity(self, row: str, grammar: bool = False) -> dict:
         """All that the completions of `row` depend on beside the originals and the ratio; JSON types."""
         codec, model = self.run_config.codec.to_dict(), self.run_config.model.to_dict()
         identity = {"row": row, "codec": codec}
         if row in MODELS:
-            identity |= {"tokenizer": self.tokenizer.sha256, "seed": self.seed} | dataclasses.asdict(self.settings)
+            settings = dataclasses.asdict(self._settings(grammar))
+            identity |= {"tokenizer": self.tokenizer.sha256, "seed": self.seed} | settings
         if row == "trained":
             identity |= {"model": model} | _checkpoint_identity(self.workdir, self.step)
         elif row == "pretrained":
@@ -214,18 +226,24 @@ class Methods:
         """The checksums of the shards of a split."""
         return [shard["sha256"] for shard in self.manifest["splits"][split]["shards"]]
 
-    def _by_model(self, row: str, originals: Sequence[bytes], ratio: float) -> Completed:
-        if self._sampler is None or self._sampler[0] != row:
-            self._sampler = None  # before the next one is loaded
+    def _settings(self, grammar: bool) -> Settings:
+        return dataclasses.replace(self.settings, grammar=grammar)
+
+    def _by_model(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        if self._samplers is None or self._samplers[0] != row:
+            self._samplers = None  # before the next one is loaded
             make = Sampler.untrained if row == "untrained" else Sampler.load
-            self._sampler = row, make(self.pretrained if row == "pretrained" else self.workdir, self.settings)
-        generated = self._sampler[1].complete(originals, ratio, seed=self.seed)
-        bar = tqdm(generated, f"{TITLES[row]}, ratio {ratio:g}", len(originals), unit="picture", dynamic_ncols=True)
+            plain = make(self.pretrained if row == "pretrained" else self.workdir, self._settings(False))
+            self._samplers = row, {False: plain, True: plain.with_settings(self._settings(True))}
+        generated = self._samplers[1][grammar].complete(originals, ratio, seed=self.seed)
+        title = f"{title_of(row, grammar)}, ratio {ratio:g}"
+        bar = tqdm(generated, title, len(originals), unit="picture", dynamic_ncols=True)
         in_order = sorted(bar, key=lambda completion: completion.index)
         return Completed(
             [completion.document for completion in in_order],
             np.array([completion.ended for completion in in_order]),
             np.array([completion.tokens for completion in in_order], np.int64),
+            np.array([completion.removed for completion in in_order], np.float64) if grammar else None,
         )
 
     def _training_pictures(self) -> list[bytes]:

@@ -23,7 +23,7 @@ from PIL import Image
 from jpeglm import checkpoint, codecs
 from jpeglm.data.shards import write_whole
 from jpeglm.evals import tables
-from jpeglm.evals.completion import TITLES
+from jpeglm.evals.completion import MODELS, TITLES, title_of
 from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, Row, Shown, Table
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
@@ -53,8 +53,8 @@ _CHART_STYLE = {
     "lines.solid_capstyle": "round",
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers")
-_PICTURE_SIDE = 96  # CSS pixels that a small picture is enlarged to, by a whole factor
-_LARGEST_SIDE = 160  # and a large one shrunk to
+_PICTURE_SIDE = 64  # CSS pixels that a small picture is enlarged to, by a whole factor
+_LARGEST_SIDE = 128  # and a large one shrunk to
 
 
 def facts(config: ConfigDict, command: str) -> dict[str, Any]:
@@ -86,13 +86,14 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": tables.percent, "number": tables.number}
+    environment.filters |= {"percent": tables.percent, "fine_percent": tables.fine_percent, "number": tables.number}
     page = environment.get_template("report.html").render(
         table=table,
+        grammar_header=tables.GRAMMAR_HEADER,
         facts=facts,
         floor=table.rows[0],
         groups=_by_ratio(table.rows[1:]),
-        farthest=max(row.distance for row in table.rows),
+        farthest=max(row.distance_by(grammar) for row in table.rows for grammar in (False, True)),
         grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows[1:])],
         loss_chart=_loss_chart(table),
         distance_chart=_distance_chart(table),
@@ -115,19 +116,27 @@ def _by_ratio(rows: list[Row]) -> dict[float, list[Row]]:
     return groups
 
 
+def _samplings(method: str) -> tuple[bool, ...]:
+    """Whether without or with the grammar: a network by both."""
+    return (False, True) if method in MODELS else (False,)
+
+
 ############################ Pictures ############################
 
 
 def _grid(table: Table, ratio: float) -> dict[str, Any]:
     """What the template needs for the pictures of one ratio: columns, and rows of (picture, whether it is valid)."""
-    methods = [row.method for row in table.rows if row.ratio == ratio]
-    columns = [(None, FLOOR), (ratio, "prompt")] + [(ratio, method) for method in methods]
+    columns = {(None, FLOOR, False): "original", (ratio, "prompt", False): "given"}
+    for row in table.rows:
+        if row.ratio == ratio:
+            for grammar in _samplings(row.method):
+                columns[ratio, row.method, grammar] = title_of(row.method, grammar)
     cells = [_cells(table.shown[column]) for column in columns]
-    height, width = table.shown[None, FLOOR].pictures.shape[1:3]
+    height, width = table.shown[None, FLOOR, False].pictures.shape[1:3]
     factor = _PICTURE_SIDE // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
     return {
         "ratio": ratio,
-        "titles": ["original", "given", *(TITLES[method] for method in methods)],
+        "titles": list(columns.values()),
         "rows": list(zip(*cells, strict=True)),
         "width": round(factor * width),
         "height": round(factor * height),
@@ -155,7 +164,7 @@ def _loss_chart(table: Table) -> str:
     ]
     baseline = table.language_models[1]
     with matplotlib.rc_context(_CHART_STYLE):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
         if training:
             axes.plot(*zip(*training, strict=True), color=_SERIES["trained"], alpha=0.45, label="training")
@@ -168,20 +177,24 @@ def _loss_chart(table: Table) -> str:
 
 
 def _distance_chart(table: Table) -> str:
-    """Distance by ratio, a line a method, with the floor."""
+    """Distance by ratio, a line a method, a dashed one for a network with the grammar, and the floor."""
     floor, rows = table.rows[0], table.rows[1:]
     with matplotlib.rc_context(_CHART_STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot(xlabel="share of the MCUs given", ylabel=table.metric)
         for method in dict.fromkeys(row.method for row in rows):
-            points = sorted((row.ratio, row.distance) for row in rows if row.method == method)
-            axes.plot(
-                *zip(*points, strict=True),
-                color=_SERIES[method],
-                marker=_MARKERS[method],
-                markersize=5,
-                label=TITLES[method],
-            )
+            own = sorted((row for row in rows if row.method == method), key=lambda row: row.ratio)
+            for grammar in _samplings(method):
+                axes.plot(
+                    [row.ratio for row in own],
+                    [row.distance_by(grammar) for row in own],
+                    color=_SERIES[method],
+                    linestyle=(0, (3, 2)) if grammar else "solid",
+                    marker=_MARKERS[method],
+                    markersize=5,
+                    markerfacecolor="none" if grammar else _SERIES[method],
+                    label=title_of(method, grammar),
+                )
         axes.axhline(floor.distance, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
         axes.set_xticks(sorted({row.ratio for row in rows}))
         axes.set_ylim(bottom=0)

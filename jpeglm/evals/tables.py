@@ -2,13 +2,17 @@
 
 Prompts come from the first held-out documents in the order of the shards, which is by a hash of their bytes: a random
 choice that nobody made. The reference is as many documents that follow. Nothing is dropped: a file that does not
-decode strictly counts as invalid and enters the distance as it is leniently decoded.
+decode strictly counts as invalid and enters the distance as it is leniently decoded. What a network writes with the
+codec's grammar is always valid and says nothing of the network's own grasp of the format: so it stands beside what the
+network writes without, and beside the probability that the grammar took away.
 """
 
 import csv
 import dataclasses
 import io
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from jpeglm.data.shards import write_whole
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram
 from jpeglm.evals.completion import (
+    MODELS,
     TITLES,
     TRAINED,
     TRAINING_PICTURES,
@@ -30,6 +35,7 @@ from jpeglm.evals.completion import (
     Store,
     documents_identity,
     judge,
+    title_of,
 )
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
@@ -42,11 +48,12 @@ FLOOR = "heldout"
 FLOOR_TITLE = "held-out originals"
 SHOWN = 8  # pictures of each cell that a report shows
 NGRAM_ORDER = 4
+GRAMMAR_HEADER = "+ grammar"  # of the column that repeats the one before it, for files written with the grammar
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One line of the table. Of a network, all but the last three tell of the plain sampling, without the grammar.
 
     Attributes:
       method: a key of `TITLES`, or "heldout" for the originals themselves.
@@ -58,6 +65,10 @@ class Row:
       readable: mean share of the MCUs to be completed that are readable in sequence, leniently; None for originals.
       distance: between the features of these pictures and of the reference.
       tokens: mean number that the model wrote; None where no model wrote.
+      valid_with_grammar: share of the files written with the grammar that decode strictly; None where no model wrote.
+      distance_with_grammar: between the features of those files' pictures and of the reference; None likewise.
+      removed: the share of its probability that the grammar took away from the model at a token, the mean over each
+        file's tokens and then over the files; None likewise.
     """
 
     method: str
@@ -69,6 +80,13 @@ class Row:
     readable: float | None
     distance: float
     tokens: float | None
+    valid_with_grammar: float | None = None
+    distance_with_grammar: float | None = None
+    removed: float | None = None
+
+    def distance_by(self, grammar: bool) -> float:
+        """The distance by the sampling with the grammar, or by the plain one; what no model wrote has only one."""
+        return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +116,8 @@ class Table:
       rows: the originals first, then ratio by ratio.
       language_models: the trained model at `step`, the n-gram model, and the pretrained model if there is one.
       history: the rows of the run's metrics up to `step`.
-      shown: by (ratio, method); by (None, "heldout") the originals and by (ratio, "prompt") what was given over grey.
+      shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and by
+        (ratio, "prompt") what was given over grey.
     """
 
     metric: str
@@ -106,7 +125,7 @@ class Table:
     rows: list[Row]
     language_models: list[LanguageModel]
     history: list[dict[str, Any]]
-    shown: dict[tuple[float | None, str], Shown]
+    shown: dict[tuple[float | None, str, bool], Shown]
     notes: list[str]
 
 
@@ -137,6 +156,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
 
     Raises:
       InputError: a key, run or data that the user can mend.
+      RuntimeError: a file written with the grammar is not valid, which the grammar promises.
     """
     check(config)
     methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
@@ -148,7 +168,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
     originals, reference = documents[:num], documents[num:]
     extractor = extractor or EXTRACTORS[config.extractor]()
     store = Store(Path(config.out) / "cells")
-    shown: dict[tuple[float | None, str], Shown] = {}
+    shown: dict[tuple[float | None, str, bool], Shown] = {}
 
     def measure(name: str, title: str, documents: list[bytes], kept: int) -> dict[str, np.ndarray]:
         """Features float32 [n, dim], valid bool [n] and readable float64 [n] of documents."""
@@ -173,41 +193,64 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
 
         return store.get(f"{name}.features", identity, compute)
 
-    def show(ratio: float | None, method: str, documents: list[bytes]) -> None:
+    def show(ratio: float | None, method: str, documents: list[bytes], grammar: bool = False) -> None:
         seen = list(judge(codec, documents[:SHOWN], 0))
-        shown[ratio, method] = Shown(np.stack([entry[0] for entry in seen]), np.array([entry[1] for entry in seen]))
+        pictures, valid = np.stack([entry[0] for entry in seen]), np.array([entry[1] for entry in seen])
+        shown[ratio, method, grammar] = Shown(pictures, valid)
+
+    def fill(method: str, ratio: float, grammar: bool = False) -> tuple[Completed, dict[str, np.ndarray]]:
+        """The completions of one cell, and what is measured of them."""
+        name = f"{method}-{ratio:g}{'-grammar' if grammar else ''}"
+        identity = methods.identity(method, grammar)
+        identity |= {"ratio": ratio, "originals": documents_identity(originals)}
+        arrays = store.get(name, identity, lambda: methods.complete(method, originals, ratio, grammar).to_arrays())
+        completed = Completed.from_arrays(arrays)
+        title = f"{title_of(method, grammar)}, ratio {ratio:g}"
+        measured = measure(name, title, completed.documents, codec.cut(originals[0], ratio)[1])
+        if grammar and not measured["valid"].all():
+            raise RuntimeError(
+                f"cell {name}: {np.sum(~measured['valid'])} of {num} files written with the grammar are not valid, "
+                f"which is a bug of jpeglm; they are in {config.out}/cells/{name}.npz"
+            )
+        show(ratio, method, completed.documents, grammar)
+        return completed, measured
 
     ############################ Reference and floor ############################
     target = Moments([measure("reference", "reference", reference, 0)["features"]])
+
+    def distance_of(measured: dict[str, np.ndarray]) -> float:
+        return frechet_distance(Moments([measured["features"]]), target)
+
     measured = measure(FLOOR, FLOOR_TITLE, originals, 0)
-    floor = frechet_distance(Moments([measured["features"]]), target)
+    floor = distance_of(measured)
     rows = [Row(FLOOR, FLOOR_TITLE, None, num, float(measured["valid"].mean()), None, None, floor, None)]
     show(None, FLOOR, originals)
 
     ############################ Methods by ratios ############################
     for method in _rows(config):  # outermost, so that each model is loaded once
         for ratio in config.ratios:
-            name, title = f"{method}-{ratio:g}", TITLES[method]
-            identity = methods.identity(method) | {"ratio": ratio, "originals": documents_identity(originals)}
-            arrays = store.get(name, identity, lambda m=method, r=ratio: methods.complete(m, originals, r).to_arrays())
-            completed = Completed.from_arrays(arrays)
-            kept = codec.cut(originals[0], ratio)[1]
-            measured = measure(name, f"{title}, ratio {ratio:g}", completed.documents, kept)
+            completed, measured = fill(method, ratio)
             wrote = completed.ended is not None
-            rows.append(
-                Row(
-                    method=method,
-                    title=title,
-                    ratio=ratio,
-                    num=len(completed.documents),
-                    valid=float(measured["valid"].mean()),
-                    ended=float(completed.ended.mean()) if wrote else None,
-                    readable=float(measured["readable"].mean()),
-                    distance=frechet_distance(Moments([measured["features"]]), target),
-                    tokens=float(completed.tokens.mean()) if wrote else None,
-                )
+            row = Row(
+                method=method,
+                title=TITLES[method],
+                ratio=ratio,
+                num=len(completed.documents),
+                valid=float(measured["valid"].mean()),
+                ended=float(completed.ended.mean()) if wrote else None,
+                readable=float(measured["readable"].mean()),
+                distance=distance_of(measured),
+                tokens=float(completed.tokens.mean()) if wrote else None,
             )
-            show(ratio, method, completed.documents)
+            if method in MODELS:
+                completed, measured = fill(method, ratio, grammar=True)
+                row = dataclasses.replace(
+                    row,
+                    valid_with_grammar=float(measured["valid"].mean()),
+                    distance_with_grammar=distance_of(measured),
+                    removed=float(completed.removed.mean()),
+                )
+            rows.append(row)
     for ratio in config.ratios:
         show(
             ratio, "prompt", [codec.complete_with_flat(*codec.cut(original, ratio)) for original in originals[:SHOWN]]
@@ -243,21 +286,26 @@ def _last_scores(title: str, history: list[dict[str, Any]], workdir: str) -> Lan
 
 
 def _verdicts(rows: list[Row]) -> list[str]:
-    """Says of each trained network which controls are nearer to real pictures than it is, at which ratio."""
+    """Says of each trained network which controls are nearer to real pictures than it is, at which ratio.
+
+    By the plain sampling, then by that with the grammar: then the untrained network has the grammar, too.
+    """
     verdicts = []
-    for method in TRAINED:
+    for method, grammar in itertools.product(TRAINED, (False, True)):
+        subject = f"“{title_of(method, grammar)}”"
         own = [row for row in rows if row.method == method]
         nearer: dict[str, list[str]] = {}
         for row in own:
             for other in rows:
-                if other.ratio == row.ratio and other.method not in TRAINED and other.distance <= row.distance:
-                    at = f"at {row.ratio:g} ({other.distance:,.2f} against {row.distance:,.2f})"
-                    nearer.setdefault(other.title, []).append(at)
+                ours, theirs = row.distance_by(grammar), other.distance_by(grammar)
+                if other.ratio == row.ratio and other.method not in TRAINED and theirs <= ours:
+                    place = f"at {row.ratio:g} ({theirs:,.2f} against {ours:,.2f})"
+                    nearer.setdefault(title_of(other.method, grammar and other.method in MODELS), []).append(place)
         if nearer:
             lost = "; ".join(f"“{title}” {', '.join(places)}" for title, places in nearer.items())
-            verdicts.append(f"“{TITLES[method]}” is farther from real pictures than {lost}.")
+            verdicts.append(f"{subject} is farther from real pictures than {lost}.")
         elif own:
-            verdicts.append(f"“{TITLES[method]}” is nearer to real pictures than every control, at every ratio.")
+            verdicts.append(f"{subject} is nearer to real pictures than every control, at every ratio.")
     return verdicts
 
 
@@ -279,8 +327,16 @@ def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[s
     notes = [
         f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
         f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
-        f"Every row has {num:,} pictures and one completion a prompt. A file that does not decode strictly counts "
-        "against “valid” and enters the distance as leniently decoded, unreadable MCUs in mid-grey: none is dropped.",
+        f"Every row has {num:,} pictures and one completion a prompt, a network's a second one with the grammar. A "
+        "file that does not decode strictly counts against “valid” and enters the distance as leniently decoded, "
+        "unreadable MCUs in mid-grey: none is dropped.",
+        "The grammar is an automaton of all legal files of the codec. With it, a network draws only tokens that lead "
+        "to a legal file which ends within the budget; without it, from all tokens, as in the paper.",
+        f"“{GRAMMAR_HEADER}” repeats the column before it for files written with the grammar, from the same prompts "
+        "and random numbers. These are all valid by construction, whoever the model. All other columns are without "
+        "it: “valid” is a property of the model and says how well it has learnt the format.",
+        "“removed” is the probability that the grammar took away from a model at a token, before temperature, top-k "
+        "and top-p: the mean over each file's tokens, then over the files. Beginnings are always legal there.",
         f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, pictures "
         f"stretched to {extractor.size}x{extractor.size}. It is not FID and is not to be set beside one.",
         "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
@@ -298,7 +354,7 @@ def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[s
     controls = {
         "pretrained": f"“pretrained model” is the checkpoint in {config.pretrained}, not trained by this run; it held "
         "out the same files.",
-        "untrained": "“untrained model” is the same network before its first step, sampled alike.",
+        "untrained": "“untrained model” is the same network before its first step, sampled alike, both times.",
         "random_bytes": "“prompt + random bytes” has uniformly random bytes behind the prompt, as many as the "
         "original has there, no markers put among them: nearly all of it is unreadable and shows as grey.",
         "flat": "“prompt + flat blocks” has mid-grey MCUs behind the prompt, a valid file.",
@@ -327,17 +383,29 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
 
 
+def fine_percent(share: float | None) -> str:
+    """A share that may be tiny, in two digits or more that say something: 37.2%, 1.5%, 0.013%."""
+    if not share:
+        return percent(share)
+    digits = max(1, 1 - math.floor(math.log10(100 * share)))
+    return f"{100 * share:.{digits}f}%" if digits <= 5 else "<0.0001%"
+
+
 def number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def main_lines(table: Table) -> list[list[str]]:
     """The main table as text, header first."""
-    lines = [["given", "method", "N", "valid", "ended", "MCUs readable", "tokens", table.metric]]
+    lines = [
+        ["given", "method", "N", "valid", GRAMMAR_HEADER, "removed", "ended", "MCUs readable", "tokens"]
+        + [table.metric, GRAMMAR_HEADER]
+    ]
     for row in table.rows:
         lines.append(
             ["–" if row.ratio is None else f"{row.ratio:g}", row.title, f"{row.num:,}", percent(row.valid)]
-            + [percent(row.ended), percent(row.readable), number(row.tokens, 1), number(row.distance, 2)]
+            + [percent(row.valid_with_grammar), fine_percent(row.removed), percent(row.ended), percent(row.readable)]
+            + [number(row.tokens, 1), number(row.distance, 2), number(row.distance_with_grammar, 2)]
         )
     return lines
 

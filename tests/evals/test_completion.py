@@ -12,6 +12,7 @@ from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals.completion import (
+    MODELS,
     TITLES,
     Completed,
     Methods,
@@ -24,9 +25,11 @@ from jpeglm.evals.completion import (
     with_rest_of,
 )
 from jpeglm.sampling.engine import Settings
+from jpeglm.sampling.sampler import Sampler
 
 CODECS = [JpegCodec(32, 32, "L", 25), JpegCodec(50, 70, "RGB", 25)]
-SETTINGS = Settings(max_tokens=220, top_k=40, top_p=0.9, slots=4)
+# As in test_tables.py, so that a session compiles the programs once.
+SETTINGS = Settings(max_tokens=256, temperature=0.7, top_k=40, top_p=0.9, slots=4)
 
 
 def some_documents(codec: JpegCodec, count: int, seed: int = 0) -> list[bytes]:
@@ -127,6 +130,9 @@ def test_completions_come_back_from_their_arrays():
     written = Completed.from_arrays(Completed(documents, np.array([True, False, True]), np.arange(3)).to_arrays())
     assert written.ended.tolist() == [True, False, True]
     assert written.tokens.tolist() == [0, 1, 2]
+    assert written.removed is None
+    with_grammar = Completed(documents, written.ended, written.tokens, np.array([0.5, 0.0, 0.25]))
+    assert Completed.from_arrays(with_grammar.to_arrays()).removed.tolist() == [0.5, 0.0, 0.25]
 
 
 @pytest.fixture(scope="module")
@@ -141,19 +147,47 @@ def originals(tiny_data):
 
 @pytest.fixture(scope="module")
 def completed(methods, originals):
-    return {row: methods.complete(row, originals, 0.5) for row in reversed(TITLES)}
+    """By row and whether with the grammar; the trained model comes last and stays loaded."""
+    return {
+        (row, grammar): methods.complete(row, originals, 0.5, grammar)
+        for row in reversed(TITLES)
+        for grammar in ((False, True) if row in MODELS else (False,))
+    }
 
 
 def test_every_method_of_a_run_completes_every_prompt(methods, originals, completed):
     for row in TITLES:
-        assert len(completed[row].documents) == len(originals), row
-        for document, original in zip(completed[row].documents, originals, strict=True):
+        assert len(completed[row, False].documents) == len(originals), row
+        for document, original in zip(completed[row, False].documents, originals, strict=True):
             assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
-    assert completed["trained"].documents != completed["untrained"].documents
-    assert completed["trained"].documents == completed["pretrained"].documents  # here the same run
+    for grammar in (False, True):
+        trained = completed["trained", grammar].documents
+        assert trained != completed["untrained", grammar].documents
+        assert trained == completed["pretrained", grammar].documents  # here the same run
     for row in ("training_mean", "training_picture"):
-        assert all(methods.codec.is_valid(document) for document in completed[row].documents)
-    assert len(set(completed["training_picture"].documents)) == len(originals)
+        assert all(methods.codec.is_valid(document) for document in completed[row, False].documents)
+    assert len(set(completed["training_picture", False].documents)) == len(originals)
+
+
+def test_with_the_grammar_every_network_completes_every_prompt_to_a_valid_file(methods, originals, completed):
+    for row in MODELS:
+        written = completed[row, True]
+        for document, original in zip(written.documents, originals, strict=True):
+            assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
+            assert methods.codec.is_valid(document), row
+        assert written.removed.dtype == np.float64
+        assert ((written.removed > 0) & (written.removed < 1)).all()
+        assert completed[row, False].removed is None
+    assert not any(methods.codec.is_valid(document) for document in completed["untrained", False].documents)
+
+
+def test_one_set_of_parameters_serves_both_samplings(methods, originals, completed, monkeypatch):
+    plain = methods.complete("trained", originals[:2], 0.5)
+    monkeypatch.setattr(Sampler, "load", lambda *_: pytest.fail("loaded again"))
+    with_grammar = methods.complete("trained", originals[:2], 0.5, grammar=True)
+    assert methods.complete("trained", originals[:2], 0.5).documents == plain.documents
+    assert plain.documents == completed["trained", False].documents[:2]
+    assert with_grammar.documents == completed["trained", True].documents[:2]
 
 
 def test_random_others_depend_on_seed_and_original_alone():
@@ -176,8 +210,8 @@ def test_a_pretrained_run_that_held_out_other_files_is_refused(tiny_run, tiny_da
 
 def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(methods, originals, completed):
     backwards = methods.complete("trained", originals[::-1], 0.5)
-    assert backwards.documents[::-1] == completed["trained"].documents
-    assert backwards.tokens[::-1].tolist() == completed["trained"].tokens.tolist()
+    assert backwards.documents[::-1] == completed["trained", False].documents
+    assert backwards.tokens[::-1].tolist() == completed["trained", False].tokens.tolist()
 
 
 def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_run, tiny_data):
@@ -186,6 +220,7 @@ def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_r
     other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0, pretrained=tiny_run)
     changed = [row for row in TITLES if other.identity(row) != methods.identity(row)]
     assert changed == ["trained", "pretrained", "untrained"]
+    assert [row for row in TITLES if methods.identity(row, grammar=True) != methods.identity(row)] == list(MODELS)
 
 
 def test_data_of_another_tokenizer_is_refused(methods, tiny_run, tiny_data, tmp_path):

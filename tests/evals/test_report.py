@@ -1,6 +1,7 @@
 """The report: one file, all numbers, all pictures; also for colour and a single ratio."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -12,9 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jpeglm.evals import report
-from jpeglm.evals.completion import TITLES
+from jpeglm.evals.completion import MODELS, TITLES
 from jpeglm.evals.tables import LanguageModel, Row, Shown, Table
 
+METHODS = ("trained", "untrained", "flat")
 FACTS = {
     "command": "python -m jpeglm.tables --config=x.py --config.out='a <b>'",
     "date": "2025-01-02 03:04 UTC",
@@ -27,18 +29,23 @@ FACTS = {
 
 def colour_table(ratios=(0.5,)) -> Table:
     random = np.random.default_rng(0)
-    methods = list(TITLES)[:3]
 
     def pictures() -> Shown:
         return Shown(random.integers(0, 256, (3, 24, 40, 3), np.uint8), np.array([True, False, True]))
 
     rows = [Row("heldout", "held-out originals", None, 4, 1.0, None, None, 12.5, None)]
-    shown = {(None, "heldout"): pictures()}
+    shown = {(None, "heldout", False): pictures()}
     for ratio in ratios:
-        shown[ratio, "prompt"] = pictures()
-        for place, method in enumerate(methods):
-            rows.append(Row(method, TITLES[method], ratio, 4, 0.25, 0.75, 0.5, 101.25 + place, 33.5))
-            shown[ratio, method] = pictures()
+        shown[ratio, "prompt", False] = pictures()
+        for place, method in enumerate(METHODS):
+            row = Row(method, TITLES[method], ratio, 4, 0.25, 0.75, 0.5, 101.25 + place, 33.5)
+            shown[ratio, method, False] = pictures()
+            if method in MODELS:
+                row = dataclasses.replace(
+                    row, valid_with_grammar=1.0, distance_with_grammar=201.25 + place, removed=0.00013
+                )
+                shown[ratio, method, True] = pictures()
+            rows.append(row)
     models = [
         LanguageModel("trained model, step 9", 1.2345, 2.0, 0.5),
         LanguageModel("4-gram", 1.6789, 3.0, 0.75),
@@ -91,13 +98,17 @@ def test_every_tag_is_closed_and_nothing_is_fetched(page):
 def test_the_page_shows_all_numbers_notes_and_facts(page):
     for expected in ("101.25", "102.25", "12.50", "25.0%", "75.0%", "33.5", "1.2345", "1.6789", "FD-something"):
         assert expected in page.text
+    for expected in ("25.0% of the files valid", "100.0%", "201.25", "202.25", "removed by the grammar: 0.013%"):
+        assert expected in page.text
     for expected in ("a note with <brackets>", "--config.out='a <b>'", "a processor", "jax 0.10.2", '"width": 128'):
         assert expected in page.text
 
 
 def test_pictures_are_embedded_without_loss_and_invalid_ones_are_marked(page):
     table = colour_table((0.25, 0.5))
-    columns = [[(None, "heldout"), (r, "prompt"), *((r, m) for m in list(TITLES)[:3])] for r in (0.25, 0.5)]
+    methods = [("prompt", False), ("trained", False), ("trained", True), ("untrained", False), ("untrained", True)]
+    methods.append(("flat", False))
+    columns = [[(None, "heldout", False), *((ratio, *method) for method in methods)] for ratio in (0.25, 0.5)]
     expected = [
         (table.shown[column].pictures[row], bool(table.shown[column].valid[row]))
         for grid in columns
@@ -105,6 +116,9 @@ def test_pictures_are_embedded_without_loss_and_invalid_ones_are_marked(page):
         for column in grid
     ]
     assert len(page.images) == len(expected)
+    titles = ["original", "given", "trained model", "trained model with grammar", "untrained model"]
+    titles += ["untrained model with grammar", "prompt + flat blocks"]
+    assert [image["alt"].removesuffix(", not valid") for image in page.images[: len(titles)]] == titles
     for image, (pixels, valid) in zip(page.images, expected, strict=True):
         file = io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))
         np.testing.assert_array_equal(np.asarray(Image.open(file)), pixels)
@@ -118,9 +132,12 @@ def test_charts_draw_each_method_and_both_losses_in_the_colours_of_the_page(tmp_
     assert len(charts) == 2
     for words in ("training", "held-out", "4-gram"):
         assert words in charts[0]
-    for method in list(TITLES)[:3]:
+    for method in METHODS:
         assert TITLES[method] in charts[1]
+        dashed = re.findall(rf"stroke-dasharray: [^\"]*stroke: var\(--{method}\)", charts[1])
         assert f"stroke: var(--{method})" in charts[1]
+        assert bool(dashed) == (method in MODELS)
+        assert (f"{TITLES[method]} with grammar" in charts[1]) == (method in MODELS)
     assert "#0000" not in "".join(charts)
 
 

@@ -17,10 +17,10 @@ from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram, tables
-from jpeglm.evals.completion import TITLES, Methods
+from jpeglm.evals.completion import MODELS, TITLES, Completed, Methods, with_random_bytes
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.sampling.engine import Settings
-from jpeglm.sampling.sampler import Sampler
+from jpeglm.sampling.sampler import Completion, Sampler
 from tests.evals.projection import Projection
 
 NUM = 10  # all 20 held-out digits of the tiny data
@@ -60,6 +60,11 @@ def config(tiny_run, tiny_data, tmp_path) -> ConfigDict:
     return make_config(tiny_run, tiny_data, tmp_path / "out")
 
 
+def pictures(documents: list[bytes]) -> np.ndarray:
+    codec = JpegCodec(32, 32, "L", 25)
+    return np.stack([codec.decode_leniently(document)[0] for document in documents])
+
+
 def by_place(table: tables.Table) -> dict:
     return {(row.method, row.ratio): row for row in table.rows}
 
@@ -70,7 +75,7 @@ def test_every_row_has_all_pictures_and_each_is_extracted_once(made):
     ]
     assert {row.num for row in made.table.rows} == {NUM}
     assert made.table.metric == "FD-projection"
-    assert made.extractor.seen == NUM * (2 + len(TITLES) * len(RATIOS))
+    assert made.extractor.seen == NUM * (2 + (len(TITLES) + len(MODELS)) * len(RATIOS))
 
 
 def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
@@ -79,8 +84,7 @@ def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
     extractor = Projection()
 
     def distance(completed: list[bytes]) -> float:
-        sides = [np.stack([codec.decode_leniently(d)[0] for d in side]) for side in (completed, documents[NUM:])]
-        return frechet_distance(*(Moments([extractor(side)]) for side in sides))
+        return frechet_distance(*(Moments([extractor(pictures(side))]) for side in (completed, documents[NUM:])))
 
     rows = by_place(made.table)
     assert rows["heldout", None].distance == pytest.approx(distance(documents[:NUM]), rel=1e-6)
@@ -89,17 +93,62 @@ def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
     assert (rows["flat", 0.25].valid, rows["flat", 0.25].readable) == (1.0, 1.0)
     assert rows["random_bytes", 0.25].valid == 0.0
     assert rows["random_bytes", 0.25].readable < 0.5
-    assert {row.ended is None for row in made.table.rows} == {True, False}
+    of_networks = ("ended", "tokens", "valid_with_grammar", "distance_with_grammar", "removed")
+    for row in made.table.rows:
+        assert {getattr(row, field) is None for field in of_networks} == {row.method not in MODELS}
 
 
 def test_the_rows_of_the_model_describe_what_it_wrote(made, tiny_data):
     config = made.config
-    sampler = Sampler.load(config.workdir, Settings(**config.sampling))
-    written = list(sampler.complete(list(pipeline.documents(str(tiny_data), "heldout", NUM)), 0.75, seed=config.seed))
+    documents = list(pipeline.documents(str(tiny_data), "heldout"))
+    sampler = Sampler.load(config.workdir, Settings(**config.sampling, grammar=False))
+    target = Moments([Projection()(pictures(documents[NUM:]))])
     row = by_place(made.table)["trained", 0.75]
-    assert row.tokens == pytest.approx(np.mean([completion.tokens for completion in written]))
-    assert row.ended == pytest.approx(np.mean([completion.ended for completion in written]))
-    assert row.valid == pytest.approx(np.mean([sampler.codec.is_valid(c.document) for c in written]))
+
+    def written_by(sampler: Sampler) -> tuple[list[Completion], float]:
+        written = list(sampler.complete(documents[:NUM], 0.75, seed=config.seed))
+        written.sort(key=lambda completion: completion.index)
+        features = Projection()(pictures([completion.document for completion in written]))
+        return written, frechet_distance(Moments([features]), target)
+
+    plain, distance = written_by(sampler)
+    assert row.tokens == pytest.approx(np.mean([completion.tokens for completion in plain]))
+    assert row.ended == pytest.approx(np.mean([completion.ended for completion in plain]))
+    assert row.valid == pytest.approx(np.mean([sampler.codec.is_valid(c.document) for c in plain]))
+    assert row.distance == pytest.approx(distance, rel=1e-6)
+    legal, distance = written_by(sampler.with_settings(Settings(**config.sampling, grammar=True)))
+    assert row.removed == pytest.approx(np.mean([completion.removed for completion in legal]))
+    assert row.distance_with_grammar == pytest.approx(distance, rel=1e-6)
+
+
+def test_the_grammar_makes_every_networks_files_valid_and_removes_less_of_a_trained_ones_mass(made):
+    rows = by_place(made.table)
+    for ratio in RATIOS:
+        assert {rows[method, ratio].valid_with_grammar for method in MODELS} == {1.0}
+        assert rows["untrained", ratio].valid == 0.0
+        assert 0 < rows["trained", ratio].removed < rows["untrained", ratio].removed < 1
+
+
+def test_an_invalid_file_written_with_the_grammar_is_an_error(config, projection, monkeypatch):
+    def complete(self, row, originals, ratio, grammar=False):
+        documents = with_random_bytes(self.codec, originals, ratio, 0)
+        if grammar:
+            documents = originals[:-1] + documents[-1:]
+        return Completed(documents, np.ones(NUM, bool), np.ones(NUM, np.int64), np.zeros(NUM) if grammar else None)
+
+    monkeypatch.setattr(Methods, "complete", complete)
+    with pytest.raises(RuntimeError, match="cell trained-0.25-grammar: 1 of 10 files") as caught:
+        tables.make(config, projection)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "share, text",
+    [(None, "–"), (0.0, "0.0%"), (1.0, "100.0%"), (0.372, "37.2%"), (0.0151, "1.5%"), (0.005, "0.50%")]
+    + [(0.00013, "0.013%"), (1.3e-6, "0.00013%"), (1e-9, "<0.0001%")],
+)
+def test_small_shares_keep_two_digits(share, text):
+    assert tables.fine_percent(share) == text
 
 
 def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made):
@@ -115,20 +164,27 @@ def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made
     assert made.table.history == rows
 
 
-def test_the_notes_say_which_controls_are_nearer_than_the_model(made):
-    table = made.table
-    own = by_place(table)
-    for title, method in (("trained model", "trained"), ("pretrained model", "pretrained")):
-        [verdict] = [
-            note for note in table.notes if note.startswith(f"“{title}” is ") and "real pictures than" in note
-        ]
-        parts = dict.fromkeys(("every control", *TITLES.values()), "")
-        for part in verdict.partition(" than ")[2].split("; "):
-            parts[part.strip("“").partition("”")[0].partition(",")[0]] = part
-        for (other, ratio), row in own.items():
-            if ratio is not None and other not in ("trained", "pretrained"):
-                is_named = f"at {ratio:g} (" in parts[row.title]
-                assert is_named == (row.distance <= own[method, ratio].distance), (other, ratio)
+@pytest.mark.parametrize("suffix", ["", " with grammar"])
+@pytest.mark.parametrize("method", ["trained", "pretrained"])
+def test_the_notes_say_which_controls_are_nearer_than_the_model(made, method, suffix):
+    rows = [row for row in made.table.rows if row.ratio is not None]
+    own = by_place(made.table)
+
+    def distance(row: tables.Row) -> float:
+        return row.distance_with_grammar if suffix and row.method in MODELS else row.distance
+
+    start = f"“{TITLES[method]}{suffix}” is "
+    [verdict] = [note for note in made.table.notes if note.startswith(start) and "real pictures than" in note]
+    names = {other: TITLES[other] + (suffix if other in MODELS else "") for other in TITLES}
+    parts = dict.fromkeys(("every control", *names.values()), "")
+    for part in verdict.partition(" than ")[2].split("; "):
+        parts[part.strip("“").partition("”")[0].partition(",")[0]] = part
+    assert len(parts) == 1 + len(names)  # none of another name
+    for row in rows:
+        if row.method not in ("trained", "pretrained"):
+            ours, theirs = distance(own[method, row.ratio]), distance(row)
+            is_named = f"at {row.ratio:g} ({theirs:,.2f} against {ours:,.2f})" in parts[names[row.method]]
+            assert is_named == (theirs <= ours), (row.method, row.ratio)
 
 
 def test_a_second_time_everything_is_taken_from_the_cells(made, monkeypatch):
@@ -145,7 +201,7 @@ def test_another_seed_redoes_only_what_is_drawn(made, config, projection):
     shutil.copytree(Path(made.config.out) / "cells", Path(config.out) / "cells")
     config.seed, config.ratios, config.rows = 1, (0.75,), ("trained", "random_bytes", "flat", "training_mean")
     before, after = by_place(made.table), by_place(tables.make(config, projection))
-    assert projection.seen == 2 * NUM  # the model and the random bytes
+    assert projection.seen == 3 * NUM  # the model twice and the random bytes
     for method in ("flat", "training_mean"):
         assert after[method, 0.75] == before[method, 0.75]
     for method in ("trained", "random_bytes"):
@@ -166,10 +222,10 @@ def test_a_table_that_was_broken_off_goes_on_to_the_same_numbers(made, config, p
     config.rows = ("random_bytes", "flat", "training_mean")
     complete = Methods.complete
 
-    def break_off(self, row, originals, ratio):
+    def break_off(self, row, originals, ratio, grammar=False):
         if (row, ratio) == ("flat", 0.75):
             raise KeyboardInterrupt
-        return complete(self, row, originals, ratio)
+        return complete(self, row, originals, ratio, grammar)
 
     monkeypatch.setattr(Methods, "complete", break_off)
     with pytest.raises(KeyboardInterrupt):
@@ -196,6 +252,13 @@ def test_files_hold_the_same_numbers(made, tmp_path):
         assert float(line["distance"]) == entry["distance"] == row.distance
         assert (line["ratio"] == "") == (row.ratio is None)
         assert f"{row.distance:,.2f} |" in text
+        for field in ("valid_with_grammar", "distance_with_grammar", "removed"):
+            value = getattr(row, field)
+            assert entry[field] == value
+            assert line[field] == ("" if value is None else str(value))
+        if row.method in MODELS:
+            assert f"{row.distance_with_grammar:,.2f} |" in text
+            assert f"| {tables.fine_percent(row.removed)} |" in " ".join(text.split())
     for model in table.language_models:
         assert f"{model.nats_per_token:.4f}" in text
     assert table.notes[0] in text
