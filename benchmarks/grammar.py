@@ -4,7 +4,7 @@
 
 One engine with random weights decodes with the grammar and without it, in turns; the ratio of each pair of turns
 counts. The cache holds `--tokens`, less than the config's chunks: a longer one would hide the grammar's share. The
-tokenizer is learnt from photographs, and the tables are built once without what earlier runs kept on the disk.
+tokenizer is learnt from digits in the codec's size; the tables are built once without what lies on the disk.
 """
 
 import os
@@ -16,22 +16,23 @@ import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
-from tabulate import tabulate
 
 from benchmarks import report
 from jpeglm import codecs, sharding, tokenizer
 from jpeglm.codecs import jpeg_grammar
+from jpeglm.codecs.jpeg_grammar import Place
+from jpeglm.data import sources
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import STEPS_A_CALL, Engine, Request, Settings
 from jpeglm.sampling.grammar import TokenGrammar
-from tests.photographs import photographs
 
+HEADERS = ["at once", "plain, ms a step", "by the grammar", "added", "range"]
 FLAGS = flags.FLAGS
 
 
-def step_seconds(engine: Engine, slots: int, place: jax.Array) -> list[float]:
-    """Seconds of each step of some calls, after one that compiles."""
+def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
+    """Seconds of a step in each of some calls, a first one not counted."""
     request = Request(np.array([tokenizer.BOS], np.int32), np.zeros(2, np.uint32), place)
     with jax.set_mesh(engine._mesh):
         state = engine._start()
@@ -48,7 +49,9 @@ def step_seconds(engine: Engine, slots: int, place: jax.Array) -> list[float]:
 def main(_: list[str]) -> None:
     config = LlamaConfig.of(FLAGS.config)
     codec = codecs.make(FLAGS.config.codec)
-    pictures = photographs(40, codec.height, codec.width, codec.mode)
+    digits = sources.open_source("embedded:mnist")
+    size = codec.height, codec.width, codec.mode
+    pictures = (sources.canonical(digits, name, *size) for name, _ in zip(digits.names(), range(100), strict=False))
     learnt = tokenizer.train(map(codec.encode, pictures), config.vocab_size, codec.separator_regex)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
@@ -60,32 +63,33 @@ def main(_: list[str]) -> None:
     started = time.perf_counter()
     rules = TokenGrammar(grammar, learnt)
     composed = time.perf_counter() - started
-    place = grammar.start
+    on_device = sum(array.nbytes for array in jax.tree.leaves(rules.rules))
+    notes = [
+        f"{config.num_parameters:,} parameters, {config.num_layers} layers of width {config.width}, {config.dtype}",
+        f"automaton built in {built:.1f} s, read again in {loaded:.2f} s, {on_disk / 2**20:.1f} MiB on disk",
+        f"composed with {learnt.vocab_size} tokens in {composed:.2f} s; {on_device / 2**20:.1f} MiB on the device",
+    ]
 
-    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    device, mesh = jax.devices()[0], sharding.make_mesh({}, jax.devices()[:1])
     params = jax.jit(lambda: llama.init_params(config, 0))()
-    rows = []
+    results = report.Results(FLAGS.out, FLAGS.name, f"Decoding by the grammar, a cache of {FLAGS.tokens:,} tokens")
+    rows, raw = [], []
     for slots in map(int, FLAGS.slots):
-        settings = Settings(FLAGS.tokens, slots=slots)
-        masked = Engine(config, params, mesh, settings, tokenizer.EOS, rules)
-        plain = masked.with_settings(Settings(FLAGS.tokens, slots=slots, grammar=False))
-        for engine in (plain, masked):
-            step_seconds(engine, slots, place)
+        by_grammar = Engine(config, params, mesh, Settings(FLAGS.tokens, slots=slots), tokenizer.EOS, rules)
+        sides = [by_grammar.with_settings(Settings(FLAGS.tokens, slots=slots, grammar=False)), by_grammar]
+        for engine in sides:
+            step_seconds(engine, slots, grammar.start)  # compiles
         turns = [
-            [statistics.median(step_seconds(engine, slots, place)) for engine in (plain, masked)]
+            [statistics.median(step_seconds(engine, slots, grammar.start)) for engine in sides]
             for _ in range(FLAGS.rounds)
         ]
-        added = [with_grammar / without - 1 for without, with_grammar in turns]
-        without, with_grammar = (1e3 * statistics.median(column) for column in zip(*turns, strict=True))
-        rows.append(
-            [slots, f"{without:.2f}", f"{with_grammar:.2f}", f"{statistics.median(added):.1%}"]
-            + [f"{min(added):.1%} to {max(added):.1%}"]
-        )
-    print(f"{config.num_parameters:,} parameters, {config.dtype}, a cache of {FLAGS.tokens:,}; {report.machine()}")
-    print(tabulate(rows, ["at once", "plain, ms a step", "with grammar", "added", "range"], "github"))
-    size = sum(array.nbytes for array in jax.tree.leaves(rules.rules))
-    print(f"\nautomaton built in {built:.1f} s, read again in {loaded:.2f} s, {on_disk / 2**20:.1f} MiB on disk;")
-    print(f"composed with {learnt.vocab_size} tokens in {composed:.2f} s; {size / 2**20:.1f} MiB on the device")
+        added = [with_grammar / plain - 1 for plain, with_grammar in turns]
+        medians = [f"{1e3 * statistics.median(column):.2f}" for column in zip(*turns, strict=True)]
+        spread = f"{min(added):.1%} to {max(added):.1%}"
+        rows.append([str(slots), *medians, f"{statistics.median(added):.1%}", spread])
+        raw.append({"slots": slots, "seconds": turns})
+        results.write(report.machine(jax=jax.__version__, device=device.device_kind), HEADERS, rows, notes, raw)
+    results.show()
 
 
 if __name__ == "__main__":
@@ -94,4 +98,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("tokens", 2048, "Capacity of the cache.")
     flags.DEFINE_integer("calls", 4, "Of the engine in a turn.", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Folder for the results.")
+    flags.DEFINE_string("name", "grammar", "Name of the result in it.")
     app.run(main)

@@ -7,9 +7,10 @@
 #   train         training at 12,288 and 32,768 tokens against torch             MINUTES=6 each
 #   kept          the same with fewer layers, where nothing need be recomputed   MINUTES=5 each
 #   decode        prefill and decode against transformers' generate              MINUTES=7
+#   grammar       what the grammar of legal files adds to a step of decoding     MINUTES=4
 #   demo          the model of pretrained/demo, trained five times as long       MINUTES=20
 #
-# Without parts: correctness train decode. Single tables: train-12288, train-32768, kept-12288, kept-32768. MINUTES is the
+# Without parts: correctness train decode grammar. Single tables: train-12288, train-32768, kept-12288, kept-32768. MINUTES is the
 # limit of each part. Results are written as they come: FOLDER/report.md (runs/gpu), a JSON file for each table, log.txt.
 #
 # A python3 with JAX for CUDA is used as it is (PYTHON names another), and what it lacks is installed beside it, from
@@ -21,12 +22,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${OUT:-runs/gpu}
 mkdir -p "$out"
 parts=("$@")
-[ $# -gt 0 ] || parts=(correctness train decode)
+[ $# -gt 0 ] || parts=(correctness train decode grammar)
 for part in "${parts[@]}"; do
     case $part in
-    correctness | train | train-12288 | train-32768 | kept | kept-12288 | kept-32768 | decode | demo) ;;
+    correctness | train | train-12288 | train-32768 | kept | kept-12288 | kept-32768 | decode | grammar | demo) ;;
     *)
-        echo "error: no part is called \"$part\"; there are correctness, train, kept, decode, demo" >&2
+        echo "error: no part is called \"$part\"; there are correctness, train, kept, decode, grammar, demo" >&2
         exit 2
         ;;
     esac
@@ -158,6 +159,10 @@ for part in "${parts[@]}"; do
         limited 7 "$python" -m benchmarks.decode --config=configs/jpeglm_7b.py --config.model.num_layers=8 --slots=1,16,64 \
             --prompt=3840 --tokens=4096 --rounds=1 --minutes="${MINUTES:-7}" --torch_python="$torch_python" \
             --out="$out" --name=decode-4096 || failed=1
+        ;;
+    grammar)
+        limited 4 "$python" -m benchmarks.grammar --config=configs/jpeglm_7b.py --config.model.num_layers=8 \
+            --slots=1,16,64 --tokens=4096 --out="$out" || failed=1
         ;;
     demo)
         demo || failed=1
