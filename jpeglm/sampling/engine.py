@@ -288,7 +288,7 @@ class Engine:
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
         token = draw(probabilities, jax.vmap(_uniform)(keys, positions))
         if walks:
-            walks = _Walks(self._grammar.behind(rules, walks.place, choices, token), removed, was_cut)
+            walks = _Walks(self._grammar.behind(walks.place, choices, token), removed, was_cut)
         return token, walks
 
     def _ends(self, token: jax.Array, length: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ The bytes of each token are walked through the automaton of a codec's grammar, f
 on the model.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jpeglm.tokenizer import Tokenizer
 
 
 class Rules(NamedTuple):
-    """The arrays that `TokenGrammar` reads on the device.
+    """The arrays that `TokenGrammar.choices` reads on the device.
 
     Attributes:
       rows: int32 [rows, 256], of the grammar.
@@ -24,10 +25,9 @@ class Rules(NamedTuple):
       first: int32 [vocab], the first byte of each token.
       merges: int32 [merges], the tokens of several bytes that may stand behind the header.
       rest: int32 [longest - 1, merges], their other bytes, then -1.
-      node: int32 [vocab], where in `Choices.nodes` a token is found; -1 for one that stands in no scan.
-      header: [header bytes, vocab], the place behind each token from each place in the header.
-      header_legal: bool [header bytes, vocab].
-      header_needed: int32 [header bytes, vocab], tokens that will do to end the file behind that.
+      column: int32 [vocab], where a token is found among first bytes and, behind them, merges; -1 for one that only
+        stands in headers.
+      header: int32 [header bytes, vocab], the place behind each token from each place in the header, packed.
     """
 
     rows: np.ndarray
@@ -35,18 +35,31 @@ class Rules(NamedTuple):
     first: np.ndarray
     merges: np.ndarray
     rest: np.ndarray
-    node: np.ndarray
-    header: Place
-    header_legal: np.ndarray
-    header_needed: np.ndarray
+    column: np.ndarray
+    header: np.ndarray
 
 
 class Choices(NamedTuple):
     """What may come next in n files."""
 
     legal: jax.Array  # bool [n, vocab], by the grammar
-    fits: jax.Array  # bool [n, vocab], legal ones behind which the file can still be ended in time
-    nodes: Place  # [n, vocab + merges], behind the first bytes of all tokens and behind whole merges
+    fits: jax.Array  # bool [n, vocab], legal tokens behind which the file can still be ended in time
+    behind: jax.Array  # int32 [n, vocab], the place behind each token, packed
+
+
+# A place packed into an int32, seen from an earlier one; -1 for none. One array instead of three: fewer kernels.
+_STATE_BITS, _MCU_BITS = 20, 8
+
+
+def _pack(place: Place, legal: jax.Array, seen_from: Place, xp: ModuleType = jnp) -> jax.Array:
+    since = place.mcus - seen_from.mcus
+    return xp.where(legal, place.state | (since | place.stuffed * np.int32(1 << _MCU_BITS)) << _STATE_BITS, -1)
+
+
+def _unpack(packed: jax.Array, seen_from: Place) -> Place:
+    upper = packed >> _STATE_BITS
+    mcus = seen_from.mcus + (upper & (1 << _MCU_BITS) - 1)
+    return Place(packed & (1 << _STATE_BITS) - 1, mcus, (upper >> _MCU_BITS & 1) == 1)
 
 
 class TokenGrammar:
@@ -63,40 +76,38 @@ class TokenGrammar:
         self.done = grammar.start._replace(state=np.int32(grammar.done), mcus=np.int32(grammar.mcus))
 
         tokens = tokenizer.token_bytes
+        if len(grammar.distances) > 1 << _STATE_BITS or 8 * max(map(len, tokens)) >= 1 << _MCU_BITS + 3:
+            raise InputError("the codec's grammar or the longest token is too large to sample by")
+
         may_stand = [bool(data) and grammar.is_possible(data) for data in tokens]
         merges = np.array([n for n, data in enumerate(tokens) if len(data) > 1 and may_stand[n]], np.int32)
         rest = np.full((max((len(tokens[n]) - 1 for n in merges), default=0), len(merges)), -1, np.int32)
-        for column, number in enumerate(merges):
-            rest[: len(tokens[number]) - 1, column] = list(tokens[number][1:])
-        node = np.where(may_stand, np.arange(len(tokens)), -1).astype(np.int32)
-        node[merges] = len(tokens) + np.arange(len(merges))
+        for number, token in enumerate(merges):
+            rest[: len(tokens[token]) - 1, number] = list(tokens[token][1:])
+        column = np.where(may_stand, np.arange(len(tokens)), -1).astype(np.int32)
+        column[merges] = len(tokens) + np.arange(len(merges))
 
         # Header places are few and their bytes fixed: all tokens are walked from all of them once and for all.
-        count = len(grammar.distances) - grammar.in_header
-        state = np.arange(grammar.in_header, grammar.in_header + count, dtype=np.int32)
-        walks = [_walk(grammar, Place(state, np.zeros_like(state), np.zeros(count, bool)), data) for data in tokens]
-        header = Place(*(np.stack(values, axis=1) for values in zip(*(place for place, _ in walks), strict=True)))
-        legal = np.stack([legal for _, legal in walks], axis=1)
-        distances = self._distances(header, legal)
+        state = np.arange(grammar.in_header, len(grammar.distances), dtype=np.int32)
+        here = Place(state, np.zeros_like(state), np.zeros(len(state), bool))
+        header = np.stack([_pack(*_walk(grammar, here, data), here, np) for data in tokens], axis=1)
         self.rules = Rules(
             rows=grammar.rows,
-            distances=distances,
+            distances=self._distances(header),
             first=np.array([data[0] if data else 0 for data in tokens], np.int32),
             merges=merges,
             rest=rest,
-            node=node,
-            header=header,
-            header_legal=legal,
-            header_needed=grammar.distance(header, distances) + 1,
+            column=column,
+            header=header.astype(np.int32),
         )
 
-    def _distances(self, header: Place, legal: np.ndarray) -> np.ndarray:
+    def _distances(self, header: np.ndarray) -> np.ndarray:
         """The grammar's distances, in the header in tokens: the fewest, one place before the next."""
         grammar, distances = self._grammar, self._grammar.distances.copy()
-        for offset in range(len(legal) - 1, -1, -1):
-            behind = Place(*(values[offset, legal[offset]] for values in header))
-            fewest = 1 + np.min(grammar.distance(behind, distances))
+        for offset in range(len(header) - 1, -1, -1):
             here = Place(np.int32(grammar.in_header + offset), np.int32(0), np.bool_(False))
+            behind = _unpack(header[offset, header[offset] >= 0], here)
+            fewest = 1 + np.min(grammar.distance(behind, distances))
             distances[here.state] += fewest - grammar.distance(here, distances)
         return distances
 
@@ -127,42 +138,29 @@ class TokenGrammar:
           room: int32 [n], tokens that may still be written, EOS among them.
         """
         grammar = self._grammar
-        place = Place(*(values[:, None] for values in at))
-        begun, legal = grammar.step(place, rules.first, rules.rows, jnp)
+        at = Place(*(values[:, None] for values in at))
+        begun = _pack(*grammar.step(at, rules.first, rules.rows, jnp), at)
 
-        def read(walk: tuple[Place, jax.Array], data: jax.Array) -> tuple[tuple[Place, jax.Array], None]:
-            place, legal = walk
-            following, legal_here = grammar.step(place, data, rules.rows, jnp)
-            following = Place(*(jnp.where(data < 0, *pair) for pair in zip(place, following, strict=True)))
-            return (following, legal & (legal_here | (data < 0))), None
+        def read(packed: jax.Array, byte: jax.Array) -> tuple[jax.Array, None]:
+            following, legal = grammar.step(_unpack(packed, at), byte, rules.rows, jnp)
+            return jnp.where(byte < 0, packed, _pack(following, legal & (packed >= 0), at)), None
 
-        merged = Place(*(values[:, rules.merges] for values in begun)), legal[:, rules.merges]
-        (whole, whole_legal), _ = jax.lax.scan(read, merged, rules.rest)
-        nodes = Place(*(jnp.concatenate(pair, axis=1) for pair in zip(begun, whole, strict=True)))
-        needed = grammar.distance(nodes, rules.distances, jnp) + 1
-        legal = jnp.concatenate([legal, whole_legal], axis=1)[:, rules.node] & (rules.node >= 0)
+        merged, _ = jax.lax.scan(read, begun[:, rules.merges], rules.rest)
+        behind = jnp.concatenate([begun, merged], axis=1)[:, rules.column]
+        behind = jnp.where(rules.column < 0, -1, behind)
+        # The header's places have a table of their own.
+        offset = at.state - grammar.in_header
+        behind = jnp.where(offset >= 0, rules.header[jnp.maximum(offset[:, 0], 0)], behind)
+        is_eos = jnp.arange(behind.shape[1]) == self._eos
+        behind = jnp.where(is_eos, jnp.where(at.state == grammar.done, at.state, -1), behind)
 
-        # The header's places have tables of their own.
-        offset, in_header = self._offset(at)
-        legal = jnp.where(in_header[:, None], rules.header_legal[offset], legal)
-        needed = jnp.where(in_header[:, None], rules.header_needed[offset], needed[:, rules.node])
-        is_eos = jnp.arange(legal.shape[1]) == self._eos
-        legal = jnp.where(is_eos, place.state == grammar.done, legal)
-        return Choices(legal, legal & (is_eos | (needed < room[:, None])), nodes)
+        legal = behind >= 0
+        needed = grammar.distance(_unpack(behind, at), rules.distances, jnp) + 1
+        return Choices(legal, legal & (is_eos | (needed < room[:, None])), behind)
 
-    def behind(self, rules: Rules, at: Place, choices: Choices, token: jax.Array) -> Place:
+    def behind(self, at: Place, choices: Choices, token: jax.Array) -> Place:
         """The places [n] behind the legal tokens [n], of what `choices` said of places `at` [n]."""
-        rows = jnp.arange(len(token))
-        offset, in_header = self._offset(at)
-        of_header = (values[offset, token] for values in rules.header)
-        of_scan = (values[rows, rules.node[token]] for values in choices.nodes)
-        following = (jnp.where(in_header, *pair) for pair in zip(of_header, of_scan, strict=True))
-        return Place(*(jnp.where(token == self._eos, *pair) for pair in zip(at, following, strict=True)))
-
-    def _offset(self, at: Place) -> tuple[jax.Array, jax.Array]:
-        """How far in the header places [n] are, and whether they are in it."""
-        offset = at.state - self._grammar.in_header
-        return jnp.maximum(offset, 0), offset >= 0
+        return _unpack(choices.behind[jnp.arange(len(token)), token], at)
 
 
 def _walk(grammar: JpegGrammar, at: Place, data: bytes) -> tuple[Place, np.ndarray]:

@@ -112,7 +112,7 @@ def test_a_token_is_legal_exactly_where_its_bytes_are(codec, separator):
         if token == learner.EOS:
             place, legal = places, is_done
         np.testing.assert_array_equal(choices.legal[:, token], legal, err_msg=f"token {token}: {data.hex()}")
-        behind = rules.behind(rules.rules, places, choices, np.full(1000, token))
+        behind = rules.behind(places, choices, np.full(1000, token))
         for ours, theirs in zip(behind, place, strict=True):
             np.testing.assert_array_equal(np.asarray(ours)[legal], theirs[legal])
         needed = rules.tokens_needed(place)
