@@ -106,6 +106,8 @@ def pick(legal: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def draw(random: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image]) -> Image.Image:
     """A photograph's window of any scale, a drawing, noise, a gradient or one colour."""
     kind = random.choice(["photograph", "drawing", "noise", "gradient", "flat"], p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    if kind == "noise" and height * width > 128 * 128:
+        kind = "photograph"  # noise makes long files, and a walk lasts as long as its longest file
     if kind == "photograph":
         photo = photos[random.integers(len(photos))]
         scale = random.uniform(0.3, 1) * min(photo.width / width, photo.height / height)
@@ -202,9 +204,9 @@ def test_files_of_pillow_and_cjpeg_are_legal():
 def test_ten_thousand_files_of_pillow_and_cjpeg_are_legal():
     random = np.random.default_rng(1)
     started = time.monotonic()
-    sides = np.exp(random.uniform(np.log(8), np.log(513), (196, 2))).astype(int)  # half of them below 64
+    sides = np.exp(random.uniform(np.log(8), np.log(513), (96, 2))).astype(int)  # half of them below 64
     sizes = [(8, 8), (512, 512), (8, 512), (512, 8), *sides.tolist()]
-    counts = check_real_files(random, tuple(COLOURS), sizes, each=50)
+    counts = check_real_files(random, tuple(COLOURS), sizes, each=100)
     assert counts["files"] == 10_000 and min(counts.values()) >= 2_000
     print(f"{dict(counts)} in {time.monotonic() - started:.0f} s")
 
@@ -228,8 +230,8 @@ def test_files_with_optimised_huffman_tables_are_legal():
 
 
 @pytest.mark.slow
-def test_a_hundred_files_with_optimised_huffman_tables_are_legal():
-    check_files_with_optimised_tables(100)
+def test_forty_files_with_optimised_huffman_tables_are_legal():
+    check_files_with_optimised_tables(40)
 
 
 def test_with_a_marker_behind_each_mcu_no_real_file_ends_sooner_than_the_distance_says():
@@ -418,7 +420,7 @@ def random_grammars(random: np.random.Generator, count: int, most_symbols: int) 
 
 
 @pytest.mark.parametrize(
-    ("count", "most_symbols"), [(4, 40), pytest.param(60, 256, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("count", "most_symbols"), [(4, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_bytes_do_what_their_bits_do_whatever_the_huffman_tables(count, most_symbols):
     random = np.random.default_rng(4)
@@ -665,7 +667,7 @@ def test_changed_files_are_legal_exactly_where_the_strict_parser_accepts_them(ea
 
 
 @pytest.mark.parametrize(
-    ("count", "most_symbols"), [(6, 40), pytest.param(60, 256, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("count", "most_symbols"), [(6, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_so_are_random_files_of_random_huffman_tables(count, most_symbols):
     random = np.random.default_rng(9)
