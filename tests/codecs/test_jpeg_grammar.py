@@ -195,7 +195,7 @@ def check_real_files(
 
 def test_files_of_pillow_and_cjpeg_are_legal():
     random = np.random.default_rng(0)
-    sizes = [(8, 8), (96, 8), (8, 96), (17, 33), *random.integers(8, 41, (6, 2)).tolist()]
+    sizes = [(8, 8), (96, 8), (8, 96), (17, 33), *random.integers(8, 33, (6, 2)).tolist()]
     counts = check_real_files(random, ("4:2:0", "grey"), sizes, each=30)
     assert counts["files"] == 300 and min(counts.values()) >= 60
 
@@ -420,7 +420,7 @@ def random_grammars(random: np.random.Generator, count: int, most_symbols: int) 
 
 
 @pytest.mark.parametrize(
-    ("count", "most_symbols"), [(4, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("count", "most_symbols"), [(3, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_bytes_do_what_their_bits_do_whatever_the_huffman_tables(count, most_symbols):
     random = np.random.default_rng(4)
@@ -657,7 +657,7 @@ def check_counts(counts: collections.Counter, least: int) -> None:
     assert counts[-1, False] > 0 and not counts[-1, True]
 
 
-@pytest.mark.parametrize("each", [100, pytest.param(2_500, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("each", [60, pytest.param(2_500, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_changed_files_are_legal_exactly_where_the_strict_parser_accepts_them(each):
     random = np.random.default_rng(8)
     counts = collections.Counter()
@@ -667,7 +667,7 @@ def test_changed_files_are_legal_exactly_where_the_strict_parser_accepts_them(ea
 
 
 @pytest.mark.parametrize(
-    ("count", "most_symbols"), [(6, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("count", "most_symbols"), [(3, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_so_are_random_files_of_random_huffman_tables(count, most_symbols):
     random = np.random.default_rng(9)
