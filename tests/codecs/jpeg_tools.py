@@ -1,10 +1,25 @@
-"""Pillow's plain encoder, and the tools of Debian's libjpeg-turbo-progs."""
+"""Pillow's plain encoder, the tools of Debian's libjpeg-turbo-progs, and a block made by hand."""
 
 import io
 import shutil
 import subprocess
 
 from PIL import Image
+
+from jpeglm.codecs.jpeg import JpegCodec
+
+GREY = JpegCodec(height=8, width=8, mode="L", quality=25)  # one block
+# Codes of the luminance tables of Annex K, K.3.
+DC_ZERO, END_OF_BLOCK, SIXTEEN_ZEROS = "00", "1010", "11111111001"
+ONE_BEHIND_15_ZEROS, ONE_BEHIND_14_ZEROS, ONE = "1111111111110101" + "1", "1111111111101011" + "1", "00" + "1"
+
+
+def grey_block(*codes: str) -> bytes:
+    """Returns the document of GREY whose only block is made of these codes."""
+    bits = "".join(codes)
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8)
+    return GREY.header + data.replace(b"\xff", b"\xff\x00") + b"\xff\xd9"
 
 
 def save(image: Image.Image, **options) -> bytes:

@@ -11,27 +11,26 @@ from PIL import Image
 
 from jpeglm.codecs.jpeg import JpegCodec, JpegError, parse
 from tests.codecs import fuzz_jpeg
-from tests.codecs.jpeg_tools import cjpeg, jpegtran, save
+from tests.codecs.jpeg_tools import (
+    DC_ZERO,
+    END_OF_BLOCK,
+    GREY,
+    ONE,
+    ONE_BEHIND_14_ZEROS,
+    ONE_BEHIND_15_ZEROS,
+    SIXTEEN_ZEROS,
+    cjpeg,
+    grey_block,
+    jpegtran,
+    save,
+)
 from tests.photographs import photographs
 
 COLOUR = JpegCodec(height=40, width=56, mode="RGB", quality=25)
-GREY = JpegCodec(height=8, width=8, mode="L", quality=25)
 DOCUMENT = COLOUR.encode(photographs(2, 40, 56)[1])
 SCAN = COLOUR.parse(DOCUMENT)
 STARTS, ENDS = SCAN.starts.tolist(), SCAN.ends.tolist()
 PADDED = next(unit for unit, bit in enumerate(SCAN.block_ends[:, -1]) if bit % 8 and DOCUMENT[ENDS[unit] - 1])
-
-# Codes of the luminance tables of Annex K, K.3.
-DC_ZERO, END_OF_BLOCK, SIXTEEN_ZEROS = "00", "1010", "11111111001"
-ONE_BEHIND_15_ZEROS, ONE_BEHIND_14_ZEROS, ONE = "1111111111110101" + "1", "1111111111101011" + "1", "00" + "1"
-
-
-def grey_block(*codes: str) -> bytes:
-    """A document of GREY whose only block is made of these codes."""
-    bits = "".join(codes)
-    bits += "1" * (-len(bits) % 8)
-    data = int(bits, 2).to_bytes(len(bits) // 8)
-    return GREY.header + data.replace(b"\xff", b"\xff\x00") + b"\xff\xd9"
 
 
 def pillow_accepts(codec: JpegCodec, document: bytes) -> bool:
