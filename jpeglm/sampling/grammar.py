@@ -48,7 +48,7 @@ class Choices(NamedTuple):
 
 
 # A place packed into an int32, seen from an earlier one; -1 for none. One array instead of three: fewer kernels.
-_STATE_BITS, _MCU_BITS = 20, 8
+_STATE_BITS, _MCU_BITS = 20, 10
 
 
 def _pack(place: Place, legal: jax.Array, seen_from: Place, xp: ModuleType = jnp) -> jax.Array:
@@ -76,8 +76,9 @@ class TokenGrammar:
         self.done = grammar.start._replace(state=np.int32(grammar.done), mcus=np.int32(grammar.mcus))
 
         tokens = tokenizer.token_bytes
-        if len(grammar.distances) > 1 << _STATE_BITS or 8 * max(map(len, tokens)) >= 1 << _MCU_BITS + 3:
-            raise InputError("the codec's grammar or the longest token is too large to sample by")
+        most_ends = 4 * max(map(len, tokens))  # of MCUs, none of which has less than two bits
+        if len(grammar.distances) > 1 << _STATE_BITS or most_ends >= 1 << _MCU_BITS:
+            raise InputError("too many states of the grammar, or too long a token, for sampling by it")
 
         may_stand = [bool(data) and grammar.is_possible(data) for data in tokens]
         merges = np.array([n for n, data in enumerate(tokens) if len(data) > 1 and may_stand[n]], np.int32)
