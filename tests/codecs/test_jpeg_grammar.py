@@ -1,24 +1,30 @@
-"""The automaton of legal JPEG files, against encoders, its own definition over bits, and the strict parser."""
+"""The language of legal JPEG files: against encoders, the strict parser, jpegtran, and blocks made by hand."""
 
 import collections
-import functools
 import itertools
-import struct
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jpeglm.codecs import jpeg_grammar, jpeg_header
+from jpeglm.codecs import jpeg_header
 from jpeglm.codecs.jpeg import JpegCodec, JpegError, parse
-from jpeglm.codecs.jpeg_grammar import BlockTables, JpegGrammar, Place, minimise, next_bit
-from jpeglm.codecs.jpeg_header import DHT, DQT, DRI, SOF0, SOS
+from jpeglm.codecs.jpeg_grammar import JpegGrammar
+from jpeglm.codecs.jpeg_header import DHT, DQT, SOS
+from tests.codecs.grammar_tools import (
+    COLOUR_CODEC,
+    GREY_CODEC,
+    LUMINANCE,
+    YUV_420,
+    header_of,
+    huffman_segment,
+    parser_accepts,
+    random_files,
+    random_grammars,
+    rare_grammar,
+)
 from tests.codecs.jpeg_tools import (
     DC_ZERO,
     END_OF_BLOCK,
@@ -34,41 +40,10 @@ from tests.codecs.jpeg_tools import (
 )
 from tests.photographs import photographs
 
-# Sampling factors of each component.
-YUV_420, YUV_422, YUV_444 = ((2, 2), (1, 1), (1, 1)), ((2, 1), (1, 1), (1, 1)), ((1, 1),) * 3
-LUMINANCE = ((1, 1),)
-COLOUR_CODEC, GREY_CODEC = JpegCodec(40, 56, "RGB", 25), JpegCodec(17, 30, "L", 60)
+pytestmark = pytest.mark.usefixtures("tables_cache")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache() -> Iterator[Path]:
-    """A cache of this module's own: what earlier code left in the user's is not what is tested."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", folder)
-        jpeg_grammar._tables.cache_clear()
-        yield Path(folder)
-        jpeg_grammar._tables.cache_clear()
-
-
-def rare_grammar(header: bytes, tables: bytes = b"") -> JpegGrammar:
-    """A grammar of rare tables, which are not kept."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", folder)
-        return JpegGrammar(header, tables)
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body
-
-
-def header_of(height: int, width: int, sampling: Sequence[tuple[int, int]], interval: int = 0) -> bytes:
-    """A header without tables: luminance has the Huffman tables 0, what follows it 1."""
-    frame, scan = struct.pack(">BHHB", 8, height, width, len(sampling)), bytes([len(sampling)])
-    for number, (horizontal, vertical) in enumerate(sampling):
-        frame += bytes([number + 1, horizontal << 4 | vertical, 0])
-        scan += bytes([number + 1, 0x11 * min(number, 1)])
-    restart = segment(DRI, interval.to_bytes(2)) if interval else b""
-    return b"\xff\xd8" + segment(SOF0, frame) + restart + segment(SOS, scan + b"\x00\x3f\x00")
+############################ Files of encoders ############################
 
 
 def without(markers: Sequence[int], file: bytes) -> tuple[bytes, bytes, bytes]:
@@ -82,25 +57,6 @@ def without(markers: Sequence[int], file: bytes) -> tuple[bytes, bytes, bytes]:
         else:
             header += file[start:offset]
     return header, file[offset:], left_out
-
-
-def take(places: Place, which: np.ndarray) -> Place:
-    return Place(*(values[which] for values in places))
-
-
-def step_all(grammar: JpegGrammar, at: Place) -> tuple[Place, np.ndarray]:
-    """What follows each of n places with each byte, [n, 256]; illegal bytes lead to the end, as a stand-in."""
-    following, legal = grammar.step(Place(*(values[:, None] for values in at)), np.arange(256))
-    return following._replace(state=np.where(legal, following.state, grammar.done)), legal
-
-
-def pick(legal: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """One legal byte of each row of [n, 256], all equally likely; fails at a dead end."""
-    assert legal.any(axis=1).all()
-    return np.argmax(random.random(legal.shape) * legal, axis=1)
-
-
-############################ Files of encoders ############################
 
 
 def draw(random: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image]) -> Image.Image:
@@ -226,24 +182,12 @@ def check_files_with_optimised_tables(count: int) -> None:
 
 
 def test_files_with_optimised_huffman_tables_are_legal():
-    check_files_with_optimised_tables(4)
+    check_files_with_optimised_tables(3)
 
 
 @pytest.mark.slow
 def test_forty_files_with_optimised_huffman_tables_are_legal():
     check_files_with_optimised_tables(40)
-
-
-def test_with_a_marker_behind_each_mcu_no_real_file_ends_sooner_than_the_distance_says():
-    for codec in (COLOUR_CODEC, GREY_CODEC):
-        grammar = JpegGrammar(codec.header)
-        for picture in photographs(10, codec.height, codec.width, codec.mode):
-            document = codec.encode(picture)
-            beginnings = [document[:length] for length in range(len(document) + 1)]
-            place, read = grammar.walk(beginnings)
-            assert read.tolist() == [len(beginning) for beginning in beginnings]
-            assert np.all(grammar.distance(place) <= len(document) - read)
-            assert grammar.distance(place)[-1] == 0
 
 
 def test_a_change_of_any_byte_of_the_header_is_seen_there():
@@ -256,345 +200,7 @@ def test_a_change_of_any_byte_of_the_header_is_seen_there():
     assert grammar.distance(place).tolist() == (grammar.distance(grammar.start) - np.arange(length)).tolist()
 
 
-############################ The definition over bits ############################
-
-ILLEGAL, END = -1, -2
-
-
-class Places:
-    """All places of an MCU that `next_bit` comes to, numbered: what each bit leads to, and the table's states.
-
-    Attributes:
-      following: of each place, behind a 0 and behind a 1: a place, END or ILLEGAL.
-      bits, representatives: what `minimise` returns.
-      state: of each place, the state that the same bits lead to. Fails where two ways lead to two states, or where
-        `next_bit` and `bits` do not agree about what is legal.
-    """
-
-    def __init__(self, blocks: Sequence[BlockTables]):
-        self.bits, self.representatives = minimise(blocks)
-        numbers, self.following, self.state = {jpeg_grammar.FIRST_BIT: 0}, [], [0]
-        places = [jpeg_grammar.FIRST_BIT]
-        for at in places:  # which grows meanwhile
-            pair, state = [], self.state[len(self.following)]
-            for bit in (0, 1):
-                place, behind = next_bit(at, bit, blocks), int(self.bits[state, bit])
-                if place is None:
-                    assert behind == -1
-                elif place == jpeg_grammar.END:
-                    assert behind == len(self.bits)
-                elif place in numbers:
-                    assert self.state[numbers[place]] == behind
-                else:
-                    numbers[place] = len(places)
-                    places.append(place)
-                    self.state.append(behind)
-                pair.append({None: ILLEGAL, jpeg_grammar.END: END}.get(place, numbers.get(place)))
-            self.following.append(pair)
-        assert set(self.state) == set(range(len(self.bits)))
-        assert [self.state[numbers[place]] for place in self.representatives] == list(range(len(self.bits)))
-        self.numbers = [numbers[place] for place in self.representatives]
-
-    def read_byte(self, at: int, byte: int, follow: int) -> tuple[int, int] | None:
-        """Reads a byte bit by bit, `follow` more MCUs being to come in the interval; None where it is illegal.
-
-        Returns:
-          The place behind it, END where the interval is complete, and how many MCUs ended.
-        """
-        ended = 0
-        for shift in range(7, -1, -1):
-            bit = byte >> shift & 1
-            if ended > follow:  # padding
-                if not bit:
-                    return None
-                continue
-            at = self.following[at][bit]
-            if at == ILLEGAL:
-                return None
-            if at == END:
-                at, ended = 0, ended + 1
-        return (END if ended > follow else at), ended
-
-
-def blocks_of(header: bytes) -> list[BlockTables]:
-    read = jpeg_header.read(header)
-    made = {}
-    for component in read.components:
-        key = component.dc_table, component.ac_table
-        made[key] = made.get(key) or BlockTables(read.huffman[0, key[0]], read.huffman[1, key[1]])
-    return [
-        made[component.dc_table, component.ac_table]
-        for component in read.components
-        for _ in range(component.horizontal * component.vertical if len(read.components) > 1 else 1)
-    ]
-
-
-def check_bytes(grammar: JpegGrammar, places: Places, count: int, random: np.random.Generator) -> int:
-    """Compares random (state, byte) pairs, anywhere in the picture. Returns the most MCUs that one byte ended."""
-    state = random.integers(len(places.bits), size=count)
-    # three in ten of them near the end of an MCU, where states have the highest numbers
-    late = random.integers(max(0, len(places.bits) - 200), len(places.bits), size=count)
-    state = np.where(random.random(count) < 0.3, late, state)
-    byte = random.integers(256, size=count)
-    mcus = random.integers(grammar.mcus, size=count)
-    at = Place(state.astype(np.int32), mcus.astype(np.int32), np.zeros(count, bool))
-    following, legal = grammar.step(at, byte)
-    most = 0
-    got = zip(
-        state.tolist(),
-        byte.tolist(),
-        mcus.tolist(),
-        legal.tolist(),
-        following.state.tolist(),
-        following.mcus.tolist(),
-        following.stuffed.tolist(),
-        strict=True,
-    )
-    for state, byte, mcus, legal, next_state, next_mcus, stuffed in got:
-        end_of_interval = min((mcus // grammar.interval + 1) * grammar.interval, grammar.mcus)
-        read = places.read_byte(places.numbers[state], byte, end_of_interval - 1 - mcus)
-        assert legal == (read is not None), (state, byte, mcus)
-        if read is not None:
-            place, ended = read
-            expected = len(places.bits) if place == END else places.state[place]
-            assert (next_state, next_mcus, stuffed) == (expected, mcus + ended, byte == 0xFF), (state, byte, mcus)
-            most = max(most, ended)
-    return most
-
-
-@pytest.mark.parametrize("count", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)], ids=["few", "many"])
-@pytest.mark.parametrize(
-    ("sampling", "intervals", "most_ends"), [(YUV_420, (1,), 1), (LUMINANCE, (1, 2, 7, 0), 2)], ids=["colour", "grey"]
-)
-def test_bytes_do_what_their_bits_do(sampling, intervals, most_ends, count):
-    random = np.random.default_rng(3)
-    places = Places(blocks_of(header_of(8, 8, sampling)))
-    # No bit leads back, so states are the fewest where no two of them do the same.
-    assert len(np.unique(places.bits, axis=0)) == len(places.bits)
-    found = 0
-    for interval in intervals:
-        grammar = JpegGrammar(header_of(8 * 5, 8 * 21, sampling, interval))
-        found = max(found, check_bytes(grammar, places, count // len(intervals), random))
-    assert found == most_ends
-
-
-def random_huffman_table(random: np.random.Generator, symbols: Sequence[int]) -> bytes:
-    """A table of these symbols with random code lengths, as in DHT; often some codes are left unused."""
-    lengths = [0]
-    while len(lengths) <= len(symbols):  # one more, as the code of ones alone is reserved
-        at = int(random.integers(len(lengths)))
-        if lengths[at] < 16:
-            lengths[at] += 1
-            lengths.append(lengths[at])
-    lengths = sorted(lengths)[:-1]
-    return bytes(np.bincount(lengths, minlength=17)[1:].tolist()) + bytes(random.permutation(symbols).tolist())
-
-
-def random_tables(random: np.random.Generator, most_symbols: int) -> bytes:
-    """DHT segments of four random tables: with symbols that baseline does not have, and now and then without EOB."""
-    segments = b""
-    for destination in (0, 1):
-        dc = random.choice(16, random.integers(1, 17), replace=False)
-        ac = random.choice(256, random.choice([2, 5, most_symbols // 5, most_symbols]), replace=False)
-        if random.random() < 0.8:
-            ac = np.union1d(ac, [0x00, 0xF0])  # the end of a block, and 16 zeros
-        for kind, symbols in enumerate((dc, ac)):
-            segments += segment(DHT, bytes([kind << 4 | destination]) + random_huffman_table(random, symbols))
-    return segments
-
-
-def random_grammars(random: np.random.Generator, count: int, most_symbols: int) -> Iterator[tuple[bytes, JpegGrammar]]:
-    """Headers with random Huffman tables, and their grammars."""
-    while count:
-        sampling = [LUMINANCE, LUMINANCE, YUV_444, ((1, 1), (1, 2))][random.integers(4)]
-        height, width = random.integers(1, 41, 2).tolist()
-        bare = header_of(height, width, sampling, int(random.choice([0, 1, 2, 3])))
-        header = bare[:2] + random_tables(random, most_symbols) + bare[2:]
-        try:
-            grammar = rare_grammar(header)
-        except JpegError as refusal:
-            assert "cannot write any block" in str(refusal)
-            continue
-        count -= 1
-        yield header, grammar
-
-
-@pytest.mark.parametrize(
-    ("count", "most_symbols"), [(3, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
-)
-def test_bytes_do_what_their_bits_do_whatever_the_huffman_tables(count, most_symbols):
-    random = np.random.default_rng(4)
-    for header, grammar in random_grammars(random, count, most_symbols):
-        check_bytes(grammar, Places(blocks_of(header)), 10_000, random)
-
-
-############################ Walks ############################
-
-
-def walk_at_random(header: bytes, walkers: int, steps: int, random: np.random.Generator) -> int:
-    """Walks legal bytes, each as likely as the others, again and again. Returns how many files came to their end."""
-    grammar = JpegGrammar(header)
-    begin, _ = grammar.walk([header] * walkers)
-    at, ended = begin, 0
-    for _ in range(steps):
-        following, legal = grammar.step(at, random.integers(256, size=walkers))
-        (again,) = np.nonzero(~legal)
-        behind, legal = step_all(grammar, take(at, again))
-        byte = pick(legal, random)
-        for values, others in zip(following, behind, strict=True):
-            values[again] = others[np.arange(len(again)), byte]
-        done = following.state == grammar.done
-        ended += int(np.sum(done))
-        at = Place(*(np.where(done, first, values) for first, values in zip(begin, following, strict=True)))
-    return ended
-
-
-@pytest.mark.parametrize("count", [200_000, pytest.param(10_000_000, marks=pytest.mark.slow)], ids=["few", "many"])
-def test_random_walks_meet_no_dead_end(count):
-    random = np.random.default_rng(5)
-    headers = [header_of(16, 60, sampling, interval) for sampling in (YUV_420, LUMINANCE) for interval in (0, 1, 2, 7)]
-    walkers = 50 if count < 1_000_000 else 2000
-    ended = [walk_at_random(header, walkers, count // walkers // len(headers), random) for header in headers]
-    print(f"{count} bytes; files that ended: {ended}")
-    assert min(ended) >= walkers
-
-
-def random_files(header: bytes, grammar: JpegGrammar, wild: Sequence[int], random: np.random.Generator) -> list[bytes]:
-    """Files that each have so many random legal bytes (or fewer), then random ones that lead nearer to the end.
-
-    Fails where a file needs more of the latter than the distance said.
-    """
-    at, _ = grammar.walk([header] * len(wild))
-    files = [bytearray(header) for _ in wild]
-    budgets = np.zeros(len(wild), np.int64)
-    for number in itertools.count():
-        budgets = np.where(number <= np.array(wild), grammar.distance(at), budgets - 1)
-        (open_ones,) = np.nonzero(at.state != grammar.done)
-        if not len(open_ones):
-            return [bytes(file) for file in files]
-        assert np.all(budgets[open_ones] > 0)
-        here = take(at, open_ones)
-        following, legal = step_all(grammar, here)
-        is_nearer = grammar.distance(following) < grammar.distance(here)[:, None]
-        byte = pick(legal & (is_nearer | (number < np.array(wild)[open_ones, None])), random)
-        for values, others in zip(at, following, strict=True):
-            values[open_ones] = others[np.arange(len(open_ones)), byte]
-        for file, new in zip(open_ones.tolist(), byte.tolist(), strict=True):
-            files[file].append(new)
-
-
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"])
-def test_files_end_within_the_distance_from_anywhere_and_the_parser_takes_them(count):
-    random = np.random.default_rng(6)
-    for sampling, interval in itertools.product((YUV_420, LUMINANCE), (0, 1, 2, 7)):
-        header = header_of(24, 90, sampling, interval)
-        files = random_files(header, JpegGrammar(header), random.integers(0, 200, count).tolist(), random)
-        assert len(set(files)) > 0.9 * count
-        assert all(parser_accepts(file) for file in files)
-
-
-class Graph:
-    """Every place behind the header that a file can come to.
-
-    Attributes:
-      places: of them, [n].
-      edges: int32 [n, 256], what each byte leads to; -1 for illegal bytes.
-    """
-
-    def __init__(self, header: bytes):
-        self.grammar = JpegGrammar(header)
-        number = np.full((self.grammar.done + 1) * (self.grammar.mcus + 1) * 2, -1, np.int32)  # of a place's key
-        found, edges = [], []
-        frontier = np.unique(self._keys(take(self.grammar.walk([header])[0], np.array([0]))))
-        number[frontier] = 0
-        count = 1
-        while len(frontier):
-            found.append(frontier)
-            new = []
-            for part in np.array_split(frontier, len(frontier) // 4096 + 1):
-                following, legal = step_all(self.grammar, self._place(part))
-                keys = np.where(legal, self._keys(following), -1)
-                edges.append(keys.astype(np.int32))
-                new.append(np.unique(keys[legal]))
-            new = np.unique(np.concatenate(new))
-            frontier = new[number[new] < 0]
-            number[frontier] = np.arange(count, count + len(frontier))
-            count += len(frontier)
-        self.places = self._place(np.concatenate(found))
-        keys = np.concatenate(edges)
-        self.edges = np.where(keys < 0, -1, number[keys])
-
-    def _keys(self, at: Place) -> np.ndarray:
-        return (at.state.astype(np.int64) * (self.grammar.mcus + 1) + at.mcus) * 2 + at.stuffed
-
-    def _place(self, keys: np.ndarray) -> Place:
-        state, mcus = np.divmod(keys // 2, self.grammar.mcus + 1)
-        return Place(state.astype(np.int32), mcus.astype(np.int32), keys % 2 == 1)
-
-    def fewest_bytes(self) -> np.ndarray:
-        """To the end, int [n]: found step by step, from the end."""
-        fewest = np.where(self.places.state == self.grammar.done, 0, 1 << 20)
-        while True:
-            behind = np.append(fewest, 1 << 20)[self.edges].min(axis=1)
-            shorter = np.minimum(fewest, behind + 1)
-            if np.array_equal(shorter, fewest):
-                return fewest
-            fewest = shorter
-
-
-@pytest.mark.parametrize(
-    ("sampling", "height", "width", "intervals"),
-    [
-        pytest.param(LUMINANCE, 8, 16, (1, 2), id="grey"),
-        pytest.param(LUMINANCE, 24, 24, (1, 2, 7, 0), id="grey with more MCUs", marks=pytest.mark.slow),
-        pytest.param(YUV_420, 16, 48, (1, 2, 0), id="colour", marks=pytest.mark.slow),
-    ],
-)
-def test_from_every_place_a_byte_leads_nearer_to_the_end(sampling, height, width, intervals):
-    for interval in intervals:
-        graph = Graph(header_of(height, width, sampling, interval))
-        distance = graph.grammar.distance(graph.places)
-        is_done = graph.places.state == graph.grammar.done
-        assert np.sum(is_done) == 1 and np.all((distance == 0) == is_done) and np.all(distance >= 0)
-        nearest = np.append(distance, 1 << 20)[graph.edges].min(axis=1)
-        assert np.all((nearest < distance) | is_done)
-        fewest = graph.fewest_bytes()
-        assert np.all(fewest <= distance)
-        print(
-            f"interval {interval}: {len(distance)} places, at most {np.max(distance)} bytes, {np.max(fewest)} will do"
-        )
-        if interval == 1:
-            assert np.array_equal(fewest, distance)
-
-
-def test_jax_walks_as_numpy_does():
-    random = np.random.default_rng(7)
-    for interval in (1, 3):
-        grammar = JpegGrammar(header := header_of(24, 40, LUMINANCE, interval))
-        files = random_files(header, grammar, [40] * 50, random)
-        at, _ = grammar.walk([file[: random.integers(len(header), len(file))] for file in files])
-        on_device = Place(*(jnp.asarray(values) for values in at))
-        rows, distances = jnp.asarray(grammar.rows), jnp.asarray(grammar.distances)
-        step = jax.jit(functools.partial(grammar.step, xp=jnp))
-        distance = jax.jit(functools.partial(grammar.distance, xp=jnp))(on_device, distances)
-        assert distance.tolist() == grammar.distance(at).tolist()
-        for byte in (*range(0, 256, 5), 0xFF):
-            expected, is_legal = grammar.step(at, byte)
-            following, legal = step(on_device, byte, rows)
-            assert legal.tolist() == is_legal.tolist()
-            for values, others in zip(following, expected, strict=True):
-                assert np.asarray(values)[is_legal].tolist() == others[is_legal].tolist()
-                assert values.dtype == others.dtype
-
-
 ############################ The strict parser, and jpegtran ############################
-
-
-def parser_accepts(file: bytes) -> bool:
-    try:
-        return not parse(file).has_idle_zero_runs
-    except JpegError:
-        return False
 
 
 def mutate(file: bytes, start: int, changes: int, random: np.random.Generator) -> bytes:
@@ -618,14 +224,16 @@ def mutate(file: bytes, start: int, changes: int, random: np.random.Generator) -
     return bytes(data)
 
 
-def seeds(count: int, random: np.random.Generator) -> Iterator[tuple[JpegGrammar, int, list[bytes]]]:
+def seeds(
+    colours: Sequence[str], count: int, random: np.random.Generator
+) -> Iterator[tuple[JpegGrammar, int, list[bytes]]]:
     """Legal files of small pictures: a grammar, its header's length, and `count` of its files."""
     for codec in (COLOUR_CODEC, GREY_CODEC, JpegCodec(16, 16, "RGB", 90), JpegCodec(8, 8, "L", 95)):
         files = [codec.encode(picture) for picture in photographs(count, codec.height, codec.width, codec.mode)]
         yield JpegGrammar(codec.header), len(codec.header), files
     photos = photographs(30, 512, 512)
-    for colours, restarts in itertools.product(("4:2:0", "grey"), ("none", "2", "7", "a row")):
-        files = [encode(random, draw(random, 24, 52, photos), colours, restarts, "Pillow") for _ in range(count)]
+    for kind, restarts in itertools.product(colours, ("none", "2", "7", "a row")):
+        files = [encode(random, draw(random, 24, 52, photos), kind, restarts, "Pillow") for _ in range(count)]
         split = [without([DQT], file)[:2] for file in files]
         yield JpegGrammar(split[0][0]), len(split[0][0]), [header + scan for header, scan in split]
 
@@ -650,24 +258,31 @@ def check_mutants(
 
 
 def check_counts(counts: collections.Counter, least: int) -> None:
-    """Enough mutants, and enough of them legal, so that agreement says something."""
+    """At least so many mutants by one byte, and enough of them legal, so that agreement says something."""
     print(", ".join(f"{n} {'legal' if legal else 'illegal'} of {what}" for (what, legal), n in sorted(counts.items())))
-    assert sum(counts.values()) >= least
-    assert counts[1, True] >= 0.05 * (counts[1, True] + counts[1, False]) and counts[2, True] > 0
+    by_one_byte = counts[1, True] + counts[1, False]
+    assert by_one_byte >= least
+    assert counts[1, True] >= 0.05 * by_one_byte and counts[2, True] > 0
     assert counts[-1, False] > 0 and not counts[-1, True]
 
 
-@pytest.mark.parametrize("each", [60, pytest.param(2_500, marks=pytest.mark.slow)], ids=["few", "many"])
-def test_changed_files_are_legal_exactly_where_the_strict_parser_accepts_them(each):
+@pytest.mark.parametrize(
+    ("colours", "each", "least"),
+    [
+        pytest.param(("4:2:0", "grey"), 30, 1_000, id="few"),
+        pytest.param(tuple(COLOURS), 2_500, 100_000, marks=pytest.mark.slow, id="many"),
+    ],
+)
+def test_changed_files_are_legal_exactly_where_the_strict_parser_accepts_them(colours, each, least):
     random = np.random.default_rng(8)
     counts = collections.Counter()
-    for grammar, start, files in seeds(5, random):
+    for grammar, start, files in seeds(colours, 5, random):
         counts += check_mutants(grammar, start, files, each, random)
-    check_counts(counts, least=40 * each)
+    check_counts(counts, least)
 
 
 @pytest.mark.parametrize(
-    ("count", "most_symbols"), [(3, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("count", "most_symbols"), [(2, 40), pytest.param(20, 256, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_so_are_random_files_of_random_huffman_tables(count, most_symbols):
     random = np.random.default_rng(9)
@@ -738,7 +353,7 @@ def test_an_idle_run_is_seen_in_any_block_and_none_where_a_block_follows():
         assert JpegGrammar(header).accepts([file]).tolist() == [not is_idle]
 
 
-############################ Refusals, and the tables on disk ############################
+############################ Refusals ############################
 
 
 def refusal(header: bytes, tables: bytes = b"") -> str:
@@ -746,11 +361,6 @@ def refusal(header: bytes, tables: bytes = b"") -> str:
         JpegGrammar(header, tables)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def huffman_segment(kind: int, symbols: bytes) -> bytes:
-    """A DHT segment of the symbols with codes of 8 bits."""
-    return segment(DHT, bytes([kind << 4, *[0] * 7, len(symbols), *[0] * 8]) + symbols)
 
 
 def test_headers_of_other_jpegs_are_refused_in_a_line():
@@ -786,74 +396,3 @@ def test_huffman_tables_that_can_write_no_block_are_refused():
     (file,) = random_files(whole, rare_grammar(whole), [0], np.random.default_rng(11))
     assert parser_accepts(file)
     assert len(file) >= len(whole) + 21 * 9 // 8 + 2
-
-
-@pytest.fixture
-def fresh(tmp_path, monkeypatch) -> Path:
-    """An empty cache, for what is made here and nowhere else."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    jpeg_grammar._tables.cache_clear()
-    yield tmp_path
-    jpeg_grammar._tables.cache_clear()
-
-
-SMALL = huffman_segment(0, b"\x00\x01") + huffman_segment(1, b"\x00\x01\x02")  # few states: quickly made
-
-
-def make(monkeypatch) -> tuple[JpegGrammar, int]:
-    """The grammar of SMALL as a new process makes it, and how often it minimised."""
-    calls = []
-    jpeg_grammar._tables.cache_clear()
-    monkeypatch.setattr(jpeg_grammar, "minimise", lambda blocks: calls.append(blocks) or minimise(blocks))
-    return JpegGrammar(header_of(8, 24, LUMINANCE, 2), SMALL), len(calls)
-
-
-def assert_same(one: JpegGrammar, other: JpegGrammar) -> None:
-    assert np.array_equal(one.rows, other.rows) and np.array_equal(one.distances, other.distances)
-    assert one.distance(one.start) == other.distance(other.start)
-
-
-def test_tables_are_made_once_and_read_again(fresh, monkeypatch):
-    first, calls = make(monkeypatch)
-    (path,) = fresh.rglob("*.*")
-    assert calls == 1 and path.match("jpeglm/jpeg-grammar-*.npz")
-    second, calls = make(monkeypatch)
-    assert calls == 0
-    assert_same(first, second)
-    with monkeypatch.context() as patch:  # nor are they read twice in a process
-        patch.setattr(np, "load", None)
-        assert_same(first, JpegGrammar(header_of(8, 24, LUMINANCE, 2), SMALL))
-
-
-def test_tables_of_a_damaged_file_are_made_again(fresh, monkeypatch, caplog):
-    first, _ = make(monkeypatch)
-    (path,) = fresh.rglob("*.npz")
-    whole = path.read_bytes()
-    random = np.random.default_rng(12)
-    ends = np.concatenate([np.arange(400), np.arange(len(whole) - 400, len(whole))])  # where the lists of contents are
-    places = random.choice(ends, 40, replace=False).tolist() + [whole.index(b"'shape': (") + len("'shape': (")]
-    damaged = [b"", b"junk", whole[: len(whole) // 2], whole[:-1]]
-    damaged += [whole[:at] + bytes([whole[at] ^ 1 << random.integers(3)]) + whole[at + 1 :] for at in places]
-    made_again = 0
-    for data in damaged:
-        path.write_bytes(data)
-        caplog.clear()
-        grammar, calls = make(monkeypatch)
-        assert_same(first, grammar)
-        assert ("cannot be read" in caplog.text) == (calls == 1)
-        made_again += calls
-        if calls:
-            assert path.read_bytes() == whole
-    assert made_again > 25  # a zip file has bytes that say nothing
-
-
-def test_a_cache_that_cannot_be_written_is_no_obstacle(fresh, monkeypatch, caplog):
-    first, _ = make(monkeypatch)
-    file = fresh / "file"
-    file.write_bytes(b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    caplog.clear()
-    second, calls = make(monkeypatch)
-    assert calls == 1
-    assert_same(first, second)
-    assert "are not kept" in caplog.text
