@@ -11,6 +11,7 @@ import os
 import statistics
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -53,8 +54,7 @@ def main(_: list[str]) -> None:
     size = codec.height, codec.width, codec.mode
     pictures = (sources.canonical(digits, name, *size) for name, _ in zip(digits.names(), range(100), strict=False))
     learnt = tokenizer.train(map(codec.encode, pictures), config.vocab_size, codec.separator_regex)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
         built = report.seconds(codec.grammar)
         jpeg_grammar._tables.cache_clear()
         loaded = report.seconds(codec.grammar)

@@ -23,7 +23,7 @@ class Picture:
       file: the bytes of an ordinary file, tables restored, not otherwise mended.
       image: what can be seen of it; unreadable parts are grey.
       is_valid: whether it decodes strictly.
-      ended: whether the model ended it within its budget of tokens.
+      ended: whether the model ended it; with the grammar, also that the budget of tokens never narrowed its choice.
       removed: the mean share of the model's probability that the grammar took away at a token; None without grammar.
     """
 

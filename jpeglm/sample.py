@@ -155,7 +155,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Marks `out` as holding samples of these settings; refuses one that holds others'."""
     path = out / "settings.json"
     if path.exists() and (out / "samples.jsonl").exists():
-        found = json.loads(path.read_text())
+        found = {"grammar": False} | json.loads(path.read_text())  # older folders know of no grammar
         for key, value in settings.items():
             if found.get(key) != value:
                 raise InputError(

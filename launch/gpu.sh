@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, on one NVIDIA GPU: tests of correctness, then the tables of speed, in about 25 minutes.
+# Everything that wants a GPU, on one NVIDIA GPU: tests of correctness, then the tables of speed, in half an hour.
 #
 #   [OUT=FOLDER] [WHEELS=FOLDER] [MINUTES=M] ./launch/gpu.sh [PART ...]
 #
@@ -10,8 +10,9 @@
 #   grammar       what the grammar of legal files adds to a step of decoding     MINUTES=4
 #   demo          the model of pretrained/demo, trained five times as long       MINUTES=20
 #
-# Without parts: correctness train decode grammar. Single tables: train-12288, train-32768, kept-12288, kept-32768. MINUTES is the
-# limit of each part. Results are written as they come: FOLDER/report.md (runs/gpu), a JSON file for each table, log.txt.
+# Without parts: correctness train decode grammar. Single tables: train-12288, train-32768, kept-12288, kept-32768.
+# MINUTES is the limit of each part. Results are written as they come: FOLDER/report.md (runs/gpu), a JSON file for each
+# table, log.txt.
 #
 # A python3 with JAX for CUDA is used as it is (PYTHON names another), and what it lacks is installed beside it, from
 # WHEELS alone if that is given. Else .venv is made as requirements-gpu.txt says. TORCH_PYTHON names the Python that has

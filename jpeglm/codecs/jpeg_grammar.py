@@ -13,6 +13,7 @@ markers are worked out here anew, so that either can judge the other.
 import functools
 import hashlib
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -223,7 +224,9 @@ def _tables(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tab
       restarts_each: whether every MCU ends its interval.
     """
     specification = hashlib.sha256(repr((_FORMAT, blocks, restarts_each)).encode()).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jpeglm"
+    home = os.path.expanduser("~")  # "~" itself where no home is known, as in a container without users
+    default = tempfile.gettempdir() if home == "~" else os.path.join(home, ".cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or default) / "jpeglm"
     path = folder / f"jpeg-grammar-{specification[:24]}.npz"
     try:
         with np.load(path) as file:
@@ -363,7 +366,10 @@ class JpegGrammar:
         return distances[at.state] + rest + at.stuffed
 
     def is_possible(self, data: bytes) -> bool:
-        """Whether these bytes may stand together somewhere behind the header; of a few it says so wrongly."""
+        """Whether these bytes may stand together somewhere behind the header.
+
+        True of all that may, and of a few that may not: which state goes with which place of an interval is not asked.
+        """
         states, stuffed = np.arange(self.done), np.empty(0, np.int64)
         for byte in data:
             in_mcu = states[states < self._states]

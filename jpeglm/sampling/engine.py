@@ -47,7 +47,7 @@ class Written(NamedTuple):
     Attributes:
       number: of the request.
       ids: new ones, int32 [n], without EOS.
-      ended: whether EOS came, and not because the budget left no other way.
+      ended: whether EOS came; with a grammar, also that the budget never took a legal token away.
       removed: the mean share of the model's probability that its grammar took away at a token; None without one.
     """
 
@@ -122,7 +122,7 @@ class Engine:
         self._config = dataclasses.replace(config, stacked=False)
         self._mesh = mesh
         self._eos = eos
-        self._given = grammar, jax.device_put(grammar.rules, NamedSharding(mesh, PartitionSpec())) if grammar else None
+        self._give(grammar)
         self._graphdef, abstract_model = llama.abstract(self._config)
         layout = sharding.parameter_shardings(abstract_model, mesh)
         prepare = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)), out_shardings=layout)
@@ -130,11 +130,17 @@ class Engine:
         self._params = prepare.eval_shape(params) if is_abstract else prepare(params)
         self._set(settings)
 
-    def with_settings(self, settings: Settings) -> "Engine":
-        """An engine of the same parameters, not copied, with other settings."""
+    def with_settings(self, settings: Settings, grammar: TokenGrammar | None = None) -> "Engine":
+        """An engine of the same parameters, not copied, with other settings, and a grammar where it had none."""
         other = copy.copy(self)
+        if grammar:
+            other._give(grammar)
         other._set(settings)
         return other
+
+    def _give(self, grammar: TokenGrammar | None) -> None:
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        self._grammar_and_rules = grammar, jax.device_put(grammar.rules, whole) if grammar else None
 
     def _set(self, settings: Settings) -> None:
         mesh = self._mesh
@@ -146,7 +152,7 @@ class Engine:
         whole = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, sharding.spec(("batch", "kv_heads", None, None)))
         layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole, walks=whole)
-        self._grammar, self._rules = self._given if settings.grammar else (None, None)
+        self._grammar, self._rules = self._grammar_and_rules if settings.grammar else (None, None)
         self._start = jax.jit(self._empty, out_shardings=layout)
         self._insert = jax.jit(self._insert_impl, donate_argnums=2, out_shardings=layout)
         self._decode = jax.jit(self._decode_impl, donate_argnums=2, out_shardings=layout)
@@ -190,11 +196,13 @@ class Engine:
                 number, prompt_length = running.pop(slot)
                 ids = np.asarray(state.tokens[slot])[prompt_length : lengths[slot]]
                 written = ids[:-1] if ids[-1] == self._eos else ids
+                ended, removed = len(written) < len(ids), None
                 if walks:
+                    ended = ended and not walks.was_cut[slot]
                     removed = float(walks.removed[slot]) / len(ids)
-                    yield Written(number, written, not walks.was_cut[slot], removed)
-                else:
-                    yield Written(number, written, len(written) < len(ids), None)
+                    if not np.isfinite(removed):
+                        raise InputError("the model's probabilities are not numbers: a damaged or diverged checkpoint")
+                yield Written(number, written, ended, removed)
 
     def _prefill(self, state: _Slots, slot: int, request: Request) -> _Slots:
         length, limit = len(request.prompt), self.settings.max_tokens

@@ -127,7 +127,7 @@ class TokenGrammar:
         return place
 
     def tokens_needed(self, place: Place) -> np.ndarray:
-        """A number of tokens [n] that will do to end a file, EOS among them; in the header the smallest there is."""
+        """A number of tokens [n] that will do to end a file, EOS among them: the header's fewest, then its bytes."""
         return self._grammar.distance(place, self.rules.distances) + 1
 
     def choices(self, rules: Rules, at: Place, room: jax.Array) -> Choices:

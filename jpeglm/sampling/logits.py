@@ -17,8 +17,9 @@ def filtered_probabilities(logits: jax.Array, temperature: float, top_k: int, to
     if temperature == 0:
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
     logits = logits.astype(jnp.float32)
-    # A division by next to nothing makes all but the largest minus infinity, and nothing infinite.
-    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    if temperature < 1e-3:  # a division by next to nothing makes all but the largest minus infinity, none infinite
+        logits -= jnp.max(logits, axis=-1, keepdims=True)
+    logits /= temperature
     if 0 < top_k < logits.shape[-1]:
         logits = jnp.where(_heaviest(logits, jnp.ones_like(logits), top_k), logits, -jnp.inf)
     if top_p < 1:

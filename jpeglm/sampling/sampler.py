@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
 from jpeglm.codecs.jpeg_grammar import Place
+from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Request, Settings
@@ -51,8 +52,7 @@ class Sampler:
         self.config = config
         self.codec = codecs.make(config.codec)
         self.tokenizer = tokenizer
-        grammar = self.codec.grammar()
-        self._grammar = TokenGrammar(grammar, tokenizer) if grammar else None
+        self._grammar = TokenGrammar(self.codec.grammar(), tokenizer) if settings.grammar else None
         self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS, self._grammar)
 
     @property
@@ -62,7 +62,9 @@ class Sampler:
     def with_settings(self, settings: Settings) -> "Sampler":
         """A sampler of the same parameters with other settings."""
         other = copy.copy(self)
-        other._engine = self._engine.with_settings(settings)
+        if settings.grammar and self._grammar is None:
+            other._grammar = TokenGrammar(self.codec.grammar(), self.tokenizer)
+        other._engine = self._engine.with_settings(settings, None if self._grammar else other._grammar)
         return other
 
     @classmethod
@@ -114,6 +116,12 @@ class Sampler:
         places = [None] * len(prompts)
         if self._grammar and self.settings.grammar:
             behind = self._grammar.places([prefix for prefix, _ in prompts])
+            least = self._grammar.tokens_needed(behind) + [len(ids) for ids in encoded]
+            for number in np.flatnonzero(least > self.settings.max_tokens)[:1]:  # before the first one is begun
+                raise InputError(
+                    f"prompt {number}: to become a whole file, a prompt of {len(encoded[number])} tokens wants "
+                    f"max_tokens={least[number]} or more; without the grammar nothing is promised or refused"
+                )
             places = [Place(*place) for place in zip(*behind, strict=True)]
         requests = [Request(encoded[n // samples], key, places[n // samples]) for n, key in enumerate(keys)]
         for written in self._engine.generate(requests):
