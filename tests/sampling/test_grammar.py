@@ -167,6 +167,13 @@ def test_a_budget_too_small_for_any_file_is_refused_in_one_line(grey):
         list(grey.with_settings(Settings(115)).complete(documents(GREY)[:1], 0.5))
 
 
+def test_a_network_of_no_numbers_is_refused_in_one_line():
+    sampler = untrained(GREY, Settings(100, slots=1))
+    sampler._engine._params = jax.tree.map(lambda values: values * np.nan, sampler._engine._params)
+    with pytest.raises(InputError, match="the model's probabilities are not numbers"):
+        list(sampler.generate(1))
+
+
 def test_prompts_are_continued_and_whole_ones_only_ended(grey):
     originals = documents(GREY)[:3]
     for completion in grey.complete(originals, 0.4):
