@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jpeglm import cli, runtime
-from jpeglm.evals import report, tables
+from jpeglm.evals import report, table_text, tables
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The table's config file.")
 flags.mark_flag_as_required("config")
@@ -28,10 +28,10 @@ def main() -> None:
     out = Path(config.out)
     table = tables.make(config)
     facts = report.facts(config, shlex.join(["python", "-m", "jpeglm.tables", *sys.argv[1:]]))
-    tables.write(table, out, facts)
+    table_text.write(table, out, facts)
     report.write(table, out / "report.html", facts)
     sys.stderr.flush()
-    print(tables.markdown(table))
+    print(table_text.markdown(table))
     print(f"Report: {(out / 'report.html').resolve()}")
 
 

@@ -215,6 +215,17 @@ class Tables(NamedTuple):
     mcu_bytes: np.ndarray  # [], that will do for an MCU, wherever in a byte it begins; a byte more for none
 
 
+def _build(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tables:
+    """The tables; arguments as of `_tables`."""
+    made = {pair: BlockTables(*pair) for pair in blocks}
+    bits, _ = minimise([made[pair] for pair in blocks])
+    distance, shortest = bytes_to_end(bits), shortest_mcu(bits)
+    if restarts_each:
+        return Tables(compose(bits, 1), distance, np.array(distance[0]))
+    most_ends = 1 + 7 // len(shortest)  # of a byte: behind its first bit, and then MCU after MCU
+    return Tables(compose(bits, 1 + most_ends), distance, np.max(distance[shortest[:8]]))
+
+
 @functools.lru_cache(maxsize=4)
 def _tables(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tables:
     """The tables, from the disk where they were made before.
@@ -237,14 +248,7 @@ def _tables(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tab
         pass
     except Exception as error:  # damage to a zip file has many names
         logging.warning("%s cannot be read (%s): made again", path, error)
-    made = {pair: BlockTables(*pair) for pair in blocks}
-    bits, _ = minimise([made[pair] for pair in blocks])
-    distance, shortest = bytes_to_end(bits), shortest_mcu(bits)
-    if restarts_each:
-        tables = Tables(compose(bits, 1), distance, np.array(distance[0]))
-    else:
-        most_ends = 1 + 7 // len(shortest)  # of a byte: behind its first bit, and then MCU after MCU
-        tables = Tables(compose(bits, 1 + most_ends), distance, np.max(distance[shortest[:8]]))
+    tables = _build(blocks, restarts_each)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")

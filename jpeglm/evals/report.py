@@ -22,9 +22,9 @@ from PIL import Image
 
 from jpeglm import checkpoint, codecs
 from jpeglm.data.shards import write_whole
-from jpeglm.evals import tables
 from jpeglm.evals.completion import MODELS, TITLES, title_of
-from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, Row, Shown, Table
+from jpeglm.evals.table_text import fine_percent, number, percent
+from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, GRAMMAR_HEADER, Row, Shown, Table
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
@@ -86,10 +86,10 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": tables.percent, "fine_percent": tables.fine_percent, "number": tables.number}
+    environment.filters |= {function.__name__: function for function in (percent, fine_percent, number)}
     page = environment.get_template("report.html").render(
         table=table,
-        grammar_header=tables.GRAMMAR_HEADER,
+        grammar_header=GRAMMAR_HEADER,
         facts=facts,
         floor=table.rows[0],
         groups=_by_ratio(table.rows[1:]),

@@ -204,17 +204,21 @@ class Engine:
                         raise InputError("the model's probabilities are not numbers: a damaged or diverged checkpoint")
                 yield Written(number, written, ended, removed)
 
-    def _prefill(self, state: _Slots, slot: int, request: Request) -> _Slots:
+    def check(self, request: Request) -> None:
+        """`InputError` for a prompt that leaves no room, with a grammar for a whole file."""
         length, limit = len(request.prompt), self.settings.max_tokens
         if not 0 < length < limit:
             raise InputError(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
-        place = None
-        if self._grammar:
-            place = request.place
-            if (least := length + int(self._grammar.tokens_needed(place))) > limit:
-                raise InputError(
-                    f"to become a whole file, a prompt of {length} tokens wants max_tokens={least} or more"
-                )
+        if self._grammar and (least := length + int(self._grammar.tokens_needed(request.place))) > limit:
+            raise InputError(
+                f"to become a whole file, a prompt of {length} tokens wants max_tokens={least} or more; "
+                "without the grammar nothing is promised or refused"
+            )
+
+    def _prefill(self, state: _Slots, slot: int, request: Request) -> _Slots:
+        self.check(request)
+        length, limit = len(request.prompt), self.settings.max_tokens
+        place = request.place if self._grammar else None
         padded = np.zeros((1, bucket(length, limit)), np.int32)
         padded[0, :length] = request.prompt
         return self._insert(

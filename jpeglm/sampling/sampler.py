@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
 from jpeglm.codecs.jpeg_grammar import Place
-from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Request, Settings
@@ -116,14 +115,10 @@ class Sampler:
         places = [None] * len(prompts)
         if self._grammar and self.settings.grammar:
             behind = self._grammar.places([prefix for prefix, _ in prompts])
-            least = self._grammar.tokens_needed(behind) + [len(ids) for ids in encoded]
-            for number in np.flatnonzero(least > self.settings.max_tokens)[:1]:  # before the first one is begun
-                raise InputError(
-                    f"prompt {number}: to become a whole file, a prompt of {len(encoded[number])} tokens wants "
-                    f"max_tokens={least[number]} or more; without the grammar nothing is promised or refused"
-                )
             places = [Place(*place) for place in zip(*behind, strict=True)]
         requests = [Request(encoded[n // samples], key, places[n // samples]) for n, key in enumerate(keys)]
+        for request in requests[::samples]:  # before the first one is begun
+            self._engine.check(request)
         for written in self._engine.generate(requests):
             index, sample = divmod(written.number, samples)
             prefix, units = prompts[index]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
-from jpeglm.evals import ngram, tables
+from jpeglm.evals import ngram, table_text, tables
 from jpeglm.evals.completion import MODELS, TITLES, Completed, Methods, with_random_bytes
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.sampling.engine import Settings
@@ -148,7 +148,7 @@ def test_an_invalid_file_written_with_the_grammar_is_an_error(config, projection
     + [(0.00013, "0.013%"), (1.3e-6, "0.00013%"), (1e-9, "<0.0001%")],
 )
 def test_small_shares_keep_two_digits(share, text):
-    assert tables.fine_percent(share) == text
+    assert table_text.fine_percent(share) == text
 
 
 def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made):
@@ -240,7 +240,7 @@ def test_a_table_that_was_broken_off_goes_on_to_the_same_numbers(made, config, p
 
 def test_files_hold_the_same_numbers(made, tmp_path):
     table = made.table
-    tables.write(table, tmp_path / "files", {"command": "c"})
+    table_text.write(table, tmp_path / "files", {"command": "c"})
     content = json.loads((tmp_path / "files/table.json").read_text())
     assert content["command"] == "c"
     assert content["metric"] == "FD-projection"
@@ -258,7 +258,7 @@ def test_files_hold_the_same_numbers(made, tmp_path):
             assert line[field] == ("" if value is None else str(value))
         if row.method in MODELS:
             assert f"{row.distance_with_grammar:,.2f} |" in text
-            assert f"| {tables.fine_percent(row.removed)} |" in " ".join(text.split())
+            assert f"| {table_text.fine_percent(row.removed)} |" in " ".join(text.split())
     for model in table.language_models:
         assert f"{model.nats_per_token:.4f}" in text
     assert table.notes[0] in text
