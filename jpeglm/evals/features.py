@@ -1,27 +1,93 @@
-"""What every feature extractor shares: its interface, the resize rule, batches with a progress bar."""
+"""What every feature extractor shares: a network on all devices of the process, the resize rule, the progress bar."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 from tqdm import tqdm
 
-BLOCK = 64  # pictures between two steps of the progress bar
 
+class Extractor:
+    """Turns pictures into feature vectors, a batch spread over the devices of this process at a time.
 
-class Extractor(Protocol):
-    """Turns pictures into feature vectors."""
+    Attributes:
+      name: of the network.
+      metric: what a Fréchet distance of its features is called.
+      mode: of resizing and normalising; "" where there is only one.
+      dim: features a picture.
+      size: pixels a side that pictures are resized to.
+      weights_sha256: of the file that the weights come from.
+      batch_size: pictures computed at once.
+    """
 
-    name: str  # of the network
-    metric: str  # what a Fréchet distance of its features is called
-    dim: int  # features a picture
-    size: int  # pixels a side that pictures are resized to
-    batch_size: int  # pictures computed at once
-    weights_sha256: str
+    def __init__(
+        self,
+        *,
+        name: str,
+        metric: str,
+        mode: str,
+        dim: int,
+        size: int,
+        weights_sha256: str,
+        params: Any,
+        apply: Callable[[Any, jax.Array], jax.Array],
+        batch_size: int | None,
+        compiler_options: dict[str, str] | None = None,
+    ):
+        """`apply(params, float32 [batch, size, size, 3])` gives float32 [batch, dim].
+
+        `batch_size`: made a multiple of the devices; None: on a CPU few pictures, whose widest activations stay in
+        its cache, on accelerators many.
+        """
+        self.name, self.metric, self.mode, self.dim, self.size = name, metric, mode, dim, size
+        self.weights_sha256 = weights_sha256
+        devices = jax.local_devices()
+        batch_size = batch_size or len(devices) * (4 if jax.default_backend() == "cpu" else 64)
+        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        mesh = Mesh(devices, "batch")
+        self._rows = NamedSharding(mesh, PartitionSpec("batch"))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._params = jax.device_put(params, everywhere)
+
+        def run(params: Any, images: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):  # TensorFloat-32 would break a distance's fourth digit
+                return apply(params, images)
+
+        self._run = jax.jit(
+            run, in_shardings=(everywhere, self._rows), out_shardings=self._rows, compiler_options=compiler_options
+        )
+
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        """One picture, uint8 [h, w, 3] or [h, w], as the network takes it: float32 [size, size, 3]."""
+        return resize(picture, self.size)
+
+    def compute(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Features float32 [n, dim] of prepared pictures, in order, a batch at a time."""
+        under_way: tuple[jax.Array, int] | None = None  # computed while the next batch is gathered
+        for batch in _batches(images, self.batch_size):
+            # One shape, one compilation; the rows of the padding are cut off again below.
+            padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * 3
+            result = self._run(self._params, jax.device_put(np.pad(batch, padding), self._rows))
+            if under_way:
+                yield np.asarray(under_way[0])[: under_way[1]]
+            under_way = result, len(batch)
+        if under_way:
+            yield np.asarray(under_way[0])[: under_way[1]]
 
     def __call__(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Features float32 [n, dim] of n uint8 pictures [h, w, 3], or [h, w] for grey."""
+        """Features float32 [n, dim] of n uint8 pictures [h, w, 3] or [h, w]: an array, or a list of any sizes."""
+        empty = np.zeros((0, self.dim), np.float32)
+        return np.concatenate([empty, *self.compute(self.prepare(picture) for picture in pictures)])
+
+
+def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    images = iter(images)
+    while batch := list(itertools.islice(images, size)):
+        yield np.stack(batch)
 
 
 def resize(picture: np.ndarray, size: int) -> np.ndarray:
@@ -45,24 +111,18 @@ def resize(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def extract(
-    extractor: Extractor, pictures: Iterable[np.ndarray], total: int, description: str = ""
+    extractor: Extractor, images: Iterable[np.ndarray], total: int, description: str = ""
 ) -> Iterator[np.ndarray]:
-    """Yields features float32 [<= BLOCK, dim] of uint8 pictures [h, w] or [h, w, 3], in order, with a progress bar.
+    """Yields features float32 [n, dim] of prepared pictures, in order, a batch at a time, with a progress bar.
 
     Args:
         extractor: the network.
-        pictures: an array [n, h, w], [n, h, w, 3], or anything that yields single pictures, of any sizes.
+        images: what its `prepare` made of pictures.
         total: the number of pictures, for the bar.
         description: what the bar is called.
     """
-    with tqdm(total=total, desc=description, unit=" pictures", dynamic_ncols=True) as bar:
-        block: list[np.ndarray] = []
-        for picture in pictures:
-            block.append(picture)
-            if len(block) == BLOCK:
-                yield extractor(block)
-                bar.update(len(block))
-                block = []
-        if block:
-            yield extractor(block)
+    quiet = jax.process_index() > 0
+    with tqdm(total=total, desc=description, unit=" pictures", dynamic_ncols=True, disable=quiet) as bar:
+        for block in extractor.compute(images):
+            yield block
             bar.update(len(block))

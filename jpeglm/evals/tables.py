@@ -169,7 +169,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
         identity = {
             "documents": documents_identity(documents),
             "codec": methods.run_config.codec.to_dict(),
-            "extractor": [extractor.name, extractor.size, extractor.weights_sha256],
+            "extractor": [extractor.name, extractor.size, extractor.weights_sha256]
+            + ([extractor.mode] if extractor.mode else []),
             "kept": kept,
         }
 
@@ -181,7 +182,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
                     judged.append((valid, readable))
                     yield picture
 
-            features = np.concatenate(list(extract(extractor, pictures(), len(documents), title)))
+            prepared = map(extractor.prepare, pictures())
+            features = np.concatenate(list(extract(extractor, prepared, len(documents), title)))
             valid, readable = zip(*judged, strict=True)
             return {"features": features, "valid": np.array(valid), "readable": np.array(readable)}
 

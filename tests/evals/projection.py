@@ -1,24 +1,32 @@
 """A feature extractor that takes no time."""
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from jpeglm.evals.features import resize
+from jpeglm.evals.features import Extractor
+
+SIZE, DIM = 16, 12
 
 
-class Projection:
+class Projection(Extractor):
     """Fixed random projections of the pixels: a real function of the pictures, and a fast one."""
 
-    name, metric, dim, size, batch_size = "projection", "FD-projection", 12, 16, 4
-
     def __init__(self, seed: int = 0):
-        self._matrix = np.random.default_rng(seed).normal(size=(self.size * self.size * 3, self.dim)) / self.size
-        self.weights_sha256 = hashlib.sha256(self._matrix.tobytes()).hexdigest()
+        matrix = np.random.default_rng(seed).normal(size=(SIZE * SIZE * 3, DIM)).astype(np.float32) / SIZE
+        super().__init__(
+            name="projection",
+            metric="FD-projection",
+            mode="",
+            dim=DIM,
+            size=SIZE,
+            weights_sha256=hashlib.sha256(matrix.tobytes()).hexdigest(),
+            params=matrix,
+            apply=lambda matrix, images: images.reshape(len(images), -1) / 255 @ matrix,
+            batch_size=4,
+        )
         self.seen = 0
 
-    def __call__(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        self.seen += len(pictures)
-        pixels = np.stack([resize(picture, self.size).ravel() for picture in pictures]) / 255
-        return (pixels @ self._matrix).astype(np.float32)
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        self.seen += 1
+        return super().prepare(picture)
