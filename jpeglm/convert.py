@@ -1,14 +1,16 @@
-"""Hugging Face's Llama directories in and out, and runs made slim.
+"""Other people's weights in and out, and runs made slim.
 
 python -m jpeglm.convert import SRC WORKDIR [--config=configs/jpeglm_7b.py]
 python -m jpeglm.convert export WORKDIR DST [--step=N] [--dtype=bfloat16]
 python -m jpeglm.convert slim WORKDIR DST [--step=N]
+python -m jpeglm.convert inception FILE.pth FILE.safetensors
 
 `import` makes a WORKDIR, with which `jpeglm.sample` and `jpeglm.score` work and from which `jpeglm.train` begins with
 --config.init_from=WORKDIR. The config says codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
 directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
-checkpoint without the optimiser's state, a third of its size. All work beside what they make, in DST.partial; import
-and export never hold more than a parameter (of all layers) in memory, `slim` holds them all.
+checkpoint without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them,
+so that `jpeglm.fid` reads none of torch's formats. All work beside what they make; import and export never hold more
+than a parameter (of all layers) in memory, the others hold all.
 """
 
 from pathlib import Path
@@ -20,10 +22,11 @@ from ml_collections import config_flags
 from jpeglm import checkpoint, cli, runtime
 from jpeglm import config as config_lib
 from jpeglm.errors import InputError
+from jpeglm.evals import inception
 from jpeglm.interop import huggingface
 
 FLAGS = flags.FLAGS
-_FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",)}
+_FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",), "inception": ()}
 
 
 def main(direction: str, source: str, target: str) -> None:
@@ -35,6 +38,8 @@ def main(direction: str, source: str, target: str) -> None:
             raise InputError(f"--{name} belongs to {owners}, not to {direction}")
     if "://" in target:
         raise InputError(f"{target}: not a local folder; write to one, then copy it there")
+    if direction == "inception":
+        return _convert_inception(Path(source), Path(target))
     runtime.start("cpu")
     if direction == "import":
         config = FLAGS.config or config_lib.base()
@@ -46,8 +51,20 @@ def main(direction: str, source: str, target: str) -> None:
     print(f"{target}: {model.num_layers} layers, {model.num_parameters:,} parameters, {model.vocab_size} entries")
 
 
+def _convert_inception(source: Path, target: Path) -> None:
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: its name must end in .safetensors")
+    if target.exists():
+        raise InputError(f"{target} exists")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: no such folder")
+    tensors, sha256 = inception.read_weights(source)
+    inception.write_safetensors(tensors, sha256, target)
+    print(f"{target}: {len(tensors)} tensors of the file with the SHA-256 {sha256}")
+
+
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="The run's config file; the 7B's if not given.")
     flags.DEFINE_integer("step", None, "Checkpoint to take; the last one if not given.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported weights.")
-    cli.run(main, positional=("import|export|slim", "SRC", "DST"))
+    cli.run(main, positional=("import|export|slim|inception", "SRC", "DST"))

@@ -1,1 +1,1 @@
-# A regular package, because torch-fidelity installs one of this name, which would come before a folder without this file.
+# torch-fidelity installs a package of this name, which would come before a folder without this file.

@@ -1,5 +1,6 @@
 """What every feature extractor shares: a network on all devices of the process, the resize rule, the progress bar."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -52,14 +53,7 @@ class Extractor:
         self._rows = NamedSharding(mesh, PartitionSpec("batch"))
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._params = jax.device_put(params, everywhere)
-
-        def run(params: Any, images: jax.Array) -> jax.Array:
-            with jax.default_matmul_precision("highest"):  # TensorFloat-32 would break a distance's fourth digit
-                return apply(params, images)
-
-        self._run = jax.jit(
-            run, in_shardings=(everywhere, self._rows), out_shardings=self._rows, compiler_options=compiler_options
-        )
+        self._run = _compiled(apply, everywhere, self._rows, tuple((compiler_options or {}).items()))
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
         """One picture, uint8 [h, w, 3] or [h, w], as the network takes it: float32 [size, size, 3]."""
@@ -82,6 +76,24 @@ class Extractor:
         """Features float32 [n, dim] of n uint8 pictures [h, w, 3] or [h, w]: an array, or a list of any sizes."""
         empty = np.zeros((0, self.dim), np.float32)
         return np.concatenate([empty, *self.compute(self.prepare(picture) for picture in pictures)])
+
+
+@functools.cache
+def _compiled(
+    apply: Callable[[Any, jax.Array], jax.Array],
+    everywhere: NamedSharding,
+    rows: NamedSharding,
+    compiler_options: tuple[tuple[str, str], ...],
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """The program, one for all extractors of a kind."""
+
+    def run(params: Any, images: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):  # TensorFloat-32 would break the fourth digit of a distance
+            return apply(params, images)
+
+    return jax.jit(
+        run, in_shardings=(everywhere, rows), out_shardings=rows, compiler_options=dict(compiler_options) or None
+    )
 
 
 def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

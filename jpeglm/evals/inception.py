@@ -304,6 +304,12 @@ def _sha256_of_tensors(tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def _blank() -> Network:
+    """The network with shapes for weights."""
+    return nnx.eval_shape(Network)
+
+
 def _convolutions(network: Network) -> Iterator[tuple[str, nnx.Conv]]:
     """Each convolution with the beginning of its keys in the state dict."""
     for path, module in nnx.iter_modules(network):
@@ -313,7 +319,7 @@ def _convolutions(network: Network) -> Iterator[tuple[str, nnx.Conv]]:
 
 def _expected_shapes() -> dict[str, tuple[int, ...]]:
     shapes = dict(_CLASSIFIER)
-    for name, convolution in _convolutions(nnx.eval_shape(Network)):
+    for name, convolution in _convolutions(_blank()):
         height, width, channels_in, channels = convolution.kernel.shape
         shapes[f"{name}.conv.weight"] = (channels, channels_in, height, width)
         shapes |= {f"{name}.bn.{key}": (channels,) for key in _BATCH_NORM}
@@ -322,7 +328,7 @@ def _expected_shapes() -> dict[str, tuple[int, ...]]:
 
 def network_of(tensors: dict[str, np.ndarray]) -> Network:
     """The network with the weights that `read_weights` gave; batch norms are folded in float64."""
-    network = nnx.eval_shape(Network)
+    network = nnx.clone(_blank())
     for name, convolution in _convolutions(network):
         gain, offset, mean, variance = (tensors[f"{name}.bn.{key}"].astype(np.float64) for key in _BATCH_NORM)
         scale = gain / np.sqrt(variance + _BATCH_NORM_EPSILON)
@@ -350,7 +356,7 @@ def bilinear(picture: np.ndarray, half_pixels: bool) -> np.ndarray:
         scale = np.float32(length / SIZE)
         place = np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), 0) if half_pixels else place * scale
         first = np.minimum(place.astype(np.int32), length - 1)
-        share = np.expand_dims(place - first, tuple(range(1, values.ndim - axis)))
+        share = np.expand_dims(place - first.astype(np.float32), tuple(range(1, values.ndim - axis)))
         low, high = values.take(first, axis), values.take(np.minimum(first + 1, length - 1), axis)
         values = low + (high - low) * share
     return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=-1)
@@ -388,28 +394,36 @@ class Inception(features.Extractor):
             raise InputError(f"mode {mode!r} is none of {', '.join(MODES)}")
         tensors, sha256 = read_weights(weights)
         if sha256 == OFFICIAL_SHA256:
+            metric = f"FID ({mode})"
             logging.info("weights: %s", OFFICIAL_NAME)
         else:
-            logging.warning("%s is not %s: what comes out is no FID to publish", weights, OFFICIAL_NAME)
+            metric = f"FD of Inception weights {sha256[:8]} ({mode})"
+            logging.warning("%s is not %s: the distance is not the FID of papers", weights, OFFICIAL_NAME)
         self.prepare, (mean, deviation) = MODES[mode]
-        graph, params = nnx.split(network_of(tensors))
-
-        def apply(params: nnx.State, images: jax.Array) -> jax.Array:
-            pool, spatial_features = nnx.merge(graph, params)((images - mean) / deviation)
-            return jnp.concatenate([pool, spatial_features], axis=-1) if spatial else pool
-
+        weights_only = nnx.state(network_of(tensors))
         super().__init__(
             name="Inception 2015",
-            metric="FID",
+            metric=metric,
             mode=mode,
             dim=DIM + SPATIAL_DIM * spatial,
             size=SIZE,
             weights_sha256=sha256,
-            params=params,
-            apply=apply,
+            params=(weights_only, np.float32(mean), np.float32(deviation)),
+            apply=_all_features if spatial else _pool_features,
             batch_size=batch_size,
             compiler_options=_compiler_options(),
         )
+
+
+def _pool_features(params: tuple[nnx.State, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
+    """`params`: weights, mean and deviation of the input. Module-level, so that all extractors share one program."""
+    return _all_features(params, images)[:, :DIM]
+
+
+def _all_features(params: tuple[nnx.State, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
+    weights, mean, deviation = params
+    network = nnx.merge(nnx.graphdef(_blank()), weights)
+    return jnp.concatenate(network((images - mean) / deviation), axis=-1)
 
 
 def _compiler_options() -> dict[str, str] | None:

@@ -129,6 +129,8 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
     if len(pickles) != 1:
         raise InputError("a zip archive, but not one that torch.save wrote: no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
+    if root + "constants.pkl" in archive.namelist():
+        raise InputError("a TorchScript archive, which is a program with its tensors, and is not run")
     if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
         raise InputError("written on a big-endian machine, which is not supported")
     unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
