@@ -49,11 +49,13 @@ def main() -> None:
     output = Path(_JSON.value) if _JSON.value else None
     if output and not output.parent.is_dir():
         raise InputError(f"--json={output}: no such folder")
-    sides = {"real": images.find(_REAL.value), "fake": images.find(_FAKE.value)}
+    sides = {"real": images.open_pictures(_REAL.value), "fake": images.open_pictures(_FAKE.value)}
     extractor = EfficientNetLite0()
-    moments = {
-        side: Moments(extract(extractor, images.read_all(paths), len(paths), side)) for side, paths in sides.items()
-    }
+    moments = {}
+    for side, pictures in sides.items():
+        reader = images.Reader(pictures, lambda picture: picture)
+        moments[side] = Moments(extract(extractor, reader, len(reader), side))
+        reader.check()
     value = frechet_distance(moments["real"], moments["fake"])
     logging.info("%s of %d and %d pictures", extractor.metric, moments["real"].count, moments["fake"].count)
     if output:
