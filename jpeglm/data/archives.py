@@ -333,6 +333,7 @@ def _to_nameless_file(chunks: Iterable[bytes], path: str) -> io.BufferedIOBase:
         for chunk in chunks:
             file.write(chunk)
         file.flush()
+        file.seek(0)
     except BaseException as error:
         with contextlib.suppress(OSError):
             file.close()
