@@ -309,13 +309,12 @@ def test_a_tar_without_its_end_or_with_a_damaged_header_is_no_shorter_tar(folder
             open_anew(str(tmp_path / "b.tar"))
 
 
-def test_a_tar_whose_member_has_a_negative_size_ends(tmp_path):
-    member = tar_member("a.png").tobuf(tarfile.GNU_FORMAT)
-    data = bytearray(member)
-    data[124:136] = b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2)
-    data[148:156] = b"        "
-    data[148:156] = b"%06o\0 " % sum(data)
-    (tmp_path / "a.tar").write_bytes(bytes(data) + bytes(1024))
+def test_a_tar_whose_member_is_followed_by_itself_ends(tmp_path):
+    first, second = (bytearray(tar_member(name).tobuf(tarfile.GNU_FORMAT)) for name in ("a.png", "b.png"))
+    second[124:136] = (-512).to_bytes(12, signed=True)  # its size
+    second[148:156] = b" " * 8
+    second[148:156] = b"%06o\0 " % sum(second)  # its checksum
+    (tmp_path / "a.tar").write_bytes(first + second + bytes(1024))
     with pytest.raises(InputError, match="as a tar file"):
         open_anew(str(tmp_path / "a.tar"))
 
