@@ -16,6 +16,7 @@ from jpeglm.errors import InputError
 from jpeglm.evals import images
 from tests.data.packing_tools import members, pack, write_records
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's
 COLOUR = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(COLOUR)
 GREY = PICTURE.convert("L")
