@@ -62,7 +62,7 @@ def test_the_last_line_of_standard_output_is_the_distance_and_the_json_holds_its
         (["--weights=inception.pth"], "the 2015 Inception network, which is not part of this version"),
         (["--mode=cleen"], "clean|legacy_tensorflow|legacy_pytorch"),
         (["--fake="], "--fake=FOLDER is needed"),
-        (["--fake=/absent"], "/absent: no such folder"),
+        (["--fake=/absent"], "no such folder: /absent"),
         (["--json=/absent/x.json"], "--json=/absent/x.json: no such folder"),
         (["surplus"], "unexpected argument 'surplus'"),
     ],

@@ -21,12 +21,20 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | drawings (EPS, WMF, EMF), no picture that Pillow knows, an empty file | refused, "not a picture" |
 | symbolic link to a folder (may be a loop), pipe, socket, device | refused, "not a regular file" |
 | no permission, dangling link, gone since the folder was listed | refused, "unreadable" |
-| a folder that cannot be listed | an error: nobody knows how much is missing |
+| a member of a zip or tar that is a link or a device, or has holes | refused, "not a regular file" |
+| a member whose name is absolute or holds `..` | refused, "unsafe name" |
+| an encrypted member of a zip, one compressed otherwise than by deflate | refused, "unreadable" |
+| a member, a record of more than 512 MiB | refused, "too large" |
+| a member that is damaged, or longer than its header says | refused, "broken" |
+| a folder that cannot be listed, a file of pictures that is cut off | an error: nobody knows how much is missing |
+| a folder with pictures and record files side by side, arrays that are not uint8 pictures | an error |
 
 Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as one step.
 
 The limits keep a worker below 2 GB and a picture below a minute: decoders and conversions hold up to 16 bytes a pixel
 beside the file, and each 14 bytes of a progressive JPEG can be a scan that passes over all pixels again.
+
+Every source may be read by several threads at once, and each process opens its own.
 """
 
 import contextlib
@@ -47,12 +55,15 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from jpeglm.errors import InputError, printable
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
+warnings.filterwarnings("ignore", module=r"PIL\.")  # the same; to change filters around a call is not for threads
+
+PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MOST_BYTES = 512 << 20  # of a file
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
 _DRAWN = ("EPS", "WMF")
 _REFUSED_MODES = ("I", "F", "LAB")
 _WHITE = (255, 255, 255, 255)
-_MOST_BYTES = 512 << 20  # of a file
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST
 _LONGEST_DETAIL = 200  # characters
@@ -170,16 +181,37 @@ class TfdsDataset:
 
 @functools.lru_cache(maxsize=1)
 def open_source(path: str) -> Source:
-    """The source that `path` names: `embedded:mnist`, `tfds:NAME[:SPLIT]`, or a folder of pictures.
+    """`open_anew`, once a process for as long as it asks for the same path."""
+    return open_anew(path)
+
+
+def open_anew(path: str) -> Source:
+    """The source that `path` names.
+
+    | path | source |
+    |---|---|
+    | `embedded:mnist` | 10,000 digits |
+    | `tfds:NAME[:SPLIT]` | a dataset of TensorFlow Datasets |
+    | a folder | the files below it; or the records of all `*.array_record` files in it |
+    | `*.zip`, `*.tar`, `*.tar.gz`, `*.tgz`, `*.tar.bz2`, `*.tbz2`, `*.tar.xz`, `*.txz` | the members |
+    | `*.array_record` | the records, each the bytes of a picture file |
+    | `*.npz`, `*.npy` | one array of pictures, uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3] |
 
     Raises:
-      InputError: there is no such source.
+      InputError: there is no such source, or it is damaged.
     """
     if path == EmbeddedMnist.path:
         return EmbeddedMnist()
     if path.startswith("tfds:"):
         return TfdsDataset(path)
-    return Folder(path)
+    from jpeglm.data import archives  # it is built on this module
+
+    if os.path.isdir(path):
+        return archives.ArrayRecords(path) if archives.holds_records(path) else Folder(path)
+    kind = archives.kind_of(path)
+    if kind is None and os.path.exists(path):
+        raise InputError(f"{path}: neither a folder nor a file of a kind that holds pictures ({archives.KINDS})")
+    return (kind or Folder)(path)
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -194,7 +226,7 @@ def read_file(path: str | os.PathLike) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("not a regular file", "it was replaced by a pipe, socket or device")
-            if status.st_size > _MOST_BYTES:
+            if status.st_size > MOST_BYTES:
                 raise Refused("too large", f"a file of {status.st_size >> 20} MiB")
             return file.read(status.st_size)
     except OSError as error:
@@ -209,24 +241,39 @@ def open_picture(data: bytes) -> Image.Image:
     """Opens a picture file lazily; raises `Refused`. `to_canonical` looks at its pixels, and so at most damage."""
     if not data:
         raise Refused("not a picture", "the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-    except UnidentifiedImageError as error:
-        raise Refused("not a picture", "no format that is read here") from error
-    except Exception as error:  # readers raise nearly everything on a damaged header
-        raise _refusal(error) from error
+    with refusing():
+        try:
+            image = Image.open(io.BytesIO(data), formats=_formats())
+        except UnidentifiedImageError as error:
+            raise Refused("not a picture", "no format that is read here") from error
+    _check_size(image)
     if image.format in ("JPEG", "MPO") and _num_scans(data) > _MOST_SCANS:
         raise Refused("too large", f"a JPEG of more than {_MOST_SCANS} scans")
     return image
 
 
 @contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Inside, Pillow refuses more than MAX_IMAGE_PIXELS, not only twice as much, and gives no other warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata, by the thousand
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+def refusing() -> Iterator[None]:
+    """Inside, what a reader or decoder raises becomes `Refused`: on a damaged file they raise nearly everything."""
+    try:
         yield
+    except Refused:
+        raise
+    except Exception as error:
+        raise _refusal(error) from error
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Decodes what `open_picture` opened; raises `Refused`."""
+    with refusing():
+        image.load()
+    _check_size(image)  # again: an icon's header need not tell the size of the picture inside
+
+
+def _check_size(image: Image.Image) -> None:
+    """Pillow itself only warns of more than MAX_IMAGE_PIXELS, and raises from twice as much."""
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Refused("too large", f"{image.width}x{image.height} pixels")
 
 
 def _num_scans(data: bytes) -> int:
@@ -261,20 +308,20 @@ def _formats() -> list[str]:
 
 def canonical(source: Source, name: str, height: int, width: int, mode: str) -> Image.Image:
     """One picture of a source in the codec's size and mode, by the table above. Raises `Refused`."""
-    with limited(), source.load(name) as image:
+    with source.load(name) as image:
         return to_canonical(image, height, width, mode)
 
 
 def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
     """A Pillow image in the codec's size and mode ("L" or "RGB"), by the table above. Raises `Refused`."""
-    try:
+    with refusing():
         if image.format not in _FIRST_OF_SEVERAL and getattr(image, "is_animated", False):
             raise Refused("animated", f"{image.format} of {image.n_frames} frames")
         # 16-bit grey: Pillow's own modes for it, and mode I where the format has no more than 16 bits
         is_wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
         if image.mode in _REFUSED_MODES and not is_wide_grey:
             raise Refused(f"mode {image.mode}", f"{image.format} picture of {image.size[0]}x{image.size[1]}")
-        image.load()
+        load_pixels(image)
         turn = _TURNS.get(_orientation(image))
         if turn is not None:
             image = image.transpose(turn)
@@ -286,10 +333,6 @@ def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Imag
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
         return ImageOps.fit(_converted(image, mode), (width, height), method=Image.Resampling.BICUBIC)
-    except Refused:
-        raise
-    except Exception as error:  # decoders raise nearly everything on a damaged file
-        raise _refusal(error) from error
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -1,70 +1,204 @@
-"""Folders of finished pictures, as the evaluator reads them."""
+"""Finished pictures, as the evaluator reads them: from all that `jpeglm.data.sources` opens, several at once."""
 
+import itertools
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Generic, TypeVar
 
 import numpy as np
 from absl import logging
-from PIL import ImageOps
+from PIL import Image
 
-from jpeglm.data import sources
+from jpeglm.data import archives, sources
+from jpeglm.data.sources import Refused
 from jpeglm.errors import InputError, printable
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
+_MODES_WITH_ALPHA = {"LA", "PA", "RGBA"}
+_GREY = {"1", "L", "LA"}
+_AHEAD = 64  # converted pictures that wait; at 299x299 in float32 they take 65 MiB
+_MOST_THREADS = 32
+_MOST_LOGGED = 100
+Converted = TypeVar("Converted")
 
 
-def find(folder: str | Path) -> list[Path]:
-    """All files below `folder` with a picture's suffix, sorted by relative name; links to folders are not followed.
+class Pictures(Sequence[np.ndarray]):
+    """Pictures as uint8 [h, w] (grey) or [h, w, 3], read when they are asked for, by any number of threads.
+
+    Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
+    EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
+    CMYK and YCbCr are taken. An alpha channel, or a transparent colour, is dropped where every pixel is opaque;
+    otherwise the picture is refused, because there is no one right background. Refused are also several frames, more
+    than 8 bits a channel, floating point and all that `jpeglm.data.sources` refuses.
+
+    Attributes:
+      path: where they come from, in words.
+      names: of all, in order.
+    """
+
+    def __init__(self, source: sources.Source):
+        """`source`: in folders, zip and tar files only members with a picture's suffix count."""
+        self.path = printable(source.path)
+        self.names = list(source.names())
+        if isinstance(source, sources.Folder | archives.Zip | archives.Tar):
+            self.names = [name for name in self.names if _suffix(name) in sources.PICTURE_SUFFIXES]
+            if not self.names:
+                raise InputError(f"{self.path}: holds no pictures ({', '.join(sorted(sources.PICTURE_SUFFIXES))})")
+        if not self.names:
+            raise InputError(f"{self.path}: holds no pictures")
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One picture; raises `Refused`."""
+        with self._source.load(self.names[index]) as image, sources.refusing():
+            return _pixels(image)
+
+
+def open_pictures(pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray]) -> Pictures:
+    """Opens pictures.
+
+    Args:
+      pictures: what `jpeglm.data.sources.open_anew` understands; or arrays in memory: one uint8 [n, h, w] or
+        [n, h, w, 3], or a list of [h, w] or [h, w, 3] of any sizes.
 
     Raises:
-      InputError: there is none, or a folder that cannot be listed.
+      InputError: there are none, or a file that cannot be read as what it is called.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"cannot list {printable(error.filename)}: {error.strerror}") from error
-
-    found = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
-    paths = [path for path in found if path.suffix.lower() in SUFFIXES]
-    if not paths:
-        raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+    if isinstance(pictures, str | os.PathLike):
+        return Pictures(sources.open_anew(os.fspath(pictures)))
+    return Pictures(_InMemory(pictures))
 
 
-def read(path: str | Path) -> np.ndarray:
-    """One picture as uint8 [h, w] (grey) or [h, w, 3], turned as its EXIF orientation says.
+class _InMemory:
+    """Arrays as a source."""
 
-    Palette, CMYK and YCbCr are converted to RGB. Raises InputError for what `jpeglm.data.sources` refuses (no regular
-    file, no picture, too large), a file that does not decode, several frames, more than 8 bits a channel, or
-    transparency, for which there is no one right background.
+    path = "pictures in memory"
+
+    def __init__(self, pictures: np.ndarray | Sequence[np.ndarray]):
+        for index, picture in enumerate(pictures):
+            if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
+                raise InputError(
+                    f"picture {index} is {picture.dtype} {list(picture.shape)}, not uint8 [h, w] or [h, w, 3]"
+                )
+        self._pictures = pictures
+
+    def names(self) -> Iterator[str]:
+        return (str(index) for index in range(len(self._pictures)))
+
+    def load(self, name: str) -> Image.Image:
+        return Image.fromarray(self._pictures[int(name)])
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if getattr(image, "n_frames", 1) > 1:
+        raise Refused("several frames", f"{image.format} of {image.n_frames} frames")
+    if image.mode not in _MODES | _MODES_WITH_ALPHA:
+        raise Refused(f"mode {image.mode}", "not 8 bits a channel, or no colours that have one meaning")
+    sources.load_pixels(image)
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise Refused(f"mode {image.mode}", "some of its pixels are transparent")
+    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+
+
+class Reader(Generic[Converted]):
+    """Iterates over `convert(picture)` in order, made by threads that work ahead of whoever takes it.
+
+    A picture that is refused is left out, logged by name and reason, and listed in `refused`, pairs of name and
+    reason. Without `allow_unreadable` nothing more is given after the first of them: the rest is only looked through
+    for others. The iteration itself raises none of them: several processes may have to agree first, on `check`.
+    What else a thread raises ends the iteration. Closing it early ends the threads.
     """
-    try:
-        with sources.limited(), sources.open_picture(sources.read_file(path)) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise InputError("has several frames")
-            if image.mode not in _MODES or "transparency" in image.info:
-                raise InputError(f"mode {image.mode} (transparent, or not 8 bits a channel)")
-            image = ImageOps.exif_transpose(image)
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except Exception as error:  # decoders raise nearly everything on a damaged file
-        raise InputError(f"{printable(path)}: {printable(error)}") from error
 
+    def __init__(
+        self,
+        pictures: Sequence[np.ndarray],
+        convert: Callable[[np.ndarray], Converted],
+        indices: range | None = None,
+        *,
+        allow_unreadable: bool = False,
+        threads: int | None = None,
+    ):
+        """Prepares to read.
 
-def read_all(paths: list[Path]) -> Iterator[np.ndarray]:
-    """Yields `read(path)` of each. After the first failure it only looks for further ones, names each, and raises."""
-    broken = []
-    for path in paths:
+        Args:
+          pictures: `Pictures`.
+          convert: what the threads do with each picture, such as the resize; must be safe for threads.
+          indices: which pictures; all if None.
+          allow_unreadable: whether to go on with the others after a refusal.
+          threads: how many; as many as this process may use cores if None, and at most 32.
+        """
+        self.refused: list[tuple[str, str]] = []
+        self._pictures = pictures
+        self._convert = convert
+        self._indices = range(len(pictures)) if indices is None else indices
+        self._allows = allow_unreadable
+        self._threads = threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+
+    def __len__(self) -> int:
+        """Number of pictures to read, with those that will be refused."""
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Converted]:
+        self.refused.clear()
+        executor = ThreadPoolExecutor(self._threads, thread_name_prefix="pictures")
+        waiting = iter(self._indices)
+        ahead = deque((index, executor.submit(self._read, index)) for index in itertools.islice(waiting, _AHEAD))
         try:
-            picture = read(path)
-        except InputError as error:
-            logging.error("%s", error)
-            broken.append(path)
-        else:
-            if not broken:
-                yield picture
-    if broken:
-        raise InputError(f"{len(broken)} of {len(paths)} pictures cannot be used, the first is {printable(broken[0])}")
+            while ahead:
+                index, future = ahead.popleft()
+                result = future.result()
+                ahead.extend((index, executor.submit(self._read, index)) for index in itertools.islice(waiting, 1))
+                if isinstance(result, Refused):
+                    self._refuse(self._pictures.names[index], str(result))
+                elif self._gives():
+                    yield result
+        finally:
+            executor.shutdown(cancel_futures=True)
+        if len(self.refused) > _MOST_LOGGED:
+            logging.error("%s: and %d more", self._pictures.path, len(self.refused) - _MOST_LOGGED)
+
+    def check(self) -> None:
+        """Raises InputError if pictures were refused and `allow_unreadable` is off."""
+        if not self._gives():
+            raise unreadable(self._pictures.path, self.refused, len(self))
+
+    def _gives(self) -> bool:
+        return self._allows or not self.refused
+
+    def _read(self, index: int) -> Converted | Refused | None:
+        """Runs in a thread."""
+        try:
+            picture = self._pictures[index]
+        except Refused as refusal:
+            return refusal
+        return self._convert(picture) if self._gives() else None
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.refused.append((name, reason))
+        if len(self.refused) <= _MOST_LOGGED:
+            logging.error("%s: %s: %s", self._pictures.path, printable(name), reason)
+
+
+def unreadable(path: str, refused: Sequence[tuple[str, str]], total: int) -> InputError:
+    """The error that ends an evaluation for pictures that were refused.
+
+    Args:
+      path: where they come from.
+      refused: names and reasons, at least one.
+      total: number of pictures there.
+    """
+    name, reason = refused[0]
+    return InputError(
+        f"{path}: {len(refused)} of {total} pictures cannot be used, the first is {printable(name)} ({reason}); "
+        "--allow_unreadable goes on without them"
+    )

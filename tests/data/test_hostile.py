@@ -336,5 +336,5 @@ def test_the_evaluator_names_every_file_that_is_no_picture_and_gives_no_number(t
         ("empty.jpg", "not a picture"),
         ("cut.png", "truncated"),
     ):
-        assert re.search(rf"{re.escape(f'{fake}/{name}')}: .*{why}", told), name
+        assert re.search(rf"{re.escape(f'{fake}: {name}')}: .*{why}", told), name
     assert "7 of 8 pictures cannot be used" in told
