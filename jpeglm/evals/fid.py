@@ -93,20 +93,25 @@ class Moments:
     @property
     def mean(self) -> np.ndarray:
         """Mean vector, float64 [dim]; raises InputError where there is no picture."""
-        return self._sums()[1]
+        if self.count == 0:
+            raise InputError("there is no picture")
+        if self._kept == 0:
+            return self._mean
+        mean = self._rows.mean(axis=0)
+        return mean if self._folded == 0 else self._mean + (mean - self._mean) * (self._kept / self.count)
 
     @property
     def covariance(self) -> np.ndarray:
         """Unbiased covariance, float64 [dim, dim]; raises InputError for fewer than two pictures."""
         freedom = self._degrees_of_freedom()
-        return self._sums()[2] / freedom
+        return self._all()[2] / freedom
 
     def update(self, features: np.ndarray) -> None:
         """Adds a batch of features [n, dim]; raises InputError where a number is not finite."""
         features = np.asarray(features)
         if self._folded is None:
             raise ValueError("statistics of an unknown number of pictures cannot be added to")
-        if features.ndim != 2 or features.shape[1] != (self.dim or features.shape[1]):
+        if features.ndim != 2 or features.shape[1] == 0 or features.shape[1] != (self.dim or features.shape[1]):
             raise ValueError(f"features of shape {features.shape} do not fit [n, {self.dim or 'dim'}]")
         if not np.isfinite(features).all():
             raise InputError("features hold NaN or infinity: the pictures or the weights are damaged")
@@ -118,7 +123,7 @@ class Moments:
             self._kept += taken
             features = features[taken:]
             if self._kept == len(self._block):
-                self._folded, self._mean, self._scatter = self._sums()
+                self._folded, self._mean, self._scatter = self._all()
                 self._kept = 0
 
     def merge(self, other: "Moments") -> None:
@@ -128,7 +133,9 @@ class Moments:
         if other._folded:
             if other.dim != (self.dim or other.dim):
                 raise ValueError(f"moments of {other.dim} features do not fit {self.dim}")
-            self._folded, self._mean, self._scatter = _united(self._folded_sums(), other._folded_sums())
+            theirs = other._folded, other._mean, other._scatter
+            folded = _united((self._folded, self._mean, self._scatter), theirs) if self._folded else theirs
+            self._folded, self._mean, self._scatter = folded
         if other._kept:
             self.update(other._rows)
 
@@ -145,18 +152,14 @@ class Moments:
     def _rows(self) -> np.ndarray:
         return self._block[: self._kept]
 
-    def _folded_sums(self) -> tuple[int, np.ndarray, np.ndarray] | None:
-        return (self._folded, self._mean, self._scatter) if self._folded else None
-
-    def _sums(self) -> tuple[int | None, np.ndarray, np.ndarray]:
-        """Number, mean and scatter matrix of all."""
-        if self.count == 0:
-            raise InputError("there is no picture")
+    def _all(self) -> tuple[int | None, np.ndarray, np.ndarray]:
+        """Number, mean and scatter matrix of the folded and the kept."""
         if self._kept == 0:
             return self._folded, self._mean, self._scatter
         mean = self._rows.mean(axis=0)
         centred = self._rows - mean
-        return _united(self._folded_sums(), (self._kept, mean, centred.T @ centred))
+        kept = self._kept, mean, centred.T @ centred
+        return _united((self._folded, self._mean, self._scatter), kept) if self._folded else kept
 
     def _degrees_of_freedom(self) -> int:
         if self._folded is None:
@@ -167,11 +170,9 @@ class Moments:
 
 
 def _united(
-    a: tuple[int, np.ndarray, np.ndarray] | None, b: tuple[int, np.ndarray, np.ndarray]
+    a: tuple[int, np.ndarray, np.ndarray], b: tuple[int, np.ndarray, np.ndarray]
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number, mean and scatter matrix of both; `a` may be of nothing."""
-    if a is None:
-        return b
+    """Number, mean and scatter matrix of both."""
     count = a[0] + b[0]
     shift = b[1] - a[1]
     between = np.outer(shift, shift) * (a[0] * b[0] / count)

@@ -212,6 +212,10 @@ def test_a_batch_that_is_refused_leaves_the_moments_as_they_were():
         moments.update(np.vstack([a[:5], np.full((1, 20), np.inf)]))
     with pytest.raises(ValueError, match="do not fit"):
         moments.update(a[:, :19])
+    with pytest.raises(ValueError, match="do not fit"):
+        Moments([a[:, :0]])
+    with pytest.raises(ValueError, match="do not fit"):
+        moments.merge(Moments([a[:, :19]]))
     np.testing.assert_array_equal(moments.covariance, Moments([a]).covariance)
 
 
