@@ -1,10 +1,13 @@
 """Starting JAX: the processes of the job find each other, and the platform is the one asked for, or one clear line."""
 
 import os
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from jpeglm.errors import InputError
@@ -12,6 +15,7 @@ from jpeglm.errors import InputError
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LONGEST_COMPILATION = 3600  # seconds
+_PIECE = 256 << 20  # bytes that go over the network, and into the memory of devices, at once
 # No operation whose order of additions varies, and none chosen by timing, which varies from start to start.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
@@ -53,6 +57,21 @@ def wait_for_all(what: str) -> None:
     may find its programs in the cache while another compiles.
     """
     multihost.get_barrier_sync_fn()(key=what, timeout_ms=LONGEST_COMPILATION * 1000)
+
+
+def from_each(content: bytes) -> Iterator[bytes]:
+    """What each process of the job gives, in their order, in every process; each holds one at a time."""
+    sizes = multihost_utils.process_allgather(np.array(divmod(len(content), _PIECE), np.int32)).reshape(-1, 2)
+    for process, (whole, rest) in enumerate(sizes.tolist()):
+        mine, received = process == jax.process_index(), []
+        for start in range(0, whole * _PIECE + rest, _PIECE):
+            size = min(_PIECE, whole * _PIECE + rest - start)
+            piece = np.zeros(-(-size // 4) * 4, np.uint8)  # as words, whose type a sum keeps
+            if mine:
+                piece[:size] = np.frombuffer(content, np.uint8, size, start)
+            sent = multihost_utils.broadcast_one_to_all(piece.view(np.uint32), is_source=mine)
+            received.append(np.asarray(sent).view(np.uint8)[:size].tobytes())
+        yield b"".join(received)
 
 
 def cache_programs(workdir: epath.Path) -> None:

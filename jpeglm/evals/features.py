@@ -20,6 +20,7 @@ class Extractor:
       metric: what a Fréchet distance of its features is called.
       mode: of resizing and normalising; "" where there is only one.
       dim: features a picture.
+      spatial_dim: further features behind them, which stand for places in the picture; mostly 0.
       size: pixels a side that pictures are resized to.
       weights_sha256: of the file that the weights come from.
       batch_size: pictures computed at once.
@@ -32,6 +33,7 @@ class Extractor:
         metric: str,
         mode: str,
         dim: int,
+        spatial_dim: int = 0,
         size: int,
         weights_sha256: str,
         params: Any,
@@ -39,12 +41,13 @@ class Extractor:
         batch_size: int | None,
         compiler_options: dict[str, str] | None = None,
     ):
-        """`apply(params, float32 [batch, size, size, 3])` gives float32 [batch, dim].
+        """`apply(params, float32 [batch, size, size, 3])` gives float32 [batch, dim + spatial_dim].
 
         `batch_size`: made a multiple of the devices; None: on a CPU few pictures, whose widest activations stay in
         its cache, on accelerators many.
         """
-        self.name, self.metric, self.mode, self.dim, self.size = name, metric, mode, dim, size
+        self.name, self.metric, self.mode, self.size = name, metric, mode, size
+        self.dim, self.spatial_dim = dim, spatial_dim
         self.weights_sha256 = weights_sha256
         devices = jax.local_devices()
         batch_size = batch_size or len(devices) * (4 if jax.default_backend() == "cpu" else 64)
@@ -60,7 +63,7 @@ class Extractor:
         return resize(picture, self.size)
 
     def compute(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Features float32 [n, dim] of prepared pictures, in order, a batch at a time."""
+        """Features float32 [n, dim + spatial_dim] of prepared pictures, in order, a batch at a time."""
         under_way: tuple[jax.Array, int] | None = None  # computed while the next batch is gathered
         for batch in _batches(images, self.batch_size):
             # One shape, one compilation; the rows of the padding are cut off again below.
@@ -73,8 +76,8 @@ class Extractor:
             yield np.asarray(under_way[0])[: under_way[1]]
 
     def __call__(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Features float32 [n, dim] of n uint8 pictures [h, w, 3] or [h, w]: an array, or a list of any sizes."""
-        empty = np.zeros((0, self.dim), np.float32)
+        """Features float32 [n, dim + spatial_dim] of uint8 pictures [h, w, 3] or [h, w]: an array, or any sizes."""
+        empty = np.zeros((0, self.dim + self.spatial_dim), np.float32)
         return np.concatenate([empty, *self.compute(self.prepare(picture) for picture in pictures)])
 
 
@@ -125,7 +128,7 @@ def resize(picture: np.ndarray, size: int) -> np.ndarray:
 def extract(
     extractor: Extractor, images: Iterable[np.ndarray], total: int, description: str = ""
 ) -> Iterator[np.ndarray]:
-    """Yields features float32 [n, dim] of prepared pictures, in order, a batch at a time, with a progress bar.
+    """Yields features float32 [n, dim + spatial_dim] of prepared pictures, by batches in order, with a progress bar.
 
     Args:
         extractor: the network.

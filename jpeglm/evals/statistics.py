@@ -117,6 +117,15 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
     return Moments.from_statistics(mean, (covariance + covariance.T) / 2, count), facts
 
 
+def holds_statistics(path: str | os.PathLike) -> bool:
+    """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return Path(path).suffix == ".npz" and "mu.npy" in file.namelist()
+    except _DAMAGE:
+        return False
+
+
 def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], names: tuple[str, str]) -> None:
     """Refuses to compare what was made in two ways, and warns where a side does not tell how it was made.
 

@@ -1,0 +1,104 @@
+"""Features and moments of many pictures, shared out over the processes of a job."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jpeglm import runtime
+from jpeglm.evals import images
+from jpeglm.evals.features import Extractor, extract
+from jpeglm.evals.fid import Moments
+
+
+@dataclasses.dataclass
+class Measured:
+    """What was found out about a set of pictures.
+
+    Attributes:
+      moments: of the network's own features.
+      spatial: of the features of sFID, if the extractor gives them.
+      features: float32 [n, dim] in the order of the pictures, if they were asked for; without those of sFID.
+      refused: names and reasons of pictures that could not be used.
+    """
+
+    moments: Moments
+    spatial: Moments | None
+    features: np.ndarray | None
+    refused: list[tuple[str, str]]
+
+
+def measure(
+    pictures: images.Pictures,
+    extractor: Extractor,
+    description: str,
+    *,
+    keep_features: bool = False,
+    allow_unreadable: bool = False,
+) -> Measured:
+    """Reads the pictures, each in one process of the job; all processes get the whole result.
+
+    Args:
+      pictures: the same in every process.
+      extractor: with the same weights in every process.
+      description: what the progress bar is called.
+      keep_features: whether the features themselves are wanted, which take 8 KB a picture.
+      allow_unreadable: whether pictures that cannot be used are left out.
+
+    Raises:
+      InputError: pictures cannot be used and are not to be left out, or a feature is not a finite number.
+    """
+    bounds = np.linspace(0, len(pictures), jax.process_count() + 1).astype(int)
+    mine = range(bounds[jax.process_index()], bounds[jax.process_index() + 1])
+    reader = images.Reader(pictures, extractor.prepare, mine, allow_unreadable=allow_unreadable)
+    moments, spatial, kept = Moments(), Moments(), [np.zeros((0, extractor.dim), np.float32)]
+    for features in extract(extractor, reader, len(mine), description):
+        moments.update(features[:, : extractor.dim])
+        if extractor.spatial_dim:
+            spatial.update(features[:, extractor.dim :])
+        if keep_features:
+            kept.append(features[:, : extractor.dim])
+    parts = [Measured(moments, spatial if extractor.spatial_dim else None, np.concatenate(kept), reader.refused)]
+    if jax.process_count() > 1:
+        runtime.wait_for_all(f"features of {description}")
+        parts = [_unpacked(content) for content in runtime.from_each(_packed(parts[0]))]
+    refused = [entry for part in parts for entry in part.refused]
+    if refused and not allow_unreadable:
+        raise images.unreadable(pictures.path, refused, len(pictures))
+    return Measured(
+        _merged([part.moments for part in parts]),
+        _merged([part.spatial for part in parts]) if extractor.spatial_dim else None,
+        np.concatenate([part.features for part in parts]) if keep_features else None,
+        refused,
+    )
+
+
+def _merged(parts: Sequence[Moments]) -> Moments:
+    whole = Moments()
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _packed(part: Measured) -> bytes:
+    arrays = {"features": part.features, "refused": np.array(json.dumps(part.refused))}
+    for name in ("moments", "spatial"):
+        if moments := getattr(part, name):
+            arrays |= {f"{name}.{key}": value for key, value in moments.to_arrays().items()}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def _unpacked(content: bytes) -> Measured:
+    with np.load(io.BytesIO(content)) as arrays:
+
+        def moments_of(name: str) -> Moments | None:
+            found = {key.removeprefix(f"{name}."): arrays[key] for key in arrays if key.startswith(f"{name}.")}
+            return Moments.from_arrays(found) if found else None
+
+        refused = [tuple(entry) for entry in json.loads(str(arrays["refused"]))]
+        return Measured(moments_of("moments"), moments_of("spatial"), arrays["features"], refused)
