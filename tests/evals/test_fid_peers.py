@@ -18,7 +18,7 @@ def scene(tmp_path_factory):
     """A weight file; photographs as they are; and others of the same, compressed at quality 25."""
     root = tmp_path_factory.mktemp("fid")
     inceptions.write_weights(root / "weights.pth", 0)
-    pictures = photographs(2 * COUNT, 96, 96)
+    pictures = photographs(2 * COUNT, 72, 72)
     for side in ("real", "fake"):
         (root / side).mkdir()
     for index in range(COUNT):
