@@ -5,11 +5,12 @@ watchdog or for another process that is gone (jpeglm/faults.py), start me again.
 traceback.
 """
 
+import contextlib
 import logging as std_logging
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -82,6 +83,20 @@ def _nobody_reads() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are always told
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@contextlib.contextmanager
+def only_standard_error() -> Iterator[None]:
+    """Sends to standard error what is written to standard output meanwhile, by libraries in C++ too."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:

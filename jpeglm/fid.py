@@ -13,15 +13,14 @@ download and is no FID: never compare one with the other. Several processes of o
 """
 
 import dataclasses
+import functools
 import json
 import platform
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 
 from jpeglm import cli, runtime
@@ -30,10 +29,10 @@ from jpeglm.errors import InputError, writing
 from jpeglm.evals import images
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor
-from jpeglm.evals.fid import Moments, bootstrap, frechet_distance
+from jpeglm.evals.fid import bootstrap, frechet_distance
 from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.kid import kernel_distance
-from jpeglm.evals.measure import measure
+from jpeglm.evals.measure import Measured, measure
 from jpeglm.evals.statistics import check_comparable, holds_statistics, load_statistics, save_statistics
 
 FLAGS = flags.FLAGS
@@ -41,39 +40,38 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass
 class Side:
-    """One of the two sets."""
+    """One of the two sets: pictures to be measured, or statistics, which are.
+
+    Attributes:
+      path: as the flag names it.
+      facts: what the features are made with; empty for statistics of another program.
+      pictures: None for statistics.
+      measured: filled in once the pictures are.
+    """
 
     path: str
-    facts: dict[str, str]  # what the features were made with; empty for statistics of another program
-    moments: Moments
-    spatial: Moments | None = None
-    features: np.ndarray | None = None  # float32 [n, dim]
-    refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    facts: dict[str, str]
+    pictures: images.Pictures | None
+    measured: Measured | None
 
 
 def main() -> None:
     _check_flags()
-    runtime.start(FLAGS.platform)
-    paths = {name: FLAGS[name].value for name in ("real", "fake") if FLAGS[name].value}
-    # Everything is opened before anything is computed.
-    sets = {name: None if holds_statistics(path) else images.open_pictures(path) for name, path in paths.items()}
-    from_statistics = [paths[name] for name, pictures in sets.items() if pictures is None]
-    if from_statistics and (FLAGS.kid or FLAGS.bootstrap):
-        raise InputError(f"{from_statistics[0]}: --kid and --bootstrap need pictures, statistics are not enough")
-    extractor = _extractor() if any(sets.values()) else None
-    sides = {name: _side(name, path, sets[name], extractor) for name, path in paths.items()}
-    if jax.process_index() > 0:
-        return
-    if FLAGS.save_stats:
-        real = sides["real"]
-        save_statistics(FLAGS.save_stats, real.moments, real.facts, real.spatial)
-        logging.info("%s: statistics of %d pictures", FLAGS.save_stats, real.moments.count)
-    if "fake" in sides:
-        result = _compare(sides["real"], sides["fake"])
-        if FLAGS.json:
+    with cli.only_standard_error():  # the number alone goes to standard output, whatever libraries print
+        runtime.start(FLAGS.platform)
+        sides = _open()
+        for name, side in sides.items():
+            side.measured = side.measured or _measure(name, side)
+            if name == "real" and FLAGS.save_stats and jax.process_index() == 0:
+                save_statistics(FLAGS.save_stats, side.measured.moments, side.facts, side.measured.spatial)
+                logging.info("%s: statistics of %d pictures", FLAGS.save_stats, side.measured.moments.count)
+        if jax.process_index() > 0:
+            return
+        result = _compare(**sides) if "fake" in sides else None
+        if result and FLAGS.json:
             with writing(FLAGS.json):
                 write_whole(Path(FLAGS.json), (json.dumps(result, indent=2) + "\n").encode())
-        sys.stderr.flush()
+    if result:
         print(f"{result['value']:.6f}")
 
 
@@ -95,47 +93,71 @@ def _check_flags() -> None:
             raise InputError(f"--{name}={FLAGS[name].value}: no such folder")
 
 
+@functools.cache
 def _extractor() -> Extractor:
     if FLAGS.weights:
         return Inception(FLAGS.weights, FLAGS.mode, FLAGS.batch_size, FLAGS.spatial)
     return EfficientNetLite0(batch_size=FLAGS.batch_size)
 
 
-def _side(name: str, path: str, pictures: images.Pictures | None, extractor: Extractor | None) -> Side:
-    if pictures is None:
-        moments, facts = load_statistics(path)
-        spatial = load_statistics(path, spatial=True)[0] if FLAGS.spatial else None
-        return Side(path, facts, moments, spatial)
-    keep = bool(FLAGS.kid or FLAGS.bootstrap)
-    found = measure(pictures, extractor, name, keep_features=keep, allow_unreadable=FLAGS.allow_unreadable)
-    facts = {"metric": extractor.metric, "mode": extractor.mode, "weights_sha256": extractor.weights_sha256}
-    return Side(path, facts, found.moments, found.spatial, found.features, found.refused)
+def _open() -> dict[str, Side]:
+    """Both sides, or --real alone; all that can be refused is refused before anything is measured."""
+    sides = {}
+    for name in ("real", "fake"):
+        if not (path := FLAGS[name].value):
+            continue
+        if holds_statistics(path):
+            if FLAGS.kid or FLAGS.bootstrap:
+                raise InputError(f"{path}: --kid and --bootstrap need pictures, statistics are not enough")
+            moments, facts = load_statistics(path)
+            spatial = load_statistics(path, spatial=True)[0] if FLAGS.spatial else None
+            sides[name] = Side(path, facts, None, Measured(moments, spatial))
+        else:
+            sides[name] = Side(path, {}, images.open_pictures(path), None)
+    for side in sides.values():
+        if side.pictures is not None:
+            network = _extractor()
+            side.facts = {"metric": network.metric, "mode": network.mode, "weights_sha256": network.weights_sha256}
+    if len(sides) == 2:
+        real, fake = sides.values()
+        check_comparable(real.facts, fake.facts, (real.path, fake.path))
+    return sides
+
+
+def _measure(name: str, side: Side) -> Measured:
+    return measure(
+        side.pictures,
+        _extractor(),
+        name,
+        keep_features=bool(FLAGS.kid or FLAGS.bootstrap),
+        allow_unreadable=FLAGS.allow_unreadable,
+    )
 
 
 def _compare(real: Side, fake: Side) -> dict[str, Any]:
     """All numbers, and what they were made with."""
-    check_comparable(real.facts, fake.facts, (real.path, fake.path))
+    ours, theirs = real.measured, fake.measured
     facts = real.facts or fake.facts or {"metric": "Fréchet distance of statistics"}
-    value = frechet_distance(real.moments, fake.moments)
+    value = frechet_distance(ours.moments, theirs.moments)
     result = facts | {"value": value}
-    counts = [side.moments.count or "an unknown number of" for side in (real, fake)]
+    counts = [side.moments.count or "an unknown number of" for side in (ours, theirs)]
     logging.info("%s of %s and %s pictures: %.6f", facts["metric"], *counts, value)
     if FLAGS.spatial:
-        result["sfid"] = frechet_distance(real.spatial, fake.spatial)
+        result["sfid"] = frechet_distance(ours.spatial, theirs.spatial)
         logging.info("sFID: %.6f", result["sfid"])
     if FLAGS.kid:
-        kid = kernel_distance(real.features, fake.features, seed=FLAGS.seed)
+        kid = kernel_distance(ours.features, theirs.features, seed=FLAGS.seed)
         result["kid"] = dataclasses.asdict(kid) | {"seed": FLAGS.seed}
         logging.info("KID: %.7f (deviation of the subsets %.7f)", kid.mean, kid.deviation)
     if FLAGS.bootstrap:
-        interval = bootstrap(real.features, fake.features, FLAGS.bootstrap, FLAGS.seed)
+        interval = bootstrap(ours.features, theirs.features, FLAGS.bootstrap, FLAGS.seed)
         result["interval"] = {"replicates": FLAGS.bootstrap, "seed": FLAGS.seed} | dataclasses.asdict(interval)
         logging.info("95%% by resampling pictures: %.6f to %.6f", interval.low, interval.high)
     sides = {"real": real, "fake": fake}
     return result | {
         "paths": {name: side.path for name, side in sides.items()},
-        "n": {name: side.moments.count for name, side in sides.items()},
-        "refused": {name: side.refused for name, side in sides.items()},
+        "n": {name: side.measured.moments.count for name, side in sides.items()},
+        "refused": {name: side.measured.refused for name, side in sides.items()},
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy", "pillow")},
         "device": jax.devices()[0].device_kind,

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import subprocess
-import sys
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,76 +11,182 @@ from PIL import Image
 
 from jpeglm.evals import efficientnet
 from jpeglm.evals.fid import Moments, frechet_distance
+from jpeglm.evals.inception import Inception
+from jpeglm.evals.kid import kernel_distance
+from tests.commands import finish, run
+from tests.evals import inceptions
+from tests.photographs import photographs
+from tests.runs import start_job
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two folders with 9 and 7 pictures, colour and grey, in subfolders."""
+    """Two folders with 13 and 11 pictures, colour and grey, in subfolders, and their arrays in the command's order."""
     root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
+    pictures = iter(photographs(24, 40, 56))
     arrays = {}
-    for side, count, top in (("real", 9, 256), ("fake", 7, 100)):
+    for side, count in (("real", 13), ("fake", 11)):
         arrays[side] = []
         for i in range(count):
-            array = rng.integers(0, top, (16, 16) if i % 3 == 0 else (12, 20, 3), dtype=np.uint8)
-            path = root / side / f"part{i % 2}" / f"{i:02}.png"
+            picture = next(pictures)
+            picture = picture.convert("L") if i % 3 == 0 else picture.resize((30 + i, 40))
+            path = root / side / f"part{i // 7}" / f"{i:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(path)
-            arrays[side].append(array)
+            picture.save(path)
+            arrays[side].append(np.asarray(picture))
     return root, arrays
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "jpeglm.fid", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    inceptions.write_weights(path, 0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def features(folders, weights):
+    """Of both sides in mode legacy_pytorch, those of sFID behind the others."""
+    extractor = Inception(weights, "legacy_pytorch", spatial=True)
+    return {side: extractor(arrays) for side, arrays in folders[1].items()}
+
+
+def sides(folders):
+    return [f"--real={folders[0] / 'real'}", f"--fake={folders[0] / 'fake'}"]
+
+
+def inception(weights, mode="legacy_pytorch"):
+    return [f"--mode={mode}", f"--weights={weights}"]
+
+
+def number(done):
+    """What the command printed."""
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return float(done.stdout)
+
+
+def distance(features, part=slice(0, 2048)):
+    return frechet_distance(*(Moments([features[side][:, part]]) for side in ("real", "fake")))
 
 
 def test_the_last_line_of_standard_output_is_the_distance_and_the_json_holds_its_circumstances(folders, tmp_path):
-    root, arrays = folders
     output = tmp_path / "distance.json"
-    done = run(f"--real={root / 'real'}", f"--fake={root / 'fake'}", f"--json={output}")
-    assert done.returncode == 0, done.stderr
+    done = run("jpeglm.fid", *sides(folders), f"--json={output}")
     extractor = efficientnet.EfficientNetLite0()
-    expected = frechet_distance(*(Moments([extractor(arrays[side])]) for side in ("real", "fake")))
-    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
-    assert done.stdout.count("\n") == 1
+    expected = frechet_distance(*(Moments([extractor(folders[1][side])]) for side in ("real", "fake")))
+    assert number(done) == pytest.approx(expected, rel=1e-5)
     assert "FD-EfficientNet-Lite0" in done.stderr and "FID" not in done.stderr
     assert "fewer than 2048 pictures" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["distance.json"]
     result = json.loads(output.read_text())
     assert result["metric"] == "FD-EfficientNet-Lite0"
     assert f"{result['value']:.6f}" == done.stdout.strip()
-    assert result["n"] == {"real": 9, "fake": 7}
+    assert result["n"] == {"real": 13, "fake": 11} and result["refused"] == {"real": [], "fake": []}
     assert result["weights_sha256"] == hashlib.sha256(efficientnet.weights_path().read_bytes()).hexdigest()
     assert {"jax", "numpy", "pillow"} <= result["versions"].keys()
+
+
+def test_all_numbers_are_those_of_the_features(folders, weights, features, tmp_path):
+    output = tmp_path / "all.json"
+    flags = ["--spatial", "--kid", "--bootstrap=3", "--seed=7", f"--json={output}"]
+    done = run("jpeglm.fid", *sides(folders), *inception(weights), *flags)
+    value = number(done)
+    result = json.loads(output.read_text())
+    assert value == pytest.approx(distance(features), rel=1e-6)
+    assert result["sfid"] == pytest.approx(distance(features, slice(2048, None)), rel=1e-6)
+    kid = kernel_distance(features["real"][:, :2048], features["fake"][:, :2048], seed=7)
+    assert result["kid"]["mean"] == pytest.approx(kid.mean, rel=1e-5) and result["kid"]["seed"] == 7
+    assert result["interval"]["low"] <= value <= result["interval"]["high"]
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert result["metric"] == f"FD of Inception weights {sha256[:8]} (legacy_pytorch)"
+    assert (result["mode"], result["weights_sha256"]) == ("legacy_pytorch", sha256)
+    assert "the distance is not the FID of papers" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_devices_and_processes_change_the_number_by_less_than_a_millionth(folders, weights, features, processes):
+    flags = [*sides(folders), *inception(weights), "--spatial", "--kid", "--batch_size=8"]
+    first, *others = map(finish, start_job("jpeglm.fid", *flags, processes=processes, devices=8 // processes**2))
+    assert number(first) == pytest.approx(distance(features), rel=1e-6)
+    sfid = float(re.search(r"sFID: ([\d.]+)", first.stderr)[1])
+    assert sfid == pytest.approx(distance(features, slice(2048, None)), rel=1e-6)
+    kid = kernel_distance(features["real"][:, :2048], features["fake"][:, :2048])
+    assert float(re.search(r" KID: (-?[\d.]+)", first.stderr)[1]) == pytest.approx(kid.mean, rel=1e-5)
+    assert [(done.returncode, done.stdout) for done in others] == [(0, "")] * (processes - 1)
+
+
+def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_path):
+    stats = tmp_path / "real.npz"
+    made = run("jpeglm.fid", sides(folders)[0], f"--save_stats={stats}", "--spatial", *inception(weights))
+    assert made.returncode == 0 and made.stdout == "" and "statistics of 13 pictures" in made.stderr
+    again = run("jpeglm.fid", f"--real={stats}", sides(folders)[1], "--spatial", *inception(weights))
+    assert number(again) == pytest.approx(distance(features), rel=1e-6)
+    other = run("jpeglm.fid", f"--real={stats}", sides(folders)[1], *inception(weights, "clean"))
+    assert other.returncode == 2 and other.stdout == ""
+    assert "cannot be compared" in other.stderr and "mode: legacy_pytorch against clean" in other.stderr
+    assert "pictures/s" not in other.stderr  # it is told before anything is measured
+    with_itself = run("jpeglm.fid", f"--real={stats}", f"--fake={stats}")  # which needs no network
+    assert number(with_itself) <= 1e-6
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode=clean"], "the 2015 Inception network, which is not part of this version"),
-        (["--weights=inception.pth"], "the 2015 Inception network, which is not part of this version"),
+        (["--mode=clean"], "--mode and --weights go together"),
+        (["--weights=inception.pth"], "--mode and --weights go together"),
+        (["--mode=clean", "--weights=/absent.pth"], "/absent.pth: No such file"),
         (["--mode=cleen"], "clean|legacy_tensorflow|legacy_pytorch"),
-        (["--fake="], "--fake=FOLDER is needed"),
-        (["--fake=/absent"], "no such folder: /absent"),
+        (["--fake="], "--fake=PATH is needed, or --save_stats=FILE"),
+        (["--real="], "--real=PATH is needed"),
+        (["--fake=/absent"], "/absent"),
         (["--json=/absent/x.json"], "--json=/absent/x.json: no such folder"),
+        (["--save_stats=x.npy"], "its name must end in .npz"),
+        (["--spatial"], "--spatial is of the 2015 Inception"),
+        (["--batch_size=0"], "batch_size"),
+        (["--platform=tpux"], "tpux"),
         (["surplus"], "unexpected argument 'surplus'"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_status_2(folders, arguments, message):
-    root, _ = folders
-    done = run(f"--real={root / 'real'}", f"--fake={root / 'fake'}", *arguments)
+    done = run("jpeglm.fid", *sides(folders), *arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert done.stdout == ""
 
 
-def test_unreadable_pictures_end_the_command_with_their_names_and_write_nothing(folders, tmp_path):
-    root, _ = folders
-    for name in ("bad1.png", "bad2.png"):
-        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+def test_pictures_are_wanted_where_statistics_are_not_enough(folders, tmp_path):
+    stats = tmp_path / "stats.npz"
+    np.savez(stats, mu=np.zeros(3), sigma=np.eye(3))
+    done = run("jpeglm.fid", f"--real={stats}", sides(folders)[1], "--kid")
+    assert done.returncode == 2 and "--kid and --bootstrap need pictures" in done.stderr
+    done = run("jpeglm.fid", f"--real={stats}", sides(folders)[1], f"--save_stats={tmp_path / 'again.npz'}")
+    assert done.returncode == 2 and "holds statistics already" in done.stderr
+
+
+def test_unreadable_pictures_end_the_command_with_their_names_unless_they_are_allowed(folders, tmp_path):
+    fake = tmp_path / "fake.zip"
+    with zipfile.ZipFile(fake, "w") as archive:
+        for path in sorted((folders[0] / "fake").rglob("*.png")):
+            archive.write(path, path.relative_to(folders[0] / "fake"))
+        for name in ("bad1.png", "bad2.png"):
+            archive.writestr(name, b"\x89PNG\r\n\x1a\nrubbish")
     output = tmp_path / "distance.json"
-    done = run(f"--real={root / 'real'}", f"--fake={tmp_path}", f"--json={output}")
-    assert done.returncode == 2
-    assert "bad1.png" in done.stderr and "bad2.png" in done.stderr and "2 of 2 pictures cannot be used" in done.stderr
-    assert not output.exists() and done.stdout == ""
+    flags = [sides(folders)[0], f"--fake={fake}", f"--json={output}"]
+    done = run("jpeglm.fid", *flags)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "bad1.png" in done.stderr and "bad2.png" in done.stderr
+    assert "2 of 13 pictures cannot be used" in done.stderr and "--allow_unreadable" in done.stderr
+    assert not output.exists()
+    allowed = run("jpeglm.fid", *flags, "--allow_unreadable")
+    assert number(allowed) == number(run("jpeglm.fid", *sides(folders)))
+    result = json.loads(output.read_text())
+    assert result["n"] == {"real": 13, "fake": 11}
+    assert [name for name, _ in result["refused"]["fake"]] == ["bad1.png", "bad2.png"]
+
+
+def test_a_side_without_two_readable_pictures_is_one_clear_line(folders, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    (tmp_path / "bad.png").write_bytes(b"rubbish")
+    done = run("jpeglm.fid", sides(folders)[0], f"--fake={tmp_path}", "--allow_unreadable")
+    assert done.returncode == 2 and "at least two pictures on each side, there is 1" in done.stderr

@@ -21,7 +21,9 @@ def get_config():
     config.ratios = (0.25, 0.5, 0.75)  # of the MCUs that are given
     config.rows = ("trained", "pretrained", "untrained", "random_bytes", "flat", "training_mean", "training_picture")
     config.pretrained = "pretrained/demo"  # a second workdir, of the same held-out files; "" leaves the row out
-    config.extractor = "efficientnet_lite0"  # of the features that the distance is taken of
+    config.extractor = "efficientnet_lite0"  # of the features that the distance is taken of; or "inception", for FID
+    config.weights = ""  # of the 2015 Inception (README, "For evaluation jobs")
+    config.mode = "clean"  # of the 2015 Inception: clean, legacy_tensorflow or legacy_pytorch
     config.seed = 0  # of the draws
 
     config.sampling = ConfigDict()

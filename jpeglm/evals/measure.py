@@ -26,9 +26,9 @@ class Measured:
     """
 
     moments: Moments
-    spatial: Moments | None
-    features: np.ndarray | None
-    refused: list[tuple[str, str]]
+    spatial: Moments | None = None
+    features: np.ndarray | None = None
+    refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
 def measure(

@@ -34,10 +34,11 @@ from jpeglm.evals.completion import (
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments, frechet_distance
+from jpeglm.evals.inception import Inception
 from jpeglm.metrics import read_metrics
 from jpeglm.sampling.engine import Settings
 
-EXTRACTORS = {"efficientnet_lite0": EfficientNetLite0}
+EXTRACTORS = ("efficientnet_lite0", "inception")
 FLOOR = "heldout"
 FLOOR_TITLE = "held-out originals"
 SHOWN = 8  # pictures of each cell that a report shows
@@ -139,6 +140,8 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"config.num={config.num}: a distance needs two pictures")
     if config.extractor not in EXTRACTORS:
         raise InputError(f"config.extractor: {config.extractor!r} is none of {', '.join(EXTRACTORS)}")
+    if (config.extractor == "inception") != bool(config.weights):
+        raise InputError("config.weights=FILE and config.extractor=inception go together")
 
 
 def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
@@ -160,7 +163,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
         raise InputError(f"config.num={num} takes {2 * num} held-out documents, {config.data} has {there}")
     documents = list(pipeline.documents(config.data, "heldout", 2 * num))
     originals, reference = documents[:num], documents[num:]
-    extractor = extractor or EXTRACTORS[config.extractor]()
+    extractor = extractor or _extractor(config)
     store = Store(Path(config.out) / "cells")
     shown: dict[tuple[float | None, str, bool], Shown] = {}
 
@@ -269,6 +272,10 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
     return Table(extractor.metric, methods.step, rows, language_models, history, shown, notes)
 
 
+def _extractor(config: ConfigDict) -> Extractor:
+    return Inception(config.weights, config.mode) if config.weights else EfficientNetLite0()
+
+
 def _rows(config: ConfigDict) -> list[str]:
     return [row for row in config.rows if row != "pretrained" or config.pretrained]
 
@@ -334,7 +341,12 @@ def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[s
         "“removed” is the probability that the grammar took away from a model at a token, before temperature, top-k "
         "and top-p: the mean over each file's tokens, then over the files. Beginnings are always legal there.",
         f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, pictures "
-        f"stretched to {extractor.size}x{extractor.size}. It is not FID and is not to be set beside one.",
+        f"stretched to {extractor.size}x{extractor.size}. "
+        + (
+            f"The weights are those of FID, the mode is {extractor.mode}: numbers of other modes are no peers."
+            if extractor.metric.startswith("FID")
+            else "It is not FID and is not to be set beside one."
+        ),
         "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
         "prompts' originals themselves have to the reference: no method is expected below it.",
         "A larger share given leaves less to get wrong, so all distances fall with the ratio: compare methods "
