@@ -8,6 +8,7 @@
 #   kept          the same with fewer layers, where nothing need be recomputed   MINUTES=5 each
 #   decode        prefill and decode against transformers' generate              MINUTES=7
 #   grammar       what the grammar of legal files adds to a step of decoding     MINUTES=4
+#   inception     features of FID against pytorch-fid and torch-fidelity         MINUTES=4
 #   demo          the model of pretrained/demo, trained five times as long       MINUTES=20
 #
 # Without parts: correctness train decode grammar. Single tables: train-12288, train-32768, kept-12288, kept-32768.
@@ -26,9 +27,9 @@ parts=("$@")
 [ $# -gt 0 ] || parts=(correctness train decode grammar)
 for part in "${parts[@]}"; do
     case $part in
-    correctness | train | train-12288 | train-32768 | kept | kept-12288 | kept-32768 | decode | grammar | demo) ;;
+    correctness | train | train-12288 | train-32768 | kept | kept-12288 | kept-32768 | decode | grammar | inception | demo) ;;
     *)
-        echo "error: no part is called \"$part\"; there are correctness, train, kept, decode, grammar, demo" >&2
+        echo "error: no part is called \"$part\"; there are correctness, train, kept, decode, grammar, inception, demo" >&2
         exit 2
         ;;
     esac
@@ -164,6 +165,9 @@ for part in "${parts[@]}"; do
     grammar)
         limited 4 "$python" -m benchmarks.grammar --config=configs/jpeglm_7b.py --config.model.num_layers=8 \
             --slots=1,16,64 --tokens=4096 --out="$out" || failed=1
+        ;;
+    inception) # the peers' networks must be there: pip install -r requirements-dev.txt names them
+        limited 4 "$python" -m benchmarks.inception --pictures=2048 --out="$out" || failed=1
         ;;
     demo)
         demo || failed=1

@@ -261,7 +261,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
         raise InputError(f"{error}; FID wants the state dict {OFFICIAL_NAME}") from error
     # torch adds these counters to batch norms; the published file has none.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bn.num_batches_tracked")}
-    expected = _expected_shapes()
+    expected = expected_shapes()
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         first = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}"
@@ -317,7 +317,8 @@ def _convolutions(network: Network) -> Iterator[tuple[str, nnx.Conv]]:
             yield ".".join(map(str, path)), module.conv
 
 
-def _expected_shapes() -> dict[str, tuple[int, ...]]:
+def expected_shapes() -> dict[str, tuple[int, ...]]:
+    """Of every tensor of the state dict, by its key."""
     shapes = dict(_CLASSIFIER)
     for name, convolution in _convolutions(_blank()):
         height, width, channels_in, channels = convolution.kernel.shape

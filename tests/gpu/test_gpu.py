@@ -183,6 +183,22 @@ def data(tmp_path_factory):
     return out
 
 
+def test_features_of_the_inception_are_the_cpus(platform, tmp_path, record_property):
+    modes, features = ["clean", "legacy_tensorflow", "legacy_pytorch"], {}
+    for where in ("cpu", platform):
+        out = tmp_path / f"{where}.npz"
+        done = run(
+            "tests.gpu.values", "inception", json.dumps(modes), str(out), JAX_PLATFORMS=where, **NO_PREALLOCATION
+        )
+        assert done.returncode == 0, done.stderr
+        features[where] = dict(np.load(out))
+    for mode in modes:
+        expected, found = features["cpu"][mode], features[platform][mode]
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        record_property(mode, f"{error:.1e}")
+        assert error < 1e-5
+
+
 @pytest.mark.parametrize(
     "changes",
     [HALF, HALF | MASKED, {"dtype": "float32"}],

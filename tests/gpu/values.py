@@ -2,14 +2,18 @@
 
     JAX_PLATFORMS=cuda python -m tests.gpu.values model '{"name": {...}, ...}' OUT.npz
     JAX_PLATFORMS=cuda,cpu python -m tests.gpu.values attention '[{...}, ...]'
+    JAX_PLATFORMS=cuda python -m tests.gpu.values inception '["clean", ...]' OUT.npz
 
 `model`: for each case loss, logits and gradients into OUT.npz, large arrays by every n-th of their elements.
 `attention`: prints for each case the errors of output and gradients against a softmax in float64 on the CPU, in shares
 of that one's norm, and the largest change of other documents' numbers when one document changes; or why it is refused.
+`inception`: for each mode features of the 2015 Inception, its weights random, into OUT.npz.
 """
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jpeglm.errors import InputError
+from jpeglm.evals import inception
 from jpeglm.model import llama
 from jpeglm.model.attention import causal_attention
 from jpeglm.model.loss import make_loss
@@ -113,8 +118,30 @@ def attention_errors(implementation, length, heads, kv_heads, head_dim, dtype, d
     return {"errors": errors, "leak": float(leak)}
 
 
+def inception_features(modes):
+    """By mode, of five pictures."""
+    random = np.random.default_rng(2)
+
+    def draw(name, shape):
+        if len(shape) == 4:
+            return random.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+        if name.endswith(("bn.weight", "running_var")):
+            return random.random(shape, np.float32) + np.float32(0.5)
+        return random.standard_normal(shape, np.float32) * np.float32(0.1)
+
+    tensors = {name: draw(name, shape) for name, shape in inception.expected_shapes().items()}
+    pictures = [random.integers(0, 256, (20 + 90 * i, 250, 3), np.uint8) for i in range(5)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        inception.write_safetensors(tensors, "0" * 64, path)
+        return {mode: inception.Inception(path, mode, batch_size=4)(pictures) for mode in modes}
+
+
 if __name__ == "__main__":
     what, cases = sys.argv[1], json.loads(sys.argv[2])
+    if what == "inception":  # with the precision that it asks for itself
+        np.savez(sys.argv[3], **inception_features(cases))
+        sys.exit()
     jax.config.update("jax_default_matmul_precision", "highest")
     if what == "attention":
         print(json.dumps([attention_errors(**case) for case in cases]))

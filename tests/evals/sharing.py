@@ -1,0 +1,44 @@
+"""Pictures measured by the processes of a job, and bytes sent between them; prints what process 0 has as JSON."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from jpeglm import runtime
+from jpeglm.evals import images
+from jpeglm.evals.measure import measure
+from tests.evals.projection import Projection
+
+LENGTHS = (0, 1, 999, 1000, 1001, 4321)  # of what is sent, around the size of a piece
+COUNTS = (1, 2, 30)  # of pictures: fewer than processes, and more than features
+
+
+def content(process: int, length: int) -> bytes:
+    """Differs from process to process, in its length too."""
+    return np.random.default_rng([process, length]).bytes(length + process if length else 0)
+
+
+def main() -> None:
+    runtime.start("cpu")
+    runtime._PIECE = 1000
+    mine = jax.process_index()
+    right = [
+        list(runtime.from_each(content(mine, length)))
+        == [content(process, length) for process in range(jax.process_count())]
+        for length in LENGTHS
+    ]
+    found = []
+    for count in COUNTS:
+        pictures = [np.random.default_rng(n).integers(0, 256, (9 + n, 20, 3), np.uint8) for n in range(count)]
+        measured = measure(images.open_pictures(pictures), Projection(), f"{count} pictures", keep_features=True)
+        covariance = measured.moments.covariance.tolist() if count > 1 else None
+        found.append([measured.moments.count, measured.moments.mean.tolist(), covariance, measured.features.tolist()])
+    if mine == 0:
+        print(json.dumps({"sent": right, "measured": found}))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
