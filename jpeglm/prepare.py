@@ -2,8 +2,9 @@
 
     python -m jpeglm.prepare --config=configs/jpeglm_demo.py --source=embedded:mnist --out=runs/mnist
 
-`--source` is a folder of pictures (searched through all its subfolders), `embedded:mnist`, or `tfds:NAME[:SPLIT]`, a
-dataset that TensorFlow Datasets has prepared in TFDS_DATA_DIR as array_record. Pictures that cannot be used are
+`--source` is a folder of pictures (searched through all its subfolders), a zip or tar file, ArrayRecords of picture
+files, an array in a .npz or .npy, `embedded:mnist`, or `tfds:NAME[:SPLIT]`, a dataset that TensorFlow Datasets has
+prepared in TFDS_DATA_DIR as array_record. Pictures that cannot be used are
 counted and named in DIR/refused.jsonl. A run that was killed goes on where it stood when it is started again
 with the same flags; the result does not depend on `--workers` or on kills.
 """
@@ -18,7 +19,7 @@ from jpeglm.data.verify import verify
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The run's config file.")
 _SOURCE = flags.DEFINE_string(
-    "source", None, "A folder of pictures, embedded:mnist, or tfds:NAME[:SPLIT].", required=True
+    "source", None, "A folder of pictures, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT].", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
