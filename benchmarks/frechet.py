@@ -69,6 +69,7 @@ def turn(moments_of: Callable, distance: Callable, sets: tuple[np.ndarray, np.nd
 
 
 def main(_: list[str]) -> None:
+    peers.make_importable()
     result = report.Results(_OUT.value, "frechet", f"The Fréchet distance of {DIM:,} features")
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "pytorch-fid", "torch-fidelity")}
     headers = ["pictures", "program", "features to number, s", "ratio", "distance alone, s", "ratio", "value"]

@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import report
-from tests.evals import inceptions
+from tests.evals import inceptions, peers
 from tests.photographs import photographs
 
 FLAGS = flags.FLAGS
@@ -25,6 +25,7 @@ HEADERS = ["mode", "jpeglm, pictures/s", "peer", "pictures/s", "ratio", "turns",
 
 
 def main(_: list[str]) -> None:
+    peers.make_importable()
     size = FLAGS.size
     result = report.Results(FLAGS.out, "inception", f"Features of the 2015 Inception, {size}x{size} pictures")
     versions = {name: metadata.version(name) for name in ("jax", "torch", "pytorch-fid", "torch-fidelity")}

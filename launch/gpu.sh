@@ -166,7 +166,9 @@ for part in "${parts[@]}"; do
         limited 4 "$python" -m benchmarks.grammar --config=configs/jpeglm_7b.py --config.model.num_layers=8 \
             --slots=1,16,64 --tokens=4096 --out="$out" || failed=1
         ;;
-    inception) # the peers' networks must be there: pip install -r requirements-dev.txt names them
+    inception)
+        [ -d .cache/fid-peers ] || "$python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            ${WHEELS:+--no-index --find-links "$WHEELS"} --target .cache/fid-peers --requirement requirements-peers.txt
         limited 4 "$python" -m benchmarks.inception --pictures=2048 --out="$out" || failed=1
         ;;
     demo)

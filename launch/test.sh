@@ -23,6 +23,14 @@ if [ ${#missing[@]} -gt 0 ]; then
     "${as_root[@]}" apt-get install --quiet=2 --yes --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+# Other people's evaluators, apart: see requirements-peers.txt.
+if ! cmp --silent requirements-peers.txt .cache/fid-peers/requirements; then
+    rm -rf .cache/fid-peers
+    python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/fid-peers \
+        --requirement requirements-peers.txt
+    cp requirements-peers.txt .cache/fid-peers/requirements
+fi
+
 marker=()
 arguments=()
 for argument in "$@"; do

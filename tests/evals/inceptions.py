@@ -1,10 +1,10 @@
 """Random weight files of the 2015 Inception's shape, and what other people's evaluators make of them.
 
-    python -m tests.evals.inceptions features WEIGHTS PICTURES.npz OUT.npz
-    python -m tests.evals.inceptions distance WEIGHTS MODE FOLDER FOLDER
+    python -m tests.evals.inceptions features PICTURES.npz OUT.npz WEIGHTS ...
+    python -m tests.evals.inceptions distance MODE FOLDER FOLDER WEIGHTS
 
 In a process of its own, because torch is ten times slower in one that also runs XLA. PICTURES holds arrays uint8
-[height, width, 3]; OUT gets float32 [pictures, 2048] for each mode.
+[height, width, 3]; OUT gets float32 [pictures, 2048] for each weight file and mode.
 """
 
 import subprocess
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from tests.evals import peers
+
+MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 
 
 def write_weights(path: Path, seed: int, gain: float = 1.0) -> dict[str, torch.Tensor]:
@@ -41,7 +43,7 @@ def write_weights(path: Path, seed: int, gain: float = 1.0) -> dict[str, torch.T
 
 
 def _torchvision_network() -> torch.nn.Module:
-    peers.define_operators()
+    peers.make_importable()
     from torchvision.models import inception_v3
 
     with torch.device("meta"):
@@ -50,7 +52,7 @@ def _torchvision_network() -> torch.nn.Module:
 
 def pytorch_fid_network(weights: Path) -> torch.nn.Module:
     """pytorch-fid's own network, which takes its weights from this file instead of the network."""
-    peers.define_operators()
+    peers.make_importable()
     from pytorch_fid import inception
 
     inception.load_state_dict_from_url = lambda *_, **__: torch.load(weights)
@@ -58,7 +60,7 @@ def pytorch_fid_network(weights: Path) -> torch.nn.Module:
 
 
 def torch_fidelity_network(weights: Path) -> torch.nn.Module:
-    peers.define_operators()
+    peers.make_importable()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     return FeatureExtractorInceptionV3("test", ["2048"], feature_extractor_weights_path=str(weights))
@@ -108,7 +110,7 @@ def _distance(weights: Path, mode: str, folders: Sequence[str]) -> float:
         pytorch_fid_network(weights)
         return fid.calculate_fid_given_paths(list(folders), 16, torch.device("cpu"), 2048, num_workers=0)
     if mode == "legacy_tensorflow":
-        peers.define_operators()
+        peers.make_importable()
         import torch_fidelity
 
         metrics = torch_fidelity.calculate_metrics(
@@ -128,20 +130,22 @@ def _distance(weights: Path, mode: str, folders: Sequence[str]) -> float:
     )
 
 
-def references(weights: Path, pictures: Sequence[np.ndarray], scratch: Path) -> dict[str, np.ndarray]:
-    """Of each mode, the features of pictures, uint8 [height, width, 3], float32 [pictures, 2048], without us.
+def references(
+    weights: Sequence[Path], pictures: Sequence[np.ndarray], scratch: Path
+) -> dict[tuple[Path, str], np.ndarray]:
+    """Of each weight file and mode, features float32 [pictures, 2048] of uint8 [height, width, 3], without us.
 
     Resize, normalisation and network are pytorch-fid's and torch-fidelity's; for "clean" the resize is clean-fid's.
     """
     np.savez(scratch / "pictures.npz", *pictures)
-    _run("features", weights, scratch / "pictures.npz", scratch / "features.npz")
+    _run("features", scratch / "pictures.npz", scratch / "features.npz", *weights)
     with np.load(scratch / "features.npz") as file:
-        return dict(file)
+        return {(path, mode): file[f"{number} {mode}"] for number, path in enumerate(weights) for mode in MODES}
 
 
 def reference_distance(weights: Path, mode: str, real: Path, fake: Path) -> float:
     """The number that the reference of a mode prints for two folders."""
-    return float(_run("distance", weights, mode, real, fake).split()[-1])
+    return float(_run("distance", mode, real, fake, weights).split()[-1])
 
 
 def _run(*arguments: object) -> str:
@@ -151,9 +155,13 @@ def _run(*arguments: object) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    action, weights, *rest = sys.argv[1:]
+    action, *rest = sys.argv[1:]
     if action == "features":
-        with np.load(rest[0]) as file:
-            np.savez(rest[1], **_features(Path(weights), list(file.values())))
+        pictures, out, *paths = rest
+        with np.load(pictures) as file:
+            arrays = list(file.values())
+        found = enumerate(_features(Path(path), arrays) for path in paths)
+        np.savez(out, **{f"{number} {mode}": x for number, by_mode in found for mode, x in by_mode.items()})
     else:
-        print(repr(float(_distance(Path(weights), rest[0], rest[1:]))))
+        mode, real, fake, weights = rest
+        print(repr(float(_distance(Path(weights), mode, (real, fake)))))

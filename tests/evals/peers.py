@@ -1,24 +1,39 @@
 """Other people's evaluators, as oracles."""
 
 import functools
+import sys
+from pathlib import Path
 
 import torch
 
+FOLDER = Path(__file__).parents[2] / ".cache/fid-peers"
 _OPERATORS = []  # a definition lasts as long as its library object
 
 
 @functools.cache
-def define_operators() -> None:
-    """Lets `import torchvision` pass where its compiled operators do not fit torch; nothing here calls them."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _OPERATORS.append(library)
+def make_importable() -> None:
+    """Lets `import torchvision` and the evaluators that need it pass.
+
+    The index's torchvision is compiled for CUDA's torch. On another build its operators are missing, and its import
+    fails at declaring two of them, which nothing here calls: so they are defined without a body.
+    """
+    if not FOLDER.is_dir():
+        raise RuntimeError(f"{FOLDER} is missing: ./launch/test.sh makes it, as requirements-peers.txt says")
+    sys.path.append(str(FOLDER))
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _OPERATORS.append(library)
 
 
 def pytorch_fid():
     """The module `pytorch_fid.fid_score`."""
-    define_operators()
+    make_importable()
     from pytorch_fid import fid_score
 
     return fid_score
@@ -26,7 +41,7 @@ def pytorch_fid():
 
 def torch_fidelity_fid():
     """The module `torch_fidelity.metric_fid`."""
-    define_operators()
+    make_importable()
     from torch_fidelity import metric_fid
 
     return metric_fid
@@ -34,7 +49,7 @@ def torch_fidelity_fid():
 
 def torch_fidelity_kid():
     """The module `torch_fidelity.metric_kid`."""
-    define_operators()
+    make_importable()
     from torch_fidelity import metric_kid
 
     return metric_kid
@@ -42,7 +57,7 @@ def torch_fidelity_kid():
 
 def torch_fidelity_defaults() -> dict:
     """What torch-fidelity does if it is not told."""
-    define_operators()
+    make_importable()
     from torch_fidelity.defaults import DEFAULTS
 
     return DEFAULTS
@@ -50,7 +65,7 @@ def torch_fidelity_defaults() -> dict:
 
 def clean_fid():
     """The module `cleanfid.fid`."""
-    define_operators()
+    make_importable()
     from cleanfid import fid
 
     return fid
@@ -58,6 +73,7 @@ def clean_fid():
 
 def clean_resizer():
     """clean-fid's resize of a picture [height, width, 3] to float32 [299, 299, 3]."""
+    make_importable()
     from cleanfid.resize import build_resizer
 
     return build_resizer("clean")
@@ -65,7 +81,7 @@ def clean_resizer():
 
 def tensorflow_resizer():
     """torch-fidelity's resize of a picture [height, width, 3] to float32 [299, 299, 3], as TensorFlow 1 does it."""
-    define_operators()
+    make_importable()
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     def resize(picture):

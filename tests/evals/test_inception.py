@@ -13,9 +13,9 @@ from jpeglm.errors import InputError
 from jpeglm.evals import inception
 from jpeglm.evals.inception import Inception
 from tests.evals import inceptions, peers
+from tests.evals.inceptions import MODES
 from tests.photographs import photographs
 
-MODES = ["clean", "legacy_tensorflow", "legacy_pytorch"]
 SEEDS = pytest.mark.parametrize("seed", [0, 1], ids=["small", "large"])
 
 
@@ -33,8 +33,8 @@ def weights(tmp_path_factory):
 def references(weights, pictures, tmp_path_factory):
     """Features by seed and mode."""
     scratch = tmp_path_factory.mktemp("references")
-    found = {seed: inceptions.references(path, pictures, scratch) for seed, path in weights.items()}
-    return {(seed, mode): features for seed, by_mode in found.items() for mode, features in by_mode.items()}
+    found = inceptions.references(list(weights.values()), pictures, scratch)
+    return {(seed, mode): found[path, mode] for seed, path in weights.items() for mode in MODES}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from jpeglm.evals.completion import MODELS, TITLES, Completed, Methods, with_ran
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Completion, Sampler
+from tests.evals import inceptions
 from tests.evals.projection import Projection
 
 NUM = 10  # all 20 held-out digits of the tiny data
@@ -273,7 +274,9 @@ def test_files_hold_the_same_numbers(made, tmp_path):
         ("rows", ("trained", "vq"), "'vq' is none of trained"),
         ("ratios", (0.5, 1.0), "below 1"),
         ("ratios", (0.5, 0.5), "twice"),
-        ("extractor", "inception", "efficientnet_lite0"),
+        ("extractor", "vgg", "'vgg' is none of efficientnet_lite0, inception"),
+        ("extractor", "inception", "config.weights=FILE and config.extractor=inception go together"),
+        ("weights", "inception.pth", "config.weights=FILE and config.extractor=inception go together"),
         ("workdir", "/nowhere", "no run here"),
         ("data", "/nowhere", "no finished prepared data"),
     ],
@@ -283,6 +286,14 @@ def test_a_config_that_names_no_table_is_refused_in_one_line(config, projection,
     with pytest.raises(InputError, match=words) as caught:
         tables.make(config, projection)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_the_inception_give_its_features_in_the_mode_asked_for(config, tmp_path):
+    inceptions.write_weights(tmp_path / "weights.pth", 0)
+    config.update({"extractor": "inception", "weights": str(tmp_path / "weights.pth"), "mode": "legacy_pytorch"})
+    tables.check(config)
+    extractor = tables._extractor(config)
+    assert (extractor.name, extractor.mode, extractor.dim) == ("Inception 2015", "legacy_pytorch", 2048)
 
 
 def test_a_misspelt_key_ends_with_status_2():
