@@ -88,6 +88,9 @@ def _nobody_reads() -> bool:
 @contextlib.contextmanager
 def only_standard_error() -> Iterator[None]:
     """Sends to standard error what is written to standard output meanwhile, by libraries in C++ too."""
+    if sys.stdout is None:  # closed by whoever started this
+        yield
+        return
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

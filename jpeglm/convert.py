@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from jpeglm import checkpoint, cli, runtime
 from jpeglm import config as config_lib
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, writing
 from jpeglm.evals import inception
 from jpeglm.interop import huggingface
 
@@ -59,7 +59,8 @@ def _convert_inception(source: Path, target: Path) -> None:
     if not target.parent.is_dir():
         raise InputError(f"{target}: no such folder")
     tensors, sha256 = inception.read_weights(source)
-    inception.write_safetensors(tensors, sha256, target)
+    with writing(target):
+        inception.write_safetensors(tensors, sha256, target)
     print(f"{target}: {len(tensors)} tensors of the file with the SHA-256 {sha256}")
 
 

@@ -32,7 +32,7 @@ from jpeglm.evals.features import Extractor
 from jpeglm.evals.fid import bootstrap, frechet_distance
 from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.kid import kernel_distance
-from jpeglm.evals.measure import Measured, measure
+from jpeglm.evals.measure import LONGEST, Measured, measure
 from jpeglm.evals.statistics import check_comparable, holds_statistics, load_statistics, save_statistics
 
 FLAGS = flags.FLAGS
@@ -59,18 +59,22 @@ def main() -> None:
     _check_flags()
     with cli.only_standard_error():  # the number alone goes to standard output, whatever libraries print
         runtime.start(FLAGS.platform)
+        if jax.process_index() == 0:  # which alone writes
+            _check_outputs()
         sides = _open()
         for name, side in sides.items():
             side.measured = side.measured or _measure(name, side)
+            if (count := side.measured.moments.count) in (0, 1):  # in all processes, before one goes on alone
+                raise InputError(f"{side.path}: two pictures or more are needed, {count} can be used")
             if name == "real" and FLAGS.save_stats and jax.process_index() == 0:
                 save_statistics(FLAGS.save_stats, side.measured.moments, side.facts, side.measured.spatial)
                 logging.info("%s: statistics of %d pictures", FLAGS.save_stats, side.measured.moments.count)
-        if jax.process_index() > 0:
-            return
-        result = _compare(**sides) if "fake" in sides else None
+        result = _compare(**sides) if "fake" in sides and jax.process_index() == 0 else None
         if result and FLAGS.json:
             with writing(FLAGS.json):
                 write_whole(Path(FLAGS.json), (json.dumps(result, indent=2) + "\n").encode())
+        if jax.process_count() > 1:  # JAX gives those that have ended five minutes' patience with those that have not
+            runtime.wait_for_all("comparison", LONGEST)
     if result:
         print(f"{result['value']:.6f}")
 
@@ -82,15 +86,21 @@ def _check_flags() -> None:
         raise InputError("--fake=PATH is needed, or --save_stats=FILE")
     if bool(FLAGS.mode) != bool(FLAGS.weights):
         raise InputError("--mode and --weights go together: they choose the 2015 Inception, whose distance is FID")
-    if FLAGS.spatial and not FLAGS.weights:
-        raise InputError("--spatial is of the 2015 Inception: it needs --weights")
+    if FLAGS.bootstrap == 1:
+        raise InputError("--bootstrap=1: one resampling has no spread, 100 or more are usual")
     if FLAGS.save_stats and holds_statistics(FLAGS.real):
         raise InputError(f"--save_stats: {FLAGS.real} holds statistics already")
     if FLAGS.save_stats and not FLAGS.save_stats.endswith(".npz"):
         raise InputError(f"--save_stats={FLAGS.save_stats}: its name must end in .npz")
+
+
+def _check_outputs() -> None:
     for name in ("json", "save_stats"):
-        if FLAGS[name].value and not Path(FLAGS[name].value).parent.is_dir():
-            raise InputError(f"--{name}={FLAGS[name].value}: no such folder")
+        if not FLAGS[name].value:
+            continue
+        path = Path(FLAGS[name].value)
+        if not path.parent.is_dir() or path.is_dir():
+            raise InputError(f"--{name}={path}: {'is a folder' if path.is_dir() else 'no such folder'}")
 
 
 @functools.cache
@@ -114,13 +124,20 @@ def _open() -> dict[str, Side]:
             sides[name] = Side(path, facts, None, Measured(moments, spatial))
         else:
             sides[name] = Side(path, {}, images.open_pictures(path), None)
-    for side in sides.values():
-        if side.pictures is not None:
-            network = _extractor()
-            side.facts = {"metric": network.metric, "mode": network.mode, "weights_sha256": network.weights_sha256}
+    to_measure = [side for side in sides.values() if side.pictures is not None]
+    if FLAGS.weights and not to_measure:
+        raise InputError("--mode and --weights are for pictures, and both sides are statistics")
+    if FLAGS.spatial and to_measure and not FLAGS.weights:
+        raise InputError("--spatial is of the 2015 Inception: it needs --weights")
+    for side in to_measure:
+        network = _extractor()
+        side.facts = {"metric": network.metric, "mode": network.mode, "weights_sha256": network.weights_sha256}
     if len(sides) == 2:
         real, fake = sides.values()
         check_comparable(real.facts, fake.facts, (real.path, fake.path))
+        dims = [side.measured.moments.dim if side.measured else _extractor().dim for side in (real, fake)]
+        if dims[0] != dims[1]:
+            raise InputError(f"{real.path} and {fake.path}: features of two networks, {dims[0]:,} and {dims[1]:,}")
     return sides
 
 
@@ -174,7 +191,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("spatial", False, "Also sFID, of the network's spatial features.")
     flags.DEFINE_bool("kid", False, "Also the kernel distance, over 100 subsets of 1,000 pictures.")
     flags.DEFINE_integer("bootstrap", 0, "Also an interval, by resampling the pictures so many times.", lower_bound=0)
-    flags.DEFINE_integer("seed", 2020, "Of --kid and --bootstrap.")
+    flags.DEFINE_integer("seed", 2020, "Of --kid and --bootstrap.", 0, 2**32 - 1)
     flags.DEFINE_bool("allow_unreadable", False, "Leave out pictures that cannot be used, instead of ending.")
     flags.DEFINE_integer("batch_size", None, "Pictures computed at once; chosen by the device if not given.", 1)
     flags.DEFINE_string("platform", "", "cpu, gpu or tpu; what JAX finds if not given.")

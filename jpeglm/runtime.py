@@ -50,13 +50,13 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     return devices
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process of the job has come here.
+def wait_for_all(what: str, seconds: int = LONGEST_COMPILATION) -> None:
+    """Returns when every process of the job has come here; after so many seconds it raises.
 
     By JAX's own service, not by a collective, whose first one lets Gloo (CPUs) wait half a minute only: one process
     may find its programs in the cache while another compiles.
     """
-    multihost.get_barrier_sync_fn()(key=what, timeout_ms=LONGEST_COMPILATION * 1000)
+    multihost.get_barrier_sync_fn()(key=what, timeout_ms=seconds * 1000)
 
 
 def from_each(content: bytes) -> Iterator[bytes]:

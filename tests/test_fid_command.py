@@ -143,6 +143,10 @@ def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_pat
         (["--json=/absent/x.json"], "--json=/absent/x.json: no such folder"),
         (["--save_stats=x.npy"], "its name must end in .npz"),
         (["--spatial"], "--spatial is of the 2015 Inception"),
+        (["--bootstrap=1"], "--bootstrap=1: one resampling has no spread"),
+        (["--kid", "--seed=-1"], "seed"),
+        (["--kid", "--seed=4294967296"], "seed"),
+        (["--json=/tmp"], "--json=/tmp: is a folder"),
         (["--batch_size=0"], "batch_size"),
         (["--platform=tpux"], "tpux"),
         (["surplus"], "unexpected argument 'surplus'"),
@@ -162,6 +166,11 @@ def test_pictures_are_wanted_where_statistics_are_not_enough(folders, tmp_path):
     assert done.returncode == 2 and "--kid and --bootstrap need pictures" in done.stderr
     done = run("jpeglm.fid", f"--real={stats}", sides(folders)[1], f"--save_stats={tmp_path / 'again.npz'}")
     assert done.returncode == 2 and "holds statistics already" in done.stderr
+    done = run("jpeglm.fid", f"--real={stats}", f"--fake={stats}", *inception("/absent.pth"))
+    assert done.returncode == 2 and "both sides are statistics" in done.stderr
+    done = run("jpeglm.fid", f"--real={stats}", sides(folders)[1])
+    assert done.returncode == 2 and "features of two networks, 3 and 1,280" in done.stderr
+    assert "pictures/s" not in done.stderr
 
 
 def test_unreadable_pictures_end_the_command_with_their_names_unless_they_are_allowed(folders, tmp_path):
@@ -189,4 +198,12 @@ def test_a_side_without_two_readable_pictures_is_one_clear_line(folders, tmp_pat
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     (tmp_path / "bad.png").write_bytes(b"rubbish")
     done = run("jpeglm.fid", sides(folders)[0], f"--fake={tmp_path}", "--allow_unreadable")
-    assert done.returncode == 2 and "at least two pictures on each side, there is 1" in done.stderr
+    assert done.returncode == 2 and "two pictures or more are needed, 1 can be used" in done.stderr
+
+
+def test_processes_end_alike_for_a_picture_that_one_of_them_cannot_use(folders, tmp_path):
+    for path in sorted((folders[0] / "fake").rglob("*.png")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "00.png").write_bytes(b"rubbish")  # in the first one's share
+    ended = [finish(one) for one in start_job("jpeglm.fid", sides(folders)[0], f"--fake={tmp_path}")]
+    assert [(done.returncode, "1 of 11 pictures cannot be used" in done.stderr) for done in ended] == [(2, True)] * 2

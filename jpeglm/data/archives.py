@@ -162,16 +162,17 @@ def holds_records(folder: str) -> bool:
     """Whether `folder` holds ArrayRecord files.
 
     Raises:
-      InputError: it holds pictures beside them.
+      InputError: it holds pictures or folders beside them.
     """
     try:
-        suffixes = {os.path.splitext(name)[1] for name in os.listdir(folder)}
+        with os.scandir(folder) as entries:
+            found = [(os.path.splitext(entry.name)[1], entry.is_dir()) for entry in entries]
     except OSError:
         return False  # the folder's own source tells why
-    if RECORDS not in suffixes:
+    if RECORDS not in {suffix for suffix, is_folder in found if not is_folder}:
         return False
-    if any(suffix.lower() in sources.PICTURE_SUFFIXES for suffix in suffixes):
-        raise InputError(f"{printable(folder)} holds both pictures and {RECORDS} files: which of them?")
+    if any(is_folder or suffix.lower() in sources.PICTURE_SUFFIXES for suffix, is_folder in found):
+        raise InputError(f"{printable(folder)} holds {RECORDS} files, and pictures or folders beside them: which?")
     return True
 
 
@@ -209,6 +210,9 @@ class Arrays:
                 return (), 0
             info, shape, offset = headers.get("arr_0.npy") or next(iter(headers.values()))
             if info.compress_type == zipfile.ZIP_STORED:
+                with archive.open(info) as member:  # to its end, where the checksum is compared
+                    while member.read(_CHUNK):
+                        pass
                 local = _pread(self._file.fileno(), 30, info.header_offset)
                 name, extra = struct.unpack("<HH", local[26:30])  # the lengths of what stands before the data
                 return shape, info.header_offset + 30 + name + extra + offset

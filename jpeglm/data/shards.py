@@ -37,8 +37,12 @@ def shard_name(split: str, index: int, count: int) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file beside its place and renames it there, so that it exists whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256_of(path: Path) -> str:

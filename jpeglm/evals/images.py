@@ -32,7 +32,7 @@ class Pictures(Sequence[np.ndarray]):
     EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
     CMYK and YCbCr are taken. An alpha channel, or a transparent colour, is dropped where every pixel is opaque;
     otherwise the picture is refused, because there is no one right background. Refused are also several frames, more
-    than 8 bits a channel, floating point and all that `jpeglm.data.sources` refuses.
+    than 8 bits of grey, floating point and all that `jpeglm.data.sources` refuses.
 
     Attributes:
       path: where they come from, in words.
@@ -44,7 +44,7 @@ class Pictures(Sequence[np.ndarray]):
         self.path = printable(source.path)
         self.names = list(source.names())
         if isinstance(source, sources.Folder | archives.Zip | archives.Tar):
-            self.names = [name for name in self.names if _suffix(name) in sources.PICTURE_SUFFIXES]
+            self.names = [name for name in self.names if _names_a_picture(name)]
             if not self.names:
                 raise InputError(f"{self.path}: holds no pictures ({', '.join(sorted(sources.PICTURE_SUFFIXES))})")
         if not self.names:
@@ -95,8 +95,11 @@ class _InMemory:
         return Image.fromarray(self._pictures[int(name)])
 
 
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+def _names_a_picture(name: str) -> bool:
+    path = PurePosixPath(name)
+    # macOS puts a file of attributes, of the same suffix, beside each of an archive's members.
+    is_attributes = path.name.startswith("._") or path.parts[0] == "__MACOSX"
+    return path.suffix.lower() in sources.PICTURE_SUFFIXES and not is_attributes
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -115,7 +118,7 @@ class Reader(Generic[Converted]):
 
     A picture that is refused is left out, logged by name and reason, and listed in `refused`, pairs of name and
     reason. Without `allow_unreadable` nothing more is given after the first of them: the rest is only looked through
-    for others. The iteration itself raises none of them: several processes may have to agree first, on `check`.
+    for others. The iteration itself raises none of them: several processes may have to agree first (`unreadable`).
     What else a thread raises ends the iteration. Closing it early ends the threads.
     """
 
@@ -144,10 +147,6 @@ class Reader(Generic[Converted]):
         self._allows = allow_unreadable
         self._threads = threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
-    def __len__(self) -> int:
-        """Number of pictures to read, with those that will be refused."""
-        return len(self._indices)
-
     def __iter__(self) -> Iterator[Converted]:
         self.refused.clear()
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="pictures")
@@ -166,11 +165,6 @@ class Reader(Generic[Converted]):
             executor.shutdown(cancel_futures=True)
         if len(self.refused) > _MOST_LOGGED:
             logging.error("%s: and %d more", self._pictures.path, len(self.refused) - _MOST_LOGGED)
-
-    def check(self) -> None:
-        """Raises InputError if pictures were refused and `allow_unreadable` is off."""
-        if not self._gives():
-            raise unreadable(self._pictures.path, self.refused, len(self))
 
     def _gives(self) -> bool:
         return self._allows or not self.refused

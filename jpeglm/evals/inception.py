@@ -277,7 +277,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], sha256: str, path: Path) -> None:
-    """Writes what `read_weights` gave, so that it can read it again without any of torch's formats."""
+    """Writes what `read_weights` gave, so that it can read it again without any of torch's formats.
+
+    The file is then trusted to come from the one with this hash: only damage to it is noticed.
+    """
     metadata = {"source_sha256": sha256, "tensors_sha256": _sha256_of_tensors(tensors)}
     content = safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata)
     write_whole(path, content)
@@ -286,11 +289,14 @@ def write_safetensors(tensors: dict[str, np.ndarray], sha256: str, path: Path) -
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
+            metadata = file.metadata() or {}
+            if "source_sha256" not in metadata:
+                raise InputError(f"{path}: not made by `python -m jpeglm.convert inception`")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError, AttributeError, TypeError) as error:  # the last two of odd dtypes
         raise InputError(f"{path}: {error}") from error
-    if "source_sha256" not in metadata:
-        raise InputError(f"{path}: does not say which file it was made of; `python -m jpeglm.convert inception` does")
+    if any(tensor.dtype != np.float32 for tensor in tensors.values()):
+        raise InputError(f"{path}: holds other numbers than float32")
     if metadata.get("tensors_sha256") != _sha256_of_tensors(tensors):
         raise InputError(f"{path}: damaged: its tensors are not those that were written")
     return tensors, metadata["source_sha256"]
@@ -342,15 +348,21 @@ def network_of(tensors: dict[str, np.ndarray]) -> Network:
 ############################ Features ############################
 
 
-def bilinear(picture: np.ndarray, half_pixels: bool) -> np.ndarray:
+def bilinear(picture: np.ndarray, one: int, half_pixels: bool) -> np.ndarray:
     """Resizes to float32 [299, 299, 3] between the two nearest rows and columns, without antialiasing.
 
     Args:
-      picture: [height, width, 3] or, grey, [height, width].
+      picture: uint8 [height, width, 3] or, grey, [height, width].
+      one: divides the values before anything else.
       half_pixels: pixel i lies at i + 1/2, as for PyTorch's `interpolate`; else at i, as for TensorFlow 1's
         `resize_bilinear`, which moves pictures to the upper left.
     """
-    values = picture.astype(np.float32)
+
+    def taken(places: np.ndarray, axis: int) -> np.ndarray:
+        found = values.take(places, axis)
+        return found if found.dtype == np.float32 else found.astype(np.float32) / np.float32(one)
+
+    values = picture
     for axis in (1, 0):
         length = values.shape[axis]
         place = np.arange(SIZE, dtype=np.float32)
@@ -358,7 +370,7 @@ def bilinear(picture: np.ndarray, half_pixels: bool) -> np.ndarray:
         place = np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), 0) if half_pixels else place * scale
         first = np.minimum(place.astype(np.int32), length - 1)
         share = np.expand_dims(place - first.astype(np.float32), tuple(range(1, values.ndim - axis)))
-        low, high = values.take(first, axis), values.take(np.minimum(first + 1, length - 1), axis)
+        low, high = taken(first, axis), taken(np.minimum(first + 1, length - 1), axis)
         values = low + (high - low) * share
     return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=-1)
 
@@ -368,11 +380,11 @@ def _clean(picture: np.ndarray) -> np.ndarray:
 
 
 def _legacy_tensorflow(picture: np.ndarray) -> np.ndarray:
-    return bilinear(picture, half_pixels=False)
+    return bilinear(picture, 1, half_pixels=False)
 
 
 def _legacy_pytorch(picture: np.ndarray) -> np.ndarray:
-    return bilinear(picture / np.float32(255), half_pixels=True)
+    return bilinear(picture, 255, half_pixels=True)
 
 
 # Of each mode: the resize, and (mean, deviation) by which the network's input is normalised.

@@ -13,6 +13,8 @@ from jpeglm.evals import images
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments
 
+LONGEST = 30 * 24 * 3600  # seconds that one process waits for another's share
+
 
 @dataclasses.dataclass
 class Measured:
@@ -54,37 +56,42 @@ def measure(
     bounds = np.linspace(0, len(pictures), jax.process_count() + 1).astype(int)
     mine = range(bounds[jax.process_index()], bounds[jax.process_index() + 1])
     reader = images.Reader(pictures, extractor.prepare, mine, allow_unreadable=allow_unreadable)
-    moments, spatial, kept = Moments(), Moments(), [np.zeros((0, extractor.dim), np.float32)]
+    whole, kept = _nothing(extractor), []
     for features in extract(extractor, reader, len(mine), description):
-        moments.update(features[:, : extractor.dim])
-        if extractor.spatial_dim:
-            spatial.update(features[:, extractor.dim :])
+        whole.moments.update(features[:, : extractor.dim])
+        if whole.spatial:
+            whole.spatial.update(features[:, extractor.dim :])
         if keep_features:
             kept.append(features[:, : extractor.dim])
-    parts = [Measured(moments, spatial if extractor.spatial_dim else None, np.concatenate(kept), reader.refused)]
+    whole.refused = reader.refused
     if jax.process_count() > 1:
-        runtime.wait_for_all(f"features of {description}")
-        parts = [_unpacked(content) for content in runtime.from_each(_packed(parts[0]))]
-    refused = [entry for part in parts for entry in part.refused]
-    if refused and not allow_unreadable:
-        raise images.unreadable(pictures.path, refused, len(pictures))
-    return Measured(
-        _merged([part.moments for part in parts]),
-        _merged([part.spatial for part in parts]) if extractor.spatial_dim else None,
-        np.concatenate([part.features for part in parts]) if keep_features else None,
-        refused,
-    )
-
-
-def _merged(parts: Sequence[Moments]) -> Moments:
-    whole = Moments()
-    for part in parts:
-        whole.merge(part)
+        # Whoever has met a picture that cannot be used, or easier ones, is here long before the others.
+        runtime.wait_for_all(f"features of {description}", LONGEST)
+        packed, whole = _packed(whole, kept), _nothing(extractor)
+        kept = []
+        for content in runtime.from_each(packed):
+            part, features = _unpacked(content)
+            whole.moments.merge(part.moments)
+            if whole.spatial:
+                whole.spatial.merge(part.spatial)
+            whole.refused += part.refused
+            if len(features):
+                kept.append(features)
+    if whole.refused and not allow_unreadable:
+        raise images.unreadable(pictures.path, whole.refused, len(pictures))
+    if keep_features:
+        whole.features = np.concatenate([np.zeros((0, extractor.dim), np.float32), *kept])
     return whole
 
 
-def _packed(part: Measured) -> bytes:
-    arrays = {"features": part.features, "refused": np.array(json.dumps(part.refused))}
+def _nothing(extractor: Extractor) -> Measured:
+    return Measured(Moments(), Moments() if extractor.spatial_dim else None)
+
+
+def _packed(part: Measured, features: Sequence[np.ndarray]) -> bytes:
+    arrays = {"refused": np.array(json.dumps(part.refused))}
+    if features:
+        arrays["features"] = np.concatenate(features)
     for name in ("moments", "spatial"):
         if moments := getattr(part, name):
             arrays |= {f"{name}.{key}": value for key, value in moments.to_arrays().items()}
@@ -93,7 +100,8 @@ def _packed(part: Measured) -> bytes:
     return content.getvalue()
 
 
-def _unpacked(content: bytes) -> Measured:
+def _unpacked(content: bytes) -> tuple[Measured, np.ndarray]:
+    """One process's part, and its features float32 [n, dim], [0, 0] if it has none."""
     with np.load(io.BytesIO(content)) as arrays:
 
         def moments_of(name: str) -> Moments | None:
@@ -101,4 +109,5 @@ def _unpacked(content: bytes) -> Measured:
             return Moments.from_arrays(found) if found else None
 
         refused = [tuple(entry) for entry in json.loads(str(arrays["refused"]))]
-        return Measured(moments_of("moments"), moments_of("spatial"), arrays["features"], refused)
+        features = arrays["features"] if "features" in arrays else np.zeros((0, 0), np.float32)
+        return Measured(moments_of("moments"), moments_of("spatial"), refused=refused), features

@@ -22,6 +22,7 @@ from jpeglm.errors import InputError, printable, writing
 from jpeglm.evals.fid import Moments
 
 _ROUNDING = 1e-5  # of the largest entry: an asymmetry that the sums of float32 explain
+_MOST_BYTES = 1 << 30  # of one array, unpacked; a covariance of 2,048 features takes 32 MiB
 _DAMAGE = (
     OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, OverflowError, MemoryError,
     struct.error, zlib.error, zipfile.BadZipFile,
@@ -77,7 +78,10 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
             if absent:
                 held = ", ".join(printable(key) for key in file.files)
                 raise InputError(f"{name}: lacks {' and '.join(absent)}; it holds {held or 'nothing'}")
-            arrays = {key: file[key] for key in (*keys, "count", "facts") if key in file}
+            wanted = [key for key in (*keys, "count", "facts") if key in file]
+            if any(file.zip.getinfo(f"{key}.npy").file_size > _MOST_BYTES for key in wanted):
+                raise ValueError(f"an array of more than {_MOST_BYTES >> 30} GiB")
+            arrays = {key: file[key] for key in wanted}
         strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
         if strange:  # NumPy gives the bytes of an entry that does not begin as an array
             raise ValueError(f"{strange[0]} is no array")
@@ -120,8 +124,10 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
 def holds_statistics(path: str | os.PathLike) -> bool:
     """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
     try:
+        if Path(path).suffix != ".npz" or not Path(path).is_file():
+            return False
         with zipfile.ZipFile(path) as file:
-            return Path(path).suffix == ".npz" and "mu.npy" in file.namelist()
+            return "mu.npy" in file.namelist()
     except _DAMAGE:
         return False
 

@@ -34,7 +34,7 @@ from jpeglm.evals.completion import (
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments, frechet_distance
-from jpeglm.evals.inception import Inception
+from jpeglm.evals.inception import MODES, Inception
 from jpeglm.metrics import read_metrics
 from jpeglm.sampling.engine import Settings
 
@@ -140,8 +140,10 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"config.num={config.num}: a distance needs two pictures")
     if config.extractor not in EXTRACTORS:
         raise InputError(f"config.extractor: {config.extractor!r} is none of {', '.join(EXTRACTORS)}")
-    if (config.extractor == "inception") != bool(config.weights):
+    if (config.extractor == "inception") != bool(config.get("weights")):  # older configs have no such key
         raise InputError("config.weights=FILE and config.extractor=inception go together")
+    if config.extractor == "inception" and config.mode not in MODES:
+        raise InputError(f"config.mode={config.mode!r} is none of {', '.join(MODES)}")
 
 
 def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
@@ -273,7 +275,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
 
 
 def _extractor(config: ConfigDict) -> Extractor:
-    return Inception(config.weights, config.mode) if config.weights else EfficientNetLite0()
+    return Inception(config.weights, config.mode) if config.extractor == "inception" else EfficientNetLite0()
 
 
 def _rows(config: ConfigDict) -> list[str]:

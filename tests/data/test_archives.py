@@ -404,7 +404,7 @@ def test_what_is_no_source_is_one_line(folder, tmp_path):
         ("absent", "no such folder"),
         ("absent.zip", "no such file"),
         ("pipe.zip", "not a regular file"),
-        ("both", "holds both pictures and .array_record files"),
+        ("both", "holds .array_record files, and pictures or folders beside them"),
     ):
         with pytest.raises(InputError, match=why):
             open_anew(str(tmp_path / name))
@@ -437,3 +437,19 @@ def test_names_survive_json_and_lead_back(tmp_path):
     assert set(source.names()) == set(names)
     for name in source.names():
         np.testing.assert_array_equal(np.asarray(source.load(json.loads(json.dumps(name)))), PIXELS[0])
+
+
+def test_a_changed_byte_of_a_large_array_is_noticed(tmp_path):
+    np.savez(tmp_path / "a.npz", np.random.default_rng(0).integers(0, 256, (100, 100, 100, 3), np.uint8))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[2_000_000] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(InputError, match="cannot read .*a.npz as a numpy file: Bad CRC-32"):
+        open_anew(str(tmp_path / "a.npz"))
+
+
+def test_folders_beside_records_are_refused(tmp_path):
+    (tmp_path / "a.array_record").touch()
+    (tmp_path / "more").mkdir()
+    with pytest.raises(InputError, match="pictures or folders beside them"):
+        open_anew(str(tmp_path))

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 from jpeglm.errors import InputError
 from jpeglm.evals import inception
@@ -227,9 +229,20 @@ def test_damaged_converted_weights_are_refused(weights, tmp_path):
         inception.read_weights(tmp_path / "absent.safetensors")
 
 
-def test_a_safetensors_file_of_somebody_else_is_refused(weights, tmp_path):
-    from safetensors.numpy import save_file
+def test_converted_weights_of_other_types_are_refused(tmp_path):
+    tensors = {"a": torch.zeros(3, dtype=torch.bfloat16)}
+    save_torch_file(tensors, tmp_path / "half.safetensors", {"source_sha256": "0" * 64, "tensors_sha256": ""})
+    with pytest.raises(InputError, match="half.safetensors"):
+        inception.read_weights(tmp_path / "half.safetensors")
 
+
+def test_weights_are_not_converted_to_where_nothing_can_be_written(weights):
+    command = [sys.executable, "-m", "jpeglm.convert", "inception", str(weights[0]), "/proc/inception.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot write /proc/inception.safetensors" in done.stderr
+
+
+def test_a_safetensors_file_of_somebody_else_is_refused(weights, tmp_path):
     tensors, _ = inception.read_weights(weights[0])
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="jpeglm.convert inception"):

@@ -12,6 +12,7 @@ import pytest
 from absl import logging
 
 from jpeglm.errors import InputError
+from jpeglm.evals import statistics
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.evals.statistics import check_comparable, load_statistics, save_statistics
 from tests.evals import peers
@@ -258,3 +259,15 @@ def test_facts_are_json_that_others_can_read(tmp_path):
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert json.loads(str(file["facts"])) == FACTS
         assert file["count"] == 90
+
+
+def test_a_pipe_is_no_statistics_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert not statistics.holds_statistics(tmp_path / "pipe.npz")
+
+
+def test_an_array_that_unpacks_to_gibibytes_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(500), sigma=np.zeros((500, 500)))
+    monkeypatch.setattr(statistics, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(InputError, match="bomb.npz: cannot be read as a statistics file: an array of more than"):
+        load_statistics(tmp_path / "bomb.npz")

@@ -296,6 +296,12 @@ def test_weights_of_the_inception_give_its_features_in_the_mode_asked_for(config
     assert (extractor.name, extractor.mode, extractor.dim) == ("Inception 2015", "legacy_pytorch", 2048)
 
 
+def test_a_config_of_before_there_were_weights_still_serves(config):
+    older = ConfigDict({key: value for key, value in config.items() if key not in ("weights", "mode")})
+    tables.check(older)
+    assert tables._extractor(older).name == "EfficientNet-Lite0"
+
+
 def test_a_misspelt_key_ends_with_status_2():
     command = [sys.executable, "-m", "jpeglm.tables", "--config=configs/eval/demo.py", "--config.nmu=4"]
     done = subprocess.run(command, capture_output=True, text=True)
