@@ -55,7 +55,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from jpeglm.errors import InputError, printable
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
-warnings.filterwarnings("ignore", module=r"PIL\.")  # the same; to change filters around a call is not for threads
+warnings.filterwarnings("ignore", module=r"PIL\.")  # so, too; around a call it would not be safe for threads
 
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MOST_BYTES = 512 << 20  # of a file
