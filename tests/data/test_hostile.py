@@ -314,6 +314,7 @@ def test_the_evaluator_names_every_file_that_is_no_picture_and_gives_no_number(t
         (tmp_path / side / "good-001-L.png").unlink()
     for name in ("good-000-1.png", "good-002-LA.png"):
         (tmp_path / "fake" / name).unlink()
+    shutil.copy(tmp_path / "real" / "good-000-1.png", tmp_path / "real" / "another.png")
     shutil.copy(tmp_path / "real" / "good-000-1.png", tmp_path / "fake" / "fine.png")
     fake = tmp_path / "fake"
     shutil.move(tmp_path / "real" / "good-002-LA.png", fake / "alpha.png")
