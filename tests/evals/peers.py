@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.library import define
 
 FOLDER = Path(__file__).parents[2] / ".cache/fid-peers"
-_OPERATORS = []  # a definition lasts as long as its library object
 
 
 @functools.cache
@@ -25,10 +25,8 @@ def make_importable() -> None:
     except RuntimeError:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _OPERATORS.append(library)
+            define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def pytorch_fid():
