@@ -348,10 +348,11 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     if not path.exists():
         raise InputError(f"{workdir}: no run here (config.json is missing)")
     try:
-        config = config_lib.base()
-        config.update(json.loads(path.read_text()))
+        config, stored = config_lib.base(), json.loads(path.read_text())
+        config.codec = ConfigDict(stored["codec"]).lock()  # each codec has its own keys: `codecs.make` checks them
+        config.update(stored)
         return config
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error.args[0]).partition("\n")[0][:200]  # a KeyError of ml_collections tells all keys there are
         raise InputError(f"{path}: not the config of a run: {reason}") from error
 

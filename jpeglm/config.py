@@ -86,3 +86,16 @@ def base() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 10  # steps
     return config.lock()
+
+
+def avc() -> ConfigDict:
+    """The codec section of AVC-LM (sections 3.1 and 4.2), for `config.codec`."""
+    codec = ConfigDict()
+    codec.name = "avc"
+    codec.height = 144  # pixels
+    codec.width = 256
+    codec.fps = 3  # frames a second
+    codec.frames = 15  # of a clip: its first 5 seconds
+    codec.qp = 37  # quantiser
+    codec.strip_headers = False  # True leaves out parameter sets and x264's message, the same for all clips
+    return codec.lock()

@@ -14,6 +14,18 @@ class InputError(ValueError):
     """
 
 
+class Refused(InputError):
+    """A picture or clip that no rule converts. `reason`: its class, which is counted; `detail`: what exactly."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return Refused, (self.reason, self.detail)
+
+
 class Diverged(ArithmeticError):
     """A loss, a gradient or a parameter is no longer finite. Commands print the line and exit with status 1."""
 

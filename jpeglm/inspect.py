@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 from tabulate import tabulate
 
-from jpeglm import cli
+from jpeglm import cli, codecs
 from jpeglm.data import packing, shards
 from jpeglm.tokenizer import Tokenizer
 
@@ -24,7 +24,8 @@ def main(folder: str) -> None:
 
     rows = [("seen", counts["seen"]), ("kept", counts["kept"]), ("duplicates among these", counts["duplicates"])]
     rows.append(("variants added", counts["variants"]))
-    _print("Pictures", ["", "number"], rows + [(f"refused: {key}", n) for key, n in counts["refused"].items()])
+    rows += [(f"refused: {key}", number) for key, number in counts["refused"].items()]
+    _print(f"{codecs.make(config['codec']).item.capitalize()}s", ["", "number"], rows)
 
     _print(
         "Splits",

@@ -1,11 +1,12 @@
-"""Pictures to tokenizer, packed shards and manifest.
+"""Pictures or clips to tokenizer, packed shards and manifest.
 
     python -m jpeglm.prepare --config=configs/jpeglm_demo.py --source=embedded:mnist --out=runs/mnist
 
 `--source` is a folder of pictures (searched through all its subfolders), a zip or tar file, ArrayRecords of picture
 files, an array in a .npz or .npy, `embedded:mnist`, or `tfds:NAME[:SPLIT]`, a dataset that TensorFlow Datasets has
-prepared in TFDS_DATA_DIR as array_record. Pictures that cannot be used are
-counted and named in DIR/refused.jsonl. A run that was killed goes on where it stood when it is started again
+prepared in TFDS_DATA_DIR as array_record. With the codec avc, the files are clips (mp4, mov, mkv, webm, avi, gif,
+animated webp and png), and a folder of still pictures is one clip. What cannot be used is counted and named in
+DIR/refused.jsonl. A run that was killed goes on where it stood when it is started again
 with the same flags; the result does not depend on `--workers` or on kills.
 """
 
@@ -13,13 +14,16 @@ from absl import flags
 from ml_collections import config_flags
 from tabulate import tabulate
 
-from jpeglm import cli
+from jpeglm import cli, codecs
 from jpeglm.data import packing
 from jpeglm.data.verify import verify
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The run's config file.")
 _SOURCE = flags.DEFINE_string(
-    "source", None, "A folder of pictures, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT].", required=True
+    "source",
+    None,
+    "A folder of pictures or clips, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT].",
+    required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
@@ -34,7 +38,8 @@ def main() -> None:
         verify(_OUT.value, _WORKERS.value)
     counts = manifest["counts"]
     refused = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
-    print(f"{counts['kept']} of {counts['seen']} pictures kept; refused: {refused or 'none'}")
+    items = f"{codecs.make(_CONFIG.value.codec).item}s"
+    print(f"{counts['kept']} of {counts['seen']} {items} kept; refused: {refused or 'none'}")
     rows = [
         [name, split["documents"], split["bytes"], split["tokens"], split["chunks"], len(split["shards"])]
         for name, split in manifest["splits"].items()

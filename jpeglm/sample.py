@@ -28,9 +28,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from jpeglm import checkpoint, cli, runtime
-from jpeglm.codecs.jpeg import JpegCodec
-from jpeglm.data import pipeline, shards, sources
-from jpeglm.errors import InputError, printable
+from jpeglm.codecs import Codec
+from jpeglm.data import documents, pipeline, shards, sources
+from jpeglm.errors import InputError, Refused, printable
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Completion, Sampler
 
@@ -39,22 +39,23 @@ GRID_ROWS = 16
 GAP = 2  # pixels between the pictures of a grid
 
 
-def read_pictures(path: str, codec: JpegCodec, limit: int | None) -> dict[str, bytes]:
+def read_pictures(path: str, codec: Codec, limit: int | None) -> dict[str, bytes]:
     """Canonical documents by name: a prepared folder's held-out ones, or those of a folder of pictures."""
     if (Path(path) / shards.MANIFEST).exists():
-        documents = pipeline.documents(path, "heldout", limit)
-        return {f"heldout-{number:05d}": document for number, document in enumerate(documents)}
+        heldout = pipeline.documents(path, "heldout", limit)
+        return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
     source, found, left_out = sources.open_source(path), {}, 0
-    for name in source.names():
+    documents.check(source, codec, variants=0)
+    for name in documents.names(source, codec):
         if limit is not None and len(found) == limit:
             break
         try:
-            image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
-        except sources.Refused as error:
+            document = documents.of(source, name, codec)[0]
+        except Refused as error:
             logging.warning("left out %s: %s", printable(name), error)
             left_out += 1
             continue
-        found[_file_name(name, found)] = codec.encode(image)
+        found[_file_name(name, found)] = document
     if left_out:
         logging.warning("%d files left out, %d pictures read", left_out, len(found))
     if not found:
@@ -97,7 +98,7 @@ def generate(sampler: Sampler, out: Path, num: int, seed: int) -> None:
     _save_grid(out, [tiles[row : row + across] for row in range(0, min(num, GRID_ROWS**2), across)])
 
 
-def view(codec: JpegCodec, data: bytes) -> Image.Image:
+def view(codec: Codec, data: bytes) -> Image.Image:
     """What can be seen of a file, whole or not: unreadable parts are grey."""
     return codec.decode_leniently(data)[0]
 
@@ -124,7 +125,7 @@ def _read_log(out: Path) -> set[str]:
     return {json.loads(line)["name"] for line in path.read_text().splitlines()} if path.exists() else set()
 
 
-def _write(codec: JpegCodec, out: Path, named: Iterator[tuple[str, Completion]], total: int) -> None:
+def _write(codec: Codec, out: Path, named: Iterator[tuple[str, Completion]], total: int) -> None:
     done = _read_log(out)
     valid = 0
     with open(out / "samples.jsonl", "a") as log, tqdm(total=total, unit="file", desc="sample", disable=None) as bar:

@@ -4,8 +4,9 @@ Ids: 0 `<unk>` (also the padding of the last chunk), 1 `<s>`, 2 `</s>`, 3 to 258
 The file is a Hugging Face `tokenizers` BPE (`tokenizer.json`) in which byte b is the character `chr(0x2800 + b)`,
 a Braille pattern: 256 printable characters that no normaliser or pre-tokenizer touches.
 
-Before any merge the text is split behind each match of the codec's separator (for JPEG the restart markers), so the
-tokens of a file that was cut there are exactly a prefix of the tokens of the whole file.
+Before any merge the text is split at each match of the codec's separator (behind the restart markers of a JPEG,
+before the start codes of H.264), so the tokens of a file that was cut there are exactly a prefix of the tokens of the
+whole file.
 
 A tokenizer that came from SentencePiece (`jpeglm.interop.sentencepiece`) has no such split and not this promise: its
 merges cross restart markers, and its bytes and merges have the ids 3, 4, ... in SentencePiece's own order. It may put
@@ -109,13 +110,16 @@ class Tokenizer:
         return b"".join([self.token_bytes[token] for token in np.asarray(ids).tolist()])
 
 
-def train(documents: Iterable[bytes], vocab_size: int, separator_regex: str) -> Tokenizer:
+def train(
+    documents: Iterable[bytes], vocab_size: int, separator_regex: str, separator_behavior: str = "merged_with_previous"
+) -> Tokenizer:
     """Learns the merges from documents, the same ones whatever their order and the number of threads.
 
     Args:
       documents: files, a string of bytes each.
       vocab_size: entries in all, specials and bytes included.
-      separator_regex: where merges end, an Oniguruma pattern over the Braille text; text is split behind a match.
+      separator_regex: where merges end, an Oniguruma pattern over the Braille text.
+      separator_behavior: "merged_with_previous" where they end behind a match, "merged_with_next" where before it.
 
     Raises:
       InputError: vocab_size leaves no room for the bytes or exceeds 16 bits, or the documents hold too few
@@ -124,7 +128,7 @@ def train(documents: Iterable[bytes], vocab_size: int, separator_regex: str) -> 
     if not FIRST_MERGE <= vocab_size <= 1 << 16:
         raise InputError(f"tokenizer.vocab_size must be {FIRST_MERGE} to {1 << 16}, not {vocab_size}")
     model = tokenizers.Tokenizer(models.BPE(unk_token=SPECIALS[UNK]))
-    model.pre_tokenizer = pre_tokenizers.Split(Regex(separator_regex), behavior="merged_with_previous")
+    model.pre_tokenizer = pre_tokenizers.Split(Regex(separator_regex), behavior=separator_behavior)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIALS),

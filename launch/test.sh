@@ -31,6 +31,8 @@ if ! cmp --silent requirements-peers.txt .cache/fid-peers/requirements; then
     cp requirements-peers.txt .cache/fid-peers/requirements
 fi
 
+./launch/clips.sh .cache/clips films  # real clips for the H.264 codec
+
 marker=()
 arguments=()
 for argument in "$@"; do

@@ -1,25 +1,29 @@
-"""Codecs: pictures to canonical compressed documents and back. No JAX below this line of the house."""
+"""Codecs: pictures and clips to canonical compressed documents and back. No JAX below this line of the house."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jpeglm.codecs.avc import AvcCodec
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.errors import InputError
 
-Codec = JpegCodec  # the only one so far; every room takes its codec from `make` and uses this interface
+Codec = JpegCodec | AvcCodec
+_CODECS = {"jpeg": JpegCodec, "avc": AvcCodec}
 
 
 def make(config_codec: Mapping[str, Any]) -> Codec:
-    """Makes the codec that a config's `codec` section names (keys name, height, width, mode, quality).
+    """Makes the codec that a config's `codec` section names; the section's other keys are the codec's fields.
 
     Raises:
-      InputError: unknown name, or a size, mode or quality that the codec does not have.
+      InputError: unknown name, missing or surplus keys, or a value that the codec does not have.
     """
-    if config_codec["name"] != "jpeg":
-        raise InputError(f"config.codec.name: unknown codec {config_codec['name']!r}; the codecs are: jpeg")
-    return JpegCodec(
-        height=config_codec["height"],
-        width=config_codec["width"],
-        mode=config_codec["mode"],
-        quality=config_codec["quality"],
-    )
+    settings = dict(config_codec)
+    name = settings.pop("name")
+    if name not in _CODECS:
+        raise InputError(f"config.codec.name: unknown codec {name!r}; the codecs are: {', '.join(_CODECS)}")
+    wanted = {field.name for field in dataclasses.fields(_CODECS[name])}
+    for key in wanted ^ set(settings):
+        what = "is missing" if key in wanted else f"is nothing that the codec {name} has"
+        raise InputError(f"config.codec.{key} {what}: its keys are {', '.join(sorted(wanted))}")
+    return _CODECS[name](**settings)

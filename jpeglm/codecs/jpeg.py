@@ -69,6 +69,11 @@ class JpegCodec:
             raise InputError(f"config.codec.quality: {self.quality} is not within 1 to 100")
 
     @property
+    def item(self) -> str:
+        """What a document is of, for messages."""
+        return "picture"
+
+    @property
     def extension(self) -> str:
         """Suffix of restored files."""
         return ".jpg"
@@ -86,6 +91,11 @@ class JpegCodec:
         tokens of the whole, also when no MCU is kept.
         """
         return f"{_braille(self._scan_header)}|{chr(0x28FF)}[{chr(0x28D0)}-{chr(0x28D7)}]"
+
+    @property
+    def separator_behavior(self) -> str:
+        """The tokenizer's merges end behind each of them."""
+        return "merged_with_previous"
 
     @property
     def units(self) -> int:

@@ -28,8 +28,8 @@ from absl import logging
 from PIL import Image
 
 from jpeglm.data import sources
-from jpeglm.data.sources import Refused, Source
-from jpeglm.errors import InputError, printable
+from jpeglm.data.sources import Files, Source
+from jpeglm.errors import InputError, Refused, printable
 
 RECORDS = ".array_record"
 _CHUNK = 1 << 20
@@ -38,7 +38,7 @@ _XZ_MEMORY = 256 << 20  # bytes for its dictionary; xz -9 takes 65 MiB
 _BLOCK = tarfile.BLOCKSIZE
 
 
-class Zip:
+class Zip(Files):
     """The members of a .zip file, by name; sorted as a folder is."""
 
     def __init__(self, path: str):
@@ -51,7 +51,7 @@ class Zip:
     def names(self) -> Iterator[str]:
         return _sorted_as_in_folders(self._members)
 
-    def load(self, name: str) -> Image.Image:
+    def read(self, name: str) -> bytes:
         member = self._members[name]
         _refuse_unsafe(name)
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
@@ -69,13 +69,13 @@ class Zip:
             finally:
                 with self._lock:
                     file.close()
-        return sources.open_picture(data)
+        return data
 
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a limit of memory
 
 
-class Tar:
+class Tar(Files):
     """The members of a .tar file, which may be compressed as a whole, by name; sorted as a folder is."""
 
     def __init__(self, path: str):
@@ -88,15 +88,14 @@ class Tar:
     def names(self) -> Iterator[str]:
         return _sorted_as_in_folders(self._members)
 
-    def load(self, name: str) -> Image.Image:
+    def read(self, name: str) -> bytes:
         offset, size = self._members[name]
         _refuse_unsafe(name)
         if size is None:
             raise Refused("not a regular file", "a link or device in the archive, or a file with holes")
         _refuse_large(size)
         with sources.refusing():
-            data = _pread(self._file.fileno(), size, offset)
-        return sources.open_picture(data)
+            return _pread(self._file.fileno(), size, offset)
 
 
 class _Headers(io.FileIO):
@@ -129,7 +128,7 @@ def _list_tar(descriptor: int) -> dict[str, tuple[int, int | None]]:
     return members
 
 
-class ArrayRecords:
+class ArrayRecords(Files):
     """The records of ArrayRecord files, each the bytes of a picture file, in order; named FILE:NUMBER.
 
     A record is decompressed whole before its size is known: unlike an archive's member, a hostile one can take memory.
@@ -150,12 +149,12 @@ class ArrayRecords:
     def names(self) -> Iterator[str]:
         return (f"{file}:{index}" for file, data in self._data.items() for index in range(len(data)))
 
-    def load(self, name: str) -> Image.Image:
+    def read(self, name: str) -> bytes:
         file, _, index = name.rpartition(":")
         with sources.refusing():
             data = self._data[file][int(index)]
         _refuse_large(len(data))
-        return sources.open_picture(data)
+        return data
 
 
 def holds_records(folder: str) -> bool:

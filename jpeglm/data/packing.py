@@ -1,4 +1,4 @@
-"""From pictures to packed shards, in three stages that any number of processes share and a kill does not undo.
+"""From pictures or clips to packed shards, in three stages that all processes share and a kill does not undo.
 
 1. Encode. The source's names are listed once and cut into units of `unit_items` names. A unit becomes one file of
    concatenated documents and one index with their offsets and keys. With `data.augment`, so many variants of each
@@ -34,9 +34,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jpeglm import codecs, tokenizer
-from jpeglm.data import augment, shards, sources
+from jpeglm.data import documents, shards, sources
 from jpeglm.data.workers import Pool, progress
-from jpeglm.errors import InputError, writing
+from jpeglm.errors import InputError, Refused, writing
 from jpeglm.tokenizer import Tokenizer
 
 REFUSED = "refused.jsonl"
@@ -85,7 +85,7 @@ def prepare(
         full disk: what is done stays and is gone on from), a config that does not fit.
     """
     sections = config_sections(config)
-    codecs.make(config.codec)  # refuses a wrong codec section before any work
+    codec = codecs.make(config.codec)
     if config.data.shards < 1 or config.data.seq_len < 2:
         raise InputError("data.shards must be at least 1 and data.seq_len at least 2")
     holdout = config.data.holdout
@@ -108,7 +108,7 @@ def prepare(
         logging.info("%s is finished already; nothing to do", out)
         return manifest
 
-    sources.open_source(source)  # refuses a missing one before anything is written
+    documents.check(sources.open_source(source), codec, config.data.augment)  # before anything is written
     with writing(out):
         return _prepare(job, identity, config, given, workers)
 
@@ -197,7 +197,8 @@ def _list_names(job: Job) -> tuple[list[int], int]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     starts, count = [], 0
     with open(temporary, "wb") as file:
-        for name in tqdm(sources.open_source(job.source).names(), desc="listing", unit="file", dynamic_ncols=True):
+        names = documents.names(sources.open_source(job.source), codecs.make(job.codec))
+        for name in tqdm(names, desc="listing", unit="file", dynamic_ncols=True):
             if count % job.unit_items == 0:
                 starts.append(file.tell())
             file.write(json.dumps(name).encode() + b"\n")
@@ -226,7 +227,7 @@ def _refused_path(job: Job, unit: int) -> Path:
 def _encode_all(pool: Pool, job: Job, unit_starts: list[int], num_items: int) -> None:
     sizes = [min(job.unit_items, num_items - unit * job.unit_items) for unit in range(len(unit_starts))]
     todo = [unit for unit in range(len(unit_starts)) if not _index_path(job, unit).exists()]
-    with progress(num_items, "pic", "encoding") as bar:
+    with progress(num_items, codecs.make(job.codec).item, "encoding") as bar:
         bar.update(num_items - sum(sizes[unit] for unit in todo))
         for unit in pool.map_unordered(encode_unit, ((job, unit, unit_starts[unit]) for unit in todo)):
             bar.update(sizes[unit])
@@ -236,26 +237,25 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
     """Encodes the names of one unit. The index is written last: where it exists, the unit is complete."""
     codec = codecs.make(job.codec)
     source = sources.open_source(job.source)
-    documents, keys, refused = [], [], []
+    encoded, refused = [], []
     with open(job.work / "names.jsonl", "rb") as file:
         file.seek(start)
         names = [json.loads(line) for line in itertools.islice(file, job.unit_items)]
     for name in names:
         try:
-            image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
-        except sources.Refused as refusal:
+            found = documents.of(source, name, codec, job.data["augment"])
+        except Refused as refusal:
             refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
             continue
-        for number in range(1 + job.data["augment"]):
-            documents.append(codec.encode(augment.variant(image, number) if number else image))
-            keys.append(document_key(job.data["seed"], documents[-1]))
-    shards.write_whole(_documents_path(job, unit), b"".join(documents))
+        encoded += found
+    keys = [document_key(job.data["seed"], document) for document in encoded]
+    shards.write_whole(_documents_path(job, unit), b"".join(encoded))
     shards.write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
     temporary = job.work / f".unit-{unit:06d}.{os.getpid()}.npz"
     np.savez(
         temporary,
         keys=np.frombuffer(b"".join(keys), ">u8").reshape(-1, 4),
-        lengths=np.array([len(document) for document in documents], np.uint32),
+        lengths=np.array([len(document) for document in encoded], np.uint32),
     )
     os.replace(temporary, _index_path(job, unit))
     return unit
@@ -304,7 +304,8 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
     keys, places = np.concatenate(all_keys), np.concatenate(all_places)
     if not len(keys):
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-        raise InputError(f"no picture of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
+        item = codecs.make(job.codec).item
+        raise InputError(f"no {item} of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
 
     per_picture = 1 + job.data["augment"]
     index = np.arange(len(keys))
@@ -360,8 +361,10 @@ def _make_tokenizer(job: Job, section: ConfigDict, training: np.ndarray, given: 
         logging.info("learning %d entries from %d training documents", section.vocab_size, len(sample))
         if len(sample) < section.documents:
             logging.info("(tokenizer.documents asks for %d, there are no more)", section.documents)
-        separator = codecs.make(job.codec).separator_regex
-        given = tokenizer.train(_read_places(job, sample), section.vocab_size, separator)
+        codec = codecs.make(job.codec)
+        given = tokenizer.train(
+            _read_places(job, sample), section.vocab_size, codec.separator_regex, codec.separator_behavior
+        )
     given.save(job.work / TOKENIZER)
     os.replace(job.work / TOKENIZER, path)
     return given

@@ -37,6 +37,7 @@ beside the file, and each 14 bytes of a progressive JPEG can be a scan that pass
 Every source may be read by several threads at once, and each process opens its own.
 """
 
+import abc
 import contextlib
 import functools
 import io
@@ -52,7 +53,7 @@ from typing import Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jpeglm.errors import InputError, printable
+from jpeglm.errors import InputError, Refused, printable
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
 warnings.filterwarnings("ignore", module=r"PIL\.")  # so, too; around a call it would not be safe for threads
@@ -79,18 +80,6 @@ _TURNS = {
 }
 
 
-class Refused(InputError):
-    """A picture that no rule converts. `reason`: its class; `detail`: what exactly."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self):
-        return Refused, (self.reason, self.detail)
-
-
 class Source(Protocol):
     """A set of pictures. `path` is what `open_source` was given."""
 
@@ -103,7 +92,25 @@ class Source(Protocol):
         """Opens one picture, perhaps lazily; raises `Refused`."""
 
 
-class Folder:
+class Files(abc.ABC):
+    """A source of files: pictures, or clips."""
+
+    path: str
+
+    @abc.abstractmethod
+    def names(self) -> Iterator[str]:
+        """Names in an order that depends on the content alone."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> bytes:
+        """The bytes of one file; raises `Refused`."""
+
+    def load(self, name: str) -> Image.Image:
+        """Opens one file as a picture, lazily; raises `Refused`."""
+        return open_picture(self.read(name))
+
+
+class Folder(Files):
     """Every file below a folder, by relative name; sorted within each folder."""
 
     def __init__(self, path: str):
@@ -125,8 +132,8 @@ class Folder:
             yield from (name for name, is_folder in inside if not is_folder)
             pending += [name for name, is_folder in reversed(inside) if is_folder]
 
-    def load(self, name: str) -> Image.Image:
-        return open_picture(read_file(os.path.join(self.path, name)))
+    def read(self, name: str) -> bytes:
+        return read_file(os.path.join(self.path, name))
 
 
 class EmbeddedMnist:
@@ -146,7 +153,7 @@ class EmbeddedMnist:
         return Image.fromarray(self._images[int(name[:5])])
 
 
-class TfdsDataset:
+class TfdsDataset(Files):
     """The pictures of a TensorFlow Datasets dataset that lies prepared in TFDS_DATA_DIR in the array_record format.
 
     They are read as they are stored (`SkipDecoding`), so the rules above hold for them; TensorFlow is not needed.
@@ -175,8 +182,8 @@ class TfdsDataset:
     def names(self) -> Iterator[str]:
         return (f"{index:09d}" for index in range(len(self._data)))
 
-    def load(self, name: str) -> Image.Image:
-        return open_picture(self._data[int(name)][self._image])
+    def read(self, name: str) -> bytes:
+        return self._data[int(name)][self._image]
 
 
 @functools.lru_cache(maxsize=1)
@@ -314,6 +321,13 @@ def canonical(source: Source, name: str, height: int, width: int, mode: str) -> 
 
 def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
     """A Pillow image in the codec's size and mode ("L" or "RGB"), by the table above. Raises `Refused`."""
+    image = upright(image)
+    with refusing():
+        return ImageOps.fit(_converted(image, mode), (width, height), method=Image.Resampling.BICUBIC)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A Pillow image in its own size, of mode "L" or "RGB", by the table above. Raises `Refused`."""
     with refusing():
         if image.format not in _FIRST_OF_SEVERAL and getattr(image, "is_animated", False):
             raise Refused("animated", f"{image.format} of {image.n_frames} frames")
@@ -330,9 +344,7 @@ def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Imag
         if image.has_transparency_data:
             image = _converted(image, "RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
-        return ImageOps.fit(_converted(image, mode), (width, height), method=Image.Resampling.BICUBIC)
+        return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -13,8 +13,7 @@ from absl import logging
 from PIL import Image
 
 from jpeglm.data import archives, sources
-from jpeglm.data.sources import Refused
-from jpeglm.errors import InputError, printable
+from jpeglm.errors import InputError, Refused, printable
 
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
 _MODES_WITH_ALPHA = {"LA", "PA", "RGBA"}

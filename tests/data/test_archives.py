@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jpeglm.data import archives, packing, sources
-from jpeglm.data.sources import Refused, open_anew
-from jpeglm.errors import InputError
+from jpeglm.data.sources import open_anew
+from jpeglm.errors import InputError, Refused
 from tests.data.packing_tools import BY_NAME, members, pack, tar_member, write_records, zip_by_hand
 from tests.tiny_config import get_config
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from jpeglm.data import packing, shards, sources
 from jpeglm.data.verify import verify
-from jpeglm.errors import printable
+from jpeglm.errors import Refused, printable
 from jpeglm.tokenizer import Tokenizer
 from tests.data import hostile
 
@@ -130,12 +130,13 @@ def test_memory_does_not_grow_from_picture_to_picture(prepared):
 import sys
 from pathlib import Path
 from jpeglm.data import sources
+from jpeglm.errors import Refused
 source = sources.open_source(sys.argv[1])
 for turn in range(5):
     for name in source.names():
         try:
             sources.canonical(source, name, 32, 32, "L")
-        except sources.Refused:
+        except Refused:
             pass
     print(Path("/proc/self/statm").read_text().split()[1])
 """
@@ -207,11 +208,11 @@ def test_a_file_that_vanishes_or_becomes_something_else_is_refused(tmp_path, mon
     (name,) = source.names()
     as_listed = os.stat(tmp_path / name)
     (tmp_path / name).unlink()
-    with pytest.raises(sources.Refused, match="unreadable: No such file"):
+    with pytest.raises(Refused, match="unreadable: No such file"):
         source.load(name)
     os.mkfifo(tmp_path / name)
     monkeypatch.setattr(os, "stat", lambda path: as_listed)  # it changes between that and opening
-    with pytest.raises(sources.Refused, match="not a regular file: it was replaced"):
+    with pytest.raises(Refused, match="not a regular file: it was replaced"):
         source.load(name)
 
 
@@ -230,7 +231,7 @@ def test_an_error_while_reading_is_a_refusal(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     (tmp_path / "a.png").write_bytes(b"x")
-    with pytest.raises(sources.Refused, match="unreadable: Input/output error"), monkeypatch.context() as patch:
+    with pytest.raises(Refused, match="unreadable: Input/output error"), monkeypatch.context() as patch:
         patch.setattr(os, "fstat", fail)
         sources.read_file(tmp_path / "a.png")
 
@@ -247,7 +248,7 @@ def test_a_folder_that_cannot_be_listed_ends_the_command_in_one_line(tmp_path):
 def test_more_pixels_than_the_limit_and_more_scans_are_refused(tmp_path):
     for side, reason in ((9_459, "broken"), (9_460, "too large")):
         (tmp_path / "a.png").write_bytes(hostile.png(side, side, 8, 0, b""))
-        with pytest.raises(sources.Refused) as refusal:
+        with pytest.raises(Refused) as refusal:
             read(tmp_path, "a.png")
         assert refusal.value.reason == reason
     Image.new("L", (40, 40), "grey").save(tmp_path / "a.jpg", progressive=True, comment=b"\xff\xda" * 200)
@@ -257,7 +258,7 @@ def test_more_pixels_than_the_limit_and_more_scans_are_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(file[:-2] + file[last:-2] * (100 - own) + b"\xff\xd9" + b"\xff\xda" * 200)
     np.testing.assert_array_equal(read(tmp_path, "a.jpg"), flat)
     (tmp_path / "a.jpg").write_bytes(file[:-2] + file[last:-2] * (101 - own) + b"\xff\xd9")
-    with pytest.raises(sources.Refused, match="too large: a JPEG of more than 100 scans"):
+    with pytest.raises(Refused, match="too large: a JPEG of more than 100 scans"):
         read(tmp_path, "a.jpg")
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from jpeglm.data import sources
-from jpeglm.data.sources import Refused, canonical, open_source
-from jpeglm.errors import InputError
+from jpeglm.data.sources import canonical, open_source
+from jpeglm.errors import InputError, Refused
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jpeglm.data.sources import Refused
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, Refused
 from jpeglm.evals import images
 from tests.data.packing_tools import members, pack, write_records
 

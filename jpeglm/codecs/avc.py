@@ -1,0 +1,325 @@
+"""H.264 as a language: canonical documents of clips, strict and lenient decoding, and cuts between frames.
+
+A document is the Annex B stream that ffmpeg's libx264 writes with the paper's options (AVC-LM, section 3.1): each
+macroblock is a slice of its own, behind a start code. With `strip_headers` the parameter sets and x264's message about
+itself, which are the same for every clip of one size, are left out and put back by `AvcCodec.restore`.
+
+| what is found | what becomes of it |
+|---|---|
+| another frame rate, or a variable one | resampled by ffmpeg's `fps` filter |
+| another aspect | scaled to fit, black bars around it |
+| rotation in the metadata | applied |
+| transparency in GIF, WebP and APNG | over white; in other containers it is ignored |
+| more than the clip's length | the beginning |
+| several video streams | the largest, as ffmpeg chooses |
+| scene cuts | x264 begins anew there: parameter sets and an IDR picture in the middle of the document |
+| fewer frames than a clip has, the cover of a song | refused, "short" |
+| audio alone | refused, "no video" |
+| an error that the decoder tells of before the clip's end | refused, "broken" |
+| a cut-off file that is whole up to the clip's end | kept |
+| a still picture, a playlist, nothing that ffmpeg knows | refused, "not a clip" |
+| frames of more than 89 million pixels, more than 5 minutes of work | refused, "too large" |
+| other tags in the header than colour and aspect differ (`strip_headers`) | refused, "other header" |
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jpeglm.codecs import avc_parser, ffmpeg
+from jpeglm.codecs.avc_parser import IDR, PPS, SEI, SPS, AvcError, Clip, Nal
+from jpeglm.errors import InputError, Refused
+
+__all__ = ["AvcCodec", "AvcError", "Decoded"]
+
+_MACROBLOCK = 16  # pixels
+_OVER_WHITE = "split[white][clip];[white]drawbox=c=white:t=fill:replace=1[white];[white][clip]overlay=format=auto,"
+_CONCEALED = re.compile(r"\[h264 @ (\w+)\] \[info\] concealing (\d+) DC")
+# ffmpeg has room for the references of 32 slices a picture when it filters edges. All slices of one of our pictures
+# share their references, so the warning is void; openh264 decodes the same pixels.
+_VOID = "Possibly too many slices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What ffmpeg makes of a stream.
+
+    Attributes:
+      frames: uint8 [frames, height, width, 3].
+      concealed: macroblocks that it had to make up.
+      complaints: what it said at level "warning" and above.
+    """
+
+    frames: np.ndarray
+    concealed: int
+    complaints: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class AvcCodec:
+    """Canonical H.264 documents of one size, length and quantiser (AVC-LM, section 3.1).
+
+    Raises:
+      InputError: a size, rate, length or quantiser that the format does not have.
+    """
+
+    height: int  # pixels, a multiple of 16
+    width: int
+    fps: int  # frames a second
+    frames: int  # of a clip
+    qp: int  # quantiser, 1 (fine) to 51 (coarse)
+    strip_headers: bool  # leave out parameter sets and messages; the paper leaves them in
+
+    def __post_init__(self) -> None:
+        for key in ("height", "width"):
+            if not 16 <= getattr(self, key) <= 4096 or getattr(self, key) % _MACROBLOCK:
+                raise InputError(f"config.codec.{key}: {getattr(self, key)} is no multiple of 16 within 16 to 4096")
+        for key, most in (("fps", 240), ("frames", 10_000), ("qp", 51)):
+            if not 1 <= getattr(self, key) <= most:
+                raise InputError(f"config.codec.{key}: {getattr(self, key)} is not within 1 to {most}")
+
+    @property
+    def item(self) -> str:
+        """What a document is of, for messages."""
+        return "clip"
+
+    @property
+    def extension(self) -> str:
+        """Suffix of restored files."""
+        return ".h264"
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one clip."""
+        return self.frames * self.height * self.width
+
+    @property
+    def units(self) -> int:
+        """Frames of one clip."""
+        return self.frames
+
+    @property
+    def macroblocks(self) -> int:
+        """Macroblocks, and so slices, of one frame."""
+        return self.height * self.width // _MACROBLOCK**2
+
+    @property
+    def separator_regex(self) -> str:
+        """A start code, over text in which byte b is chr(0x2800 + b)."""
+        zero, one = chr(0x2800), chr(0x2801)
+        return f"{zero}?{zero}{zero}{one}"
+
+    @property
+    def separator_behavior(self) -> str:
+        """The tokenizer's merges end before each start code, so before each slice and each frame."""
+        return "merged_with_next"
+
+    @functools.cached_property
+    def header(self) -> bytes:
+        """What a clip begins with: SPS, PPS and x264's message with its version and options, 574 bytes at 256x144."""
+        grey = np.full((self.height, self.width, 3), 128, np.uint8)
+        stream = self._encode_frames([grey], "setsar=1,")  # the aspect tag that most films have
+        nals = avc_parser.split(stream)
+        return stream[: next(nal.start for nal in nals if nal.type == IDR)]
+
+    def encode(self, data: bytes) -> bytes:
+        """Returns the canonical document of a clip.
+
+        Args:
+          data: a file: mp4, mov, mkv, webm, avi, gif, animated webp or png, mpeg, ogg, flv, asf.
+
+        Raises:
+          Refused: by the table above.
+        """
+        is_animation = data[:4] in (b"GIF8", b"\x89PNG") or data[8:12] == b"WEBP"
+        before = ["-format_whitelist", ffmpeg.DEMUXERS]
+        try:
+            stream, said = ffmpeg.run(before, data, self._options(_OVER_WHITE if is_animation else ""))
+        except ffmpeg.FfmpegError as error:
+            raise _refusal(str(error)) from error
+        if complaints := ffmpeg.errors(said):
+            raise Refused("broken", complaints[0])
+        return self._document(stream)
+
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> bytes:
+        """Returns the canonical document of pictures, uint8 [height, width, 3] each, `fps` of them a second.
+
+        Raises:
+          Refused: fewer than the codec's number of frames, or frames of different sizes.
+        """
+        shape = frames[0].shape if frames else None
+        for number, frame in enumerate(frames):
+            if frame.shape != shape:
+                raise Refused(
+                    "sizes",
+                    f"frame {number} has {frame.shape[1]}x{frame.shape[0]} pixels, the first {shape[1]}x{shape[0]}",
+                )
+        if len(frames) < self.frames:
+            raise Refused("short", f"{len(frames)} of {self.frames} frames")
+        return self._document(self._encode_frames(frames[: self.frames]))
+
+    def strip(self, stream: bytes) -> bytes:
+        """Returns the document of a whole stream, or of the beginning of one: the inverse of `restore`.
+
+        Raises:
+          AvcError: the parameter sets are not the codec's, apart from tags of colour and aspect.
+        """
+        if not self.strip_headers:
+            return stream
+        expected = {nal.type: _content(self.header, nal) for nal in avc_parser.split(self.header)}
+        parts, first = [], True
+        for nal in avc_parser.split(stream):
+            content = _content(stream, nal)
+            if nal.type == SPS:
+                if avc_parser.without_tags(content) != avc_parser.without_tags(expected[SPS]):
+                    raise AvcError(f"byte {nal.start}: the sequence parameter set is not that of the codec")
+            elif nal.type == PPS:
+                if content != expected[PPS]:
+                    raise AvcError(f"byte {nal.start}: the picture parameter set is not that of the codec")
+            elif nal.type != SEI:
+                start_code = b"\0\0\0\1" if first else stream[nal.start : nal.begin]
+                parts.append(start_code + content)
+                first = False
+                continue
+            first = True
+        return b"".join(parts)
+
+    def restore(self, document: bytes) -> bytes:
+        """Returns the ordinary stream of a document, or of the beginning of one; damaged ones stay so."""
+        if not self.strip_headers:
+            return document
+        parameters = self.header[: next(nal.start for nal in avc_parser.split(self.header) if nal.type == SEI)]
+        # The first slice of a frame has a start code of four bytes, behind parameter sets one of three.
+        pieces = re.split(rb"\x00\x00\x00\x01(?=\x65)", document)
+        return (self.header + b"\0\0\1" if len(pieces) > 1 and not pieces[0] else pieces[0]) + (
+            parameters + b"\0\0\1"
+        ).join(pieces[1:])
+
+    def parse(self, document: bytes) -> Clip:
+        """Parses a canonical document; see `avc_parser`.
+
+        Raises:
+          AvcError: the document is anything else; one line names the byte offset, frame and slice, and what is wrong.
+        """
+        clip = avc_parser.parse(document, self._parameters if self.strip_headers else None)
+        if (clip.width, clip.height) != (self.width, self.height):
+            raise AvcError(f"a clip of {clip.width}x{clip.height} pixels, not {self.width}x{self.height}")
+        if len(clip.starts) != self.frames:
+            raise AvcError(f"byte {len(document)}: {len(clip.starts)} frames, a clip has {self.frames}")
+        return clip
+
+    def is_valid(self, document: bytes) -> bool:
+        """Says whether `parse` accepts the document and ffmpeg decodes it without a word."""
+        try:
+            self.parse(document)
+        except AvcError:
+            return False
+        decoded = self.decode_stream(document)
+        return len(decoded.frames) == self.frames and not decoded.concealed and not decoded.complaints
+
+    def decode(self, document: bytes) -> np.ndarray:
+        """Returns the frames of a canonical document, uint8 [frames, height, width, 3].
+
+        Raises:
+          AvcError: as `parse` does.
+        """
+        self.parse(document)
+        return self.decode_stream(document).frames
+
+    def decode_stream(self, document: bytes) -> Decoded:
+        """What ffmpeg makes of a document, or of the beginning of one, however damaged; perhaps no frame at all."""
+        # swscale's own fast paths round otherwise on other processors.
+        after = ("-fps_mode", "passthrough", "-sws_flags", "bitexact+accurate_rnd+full_chroma_int")
+        try:
+            raw, said = ffmpeg.run(
+                ("-f", "h264"), self.restore(document), (*after, "-pix_fmt", "rgb24", "-f", "rawvideo")
+            )
+        except ffmpeg.FfmpegError as error:
+            return Decoded(np.empty((0, self.height, self.width, 3), np.uint8), 0, [str(error)])
+        size = self.height * self.width * 3
+        frames = np.frombuffer(raw[: len(raw) // size * size], np.uint8).reshape(-1, self.height, self.width, 3)
+        concealed = {}  # by decoder: ffmpeg looks at the first frames with one, then decodes all with another
+        for line in said:
+            if found := _CONCEALED.match(line):
+                concealed[found[1]] = concealed.get(found[1], 0) + int(found[2])
+        complaints = [line for line in said if re.search(r"\[(warning|error|fatal)\]", line) and _VOID not in line]
+        return Decoded(frames, max(concealed.values(), default=0), complaints)
+
+    def cut(self, document: bytes, ratio: float | None = None, *, frames: int | None = None) -> tuple[bytes, int]:
+        """Returns the beginning of a canonical document, up to the end of a frame, and how many frames it keeps.
+
+        Args:
+          document: a valid one.
+          ratio: floor(ratio * frames of the clip) frames are kept; a product within 1e-9 of the next whole number
+            counts as that number.
+          frames: or so many.
+
+        Raises:
+          InputError: a ratio outside [0, 1], or frames outside 0 to the clip's; as `AvcError`, an invalid document.
+        """
+        if (ratio is None) == (frames is None):
+            raise InputError("a ratio or a number of frames is needed, and not both")
+        if frames is None:
+            if not 0 <= ratio <= 1:
+                raise InputError(f"ratio {ratio} is outside [0, 1]")
+            frames = math.floor(ratio * self.frames + 1e-9)
+        if not 0 <= frames <= self.frames:
+            raise InputError(f"{frames} frames kept of a clip of {self.frames}")
+        return document[: self.parse(document).ends[frames - 1] if frames else 0], frames
+
+    def encoder_versions(self) -> dict[str, str]:
+        """Returns the versions of what writes the bytes."""
+        build = re.search(rb"x264 - core (\d+)[^-]*", self.header)
+        return {"ffmpeg": ffmpeg.version(), "x264": build[0].decode().strip() if build else "unknown"}
+
+    @functools.cached_property
+    def _parameters(self) -> avc_parser.Parameters:
+        nals = {nal.type: _content(self.header, nal) for nal in avc_parser.split(self.header)}
+        return avc_parser.read_pps(nals[PPS], avc_parser.read_sps(nals[SPS]))
+
+    def _encode_frames(self, frames: Sequence[np.ndarray], first_filters: str = "") -> bytes:
+        height, width, _ = frames[0].shape
+        before = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps))
+        return ffmpeg.run(before, b"".join(frame.tobytes() for frame in frames), self._options(first_filters))[0]
+
+    def _options(self, first_filters: str = "") -> tuple[str, ...]:
+        """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""
+        size = f"{self.width}:{self.height}"
+        filters = f"fps={self.fps},scale={size}:force_original_aspect_ratio=decrease,pad={size}:(ow-iw)/2:(oh-ih)/2"
+        seconds = math.floor(1e6 * self.frames / self.fps) / 1e6
+        return (
+            *("-vf", first_filters + filters, "-t", f"{seconds:g}", "-c:v", "libx264", "-pix_fmt", "yuv420p"),
+            *("-profile:v", "baseline", "-qp", str(self.qp), "-bf", "0", "-an", "-sn"),
+            *("-x264opts", "slice-max-mbs=1", "-trellis", "0", "-me_method", "dia", "-threads", "1", "-subq", "0"),
+            *("-psy", "0", "-mixed-refs", "0", "-fast-pskip", "0", "-partitions", "none", "-refs", "3"),
+            *("-bsf:v", "h264_mp4toannexb", "-f", "h264"),
+        )
+
+    def _document(self, stream: bytes) -> bytes:
+        """The document of what the encoder wrote; raises `Refused`."""
+        slices = sum(nal.type not in (SPS, PPS, SEI) for nal in avc_parser.split(stream)) if stream else 0
+        if slices != self.frames * self.macroblocks:
+            raise Refused("short", f"{slices // self.macroblocks} of {self.frames} frames")
+        try:
+            return self.strip(stream)
+        except AvcError as error:
+            raise Refused("other header", str(error)) from error
+
+
+def _content(stream: bytes, nal: Nal) -> bytes:
+    return stream[nal.begin : nal.end]
+
+
+def _refusal(said: str) -> Refused:
+    """What the first thing that ffmpeg said before it gave up means for the clip."""
+    if "does not contain any stream" in said:
+        return Refused("no video", said)
+    if "Invalid data found" in said or "not on whitelist" in said:
+        return Refused("not a clip", said)
+    if "took longer" in said or "max_pixels" in said:
+        return Refused("too large", said)
+    return Refused("broken", said)

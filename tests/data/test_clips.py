@@ -1,0 +1,116 @@
+"""Clips through `prepare`: tokenizer, chunks and manifest are those of any codec."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jpeglm import codecs, tokenizer
+from jpeglm.config import avc as avc_section
+from jpeglm.config import base
+from jpeglm.data import packing, pipeline
+from jpeglm.data.verify import verify
+from jpeglm.errors import InputError
+from tests.clips import FILMS, ffmpeg
+from tests.commands import run
+
+SCENES = 12  # windows of films
+
+
+def config_of_clips():
+    """64x64, 15 frames of 5 a second."""
+    config = base()
+    config.codec = avc_section()
+    config.codec.update({"height": 64, "width": 64, "fps": 5})
+    config.tokenizer.vocab_size = 400
+    config.data.update({"seq_len": 1024, "shards": 2, "holdout": 3})
+    return config
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    """A folder of windows of real films, a folder of frames, and what is no clip."""
+    folder = tmp_path_factory.mktemp("windows")
+    for number in range(SCENES):
+        film, start = ("world.mp4", 2 * number) if number % 2 else ("bikes.mp4", number / 2)
+        ffmpeg("-ss", start, "-i", FILMS / film, "-t", "4", "-an", "-crf", "10", folder / f"{number:02}.mp4")
+    (folder / "frames").mkdir()
+    ffmpeg("-i", FILMS / "carphone_pristine.mp4", "-vf", "fps=5", folder / "frames/%d.png")
+    shutil.copy(FILMS / "rectangles.gif", folder)
+    (folder / "note.txt").write_text("no clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(windows, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    return out, packing.prepare(config_of_clips(), str(windows), out, workers=2)
+
+
+def test_clips_are_prepared_as_pictures_are(prepared, windows):
+    out, manifest = prepared
+    assert manifest["counts"]["seen"] == SCENES + 3 and manifest["counts"]["kept"] == SCENES + 1
+    refused = {json.loads(line)["name"]: json.loads(line) for line in (out / packing.REFUSED).read_text().splitlines()}
+    assert {name: line["reason"] for name, line in refused.items()} == {
+        "note.txt": "not a clip",
+        "rectangles.gif": "short",
+    }
+    assert manifest["encoder_versions"]["x264"].startswith("x264 - core")
+    verify(out, workers=1)
+    codec = codecs.make(config_of_clips().codec)
+    expected = {codec.encode((windows / f"{number:02}.mp4").read_bytes()) for number in range(SCENES)}
+    found = [*pipeline.documents(out, "train"), *pipeline.documents(out, "heldout")]
+    assert len(found) == SCENES + 1 and expected < set(found)
+
+
+def test_the_result_does_not_depend_on_workers_or_the_number_of_units(prepared, windows, tmp_path):
+    out, _ = prepared
+    packing.prepare(config_of_clips(), str(windows), tmp_path / "again", workers=1, unit_items=4)
+    for path in sorted(out.iterdir()):
+        if path.name != "refused.jsonl":
+            assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("strip_headers", [False, True])
+def test_tokens_of_a_clip_cut_between_frames_or_slices_are_a_prefix(prepared, strip_headers):
+    out, _ = prepared
+    config = config_of_clips()
+    whole = codecs.make(config.codec)
+    config.codec.strip_headers = strip_headers
+    codec = codecs.make(config.codec)
+    clips = [codec.strip(document) for document in pipeline.documents(out, "train")]
+    learnt = tokenizer.train(clips, 400, codec.separator_regex, codec.separator_behavior)
+    assert whole.parse(codec.restore(clips[0])).starts[0] == 0
+    for document in clips[:3]:
+        ids = learnt.encode(document)
+        assert learnt.decode(ids) == document
+        parsed = codec.parse(document)
+        boundaries = [*parsed.ends, *parsed.slice_starts.ravel(), *parsed.slice_ends.ravel()]
+        assert len(boundaries) == 15 + 2 * 15 * codec.macroblocks
+        for boundary in np.unique(boundaries)[::7]:
+            prefix = learnt.encode(document[:boundary])
+            np.testing.assert_array_equal(prefix, ids[: len(prefix)])
+    start_codes = [merge for merge in learnt.token_bytes if b"\0\0\1" in merge]
+    assert start_codes and all(merge.startswith((b"\0\0\1", b"\0\0\0\1")) for merge in start_codes)
+    assert all(merge.count(b"\0\0\1") == 1 for merge in start_codes)
+
+
+def test_what_does_not_go_with_clips_is_refused_in_one_line(windows, tmp_path):
+    config = config_of_clips()
+    config.data.augment = 2
+    with pytest.raises(InputError, match="data.augment is for pictures"):
+        packing.prepare(config, str(windows), tmp_path / "out")
+    with pytest.raises(InputError, match="embedded:mnist holds pixels"):
+        packing.prepare(config_of_clips(), "embedded:mnist", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prepares_and_inspect_tells(windows, tmp_path):
+    flags = ("--config=configs/avclm_7b.py", "--config.tokenizer.vocab_size=300", "--config.codec.fps=5")
+    flags += ("--config.data.shards=1", "--config.data.holdout=1", f"--source={windows}", f"--out={tmp_path / 'out'}")
+    done = run("jpeglm.prepare", *flags, "--verify")
+    assert done.returncode == 0, done.stderr
+    assert f"{SCENES + 1} of {SCENES + 3} clips kept; refused: 1 not a clip, 1 short" in done.stdout
+    told = run("jpeglm.inspect", str(tmp_path / "out"))
+    assert told.returncode == 0 and "x264 - core" in told.stdout, told.stderr
