@@ -23,7 +23,7 @@ from jpeglm import checkpoint, cli, codecs, runtime, sharding
 from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.loss import cross_entropy
-from jpeglm.sample import read_pictures
+from jpeglm.sample import read_documents
 from jpeglm.sampling.engine import bucket
 from jpeglm.tokenizer import Tokenizer
 
@@ -64,19 +64,19 @@ def main() -> None:
     runtime.start()
     workdir = epath.Path(FLAGS.workdir)
     codec = codecs.make(checkpoint.read_config(workdir).codec)
-    pictures = read_pictures(FLAGS.images, codec, FLAGS.num)
+    documents = read_documents(FLAGS.images, codec, FLAGS.num)
     rows = []
-    for name, nats in tqdm(score(workdir, pictures, FLAGS.step), total=len(pictures), unit="picture", disable=None):
-        bits, size = nats / np.log(2), len(pictures[name])
+    for name, nats in tqdm(score(workdir, documents, FLAGS.step), total=len(documents), unit=codec.item, disable=None):
+        bits, size = nats / np.log(2), len(documents[name])
         rows.append((name, size, bits / size, bits / codec.pixels))
     sizes, per_byte, per_pixel = (np.array(column) for column in list(zip(*rows, strict=True))[1:])
     rows.append(("mean", sizes.mean(), np.average(per_byte, weights=sizes), per_pixel.mean()))
-    print(tabulate(rows, headers=("picture", "bytes", "bits a byte", "bits a pixel"), floatfmt=".4f"))
+    print(tabulate(rows, headers=(codec.item, "bytes", "bits a byte", "bits a pixel"), floatfmt=".4f"))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
-    flags.DEFINE_string("images", None, "Pictures to score: a folder of files, or of prepared data.")
+    flags.DEFINE_string("images", None, "Pictures or clips to score: a folder of files, or of prepared data.")
     flags.DEFINE_integer("num", None, "At most so many of them.", lower_bound=1)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
     flags.mark_flags_as_required(["workdir", "images"])

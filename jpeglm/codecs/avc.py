@@ -126,6 +126,10 @@ class AvcCodec:
         nals = avc_parser.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
 
+    def grammar(self) -> None:
+        """There is no automaton of all canonical documents yet: networks write alone."""
+        return None
+
     def encode(self, data: bytes) -> bytes:
         """Returns the canonical document of a clip.
 
@@ -218,7 +222,7 @@ class AvcCodec:
             self.parse(document)
         except AvcError:
             return False
-        decoded = self.decode_stream(document)
+        decoded = self.decode_stream(self.restore(document))
         return len(decoded.frames) == self.frames and not decoded.concealed and not decoded.complaints
 
     def decode(self, document: bytes) -> np.ndarray:
@@ -228,16 +232,32 @@ class AvcCodec:
           AvcError: as `parse` does.
         """
         self.parse(document)
-        return self.decode_stream(document).frames
+        return self.decode_stream(self.restore(document)).frames
 
-    def decode_stream(self, document: bytes) -> Decoded:
-        """What ffmpeg makes of a document, or of the beginning of one, however damaged; perhaps no frame at all."""
+    def decode_leniently(self, document: bytes) -> tuple[np.ndarray, int]:
+        """Returns what `see` sees of any bytes, and how many frames were readable in sequence, from the first on."""
+        try:
+            readable = len(self.parse(document).starts)
+        except AvcError as error:
+            readable = min(error.frame, self.frames)
+        return self.see(self.restore(document)), readable
+
+    def see(self, stream: bytes) -> np.ndarray:
+        """Returns what can be seen of an ordinary stream, however damaged, uint8 [frames, height, width, 3].
+
+        What the decoder makes up counts; missing frames repeat the last one, or are mid-grey where there is none;
+        surplus ones are dropped.
+        """
+        found = self.decode_stream(stream).frames[: self.frames]
+        last = found[-1:] if len(found) else np.full((1, self.height, self.width, 3), 128, np.uint8)
+        return np.concatenate([found, np.repeat(last, self.frames - len(found), axis=0)])
+
+    def decode_stream(self, stream: bytes) -> Decoded:
+        """What ffmpeg makes of an ordinary stream, however damaged; perhaps no frame at all."""
         # swscale's own fast paths round otherwise on other processors.
         after = ("-fps_mode", "passthrough", "-sws_flags", "bitexact+accurate_rnd+full_chroma_int")
         try:
-            raw, said = ffmpeg.run(
-                ("-f", "h264"), self.restore(document), (*after, "-pix_fmt", "rgb24", "-f", "rawvideo")
-            )
+            raw, said = ffmpeg.run(("-f", "h264"), stream, (*after, "-pix_fmt", "rgb24", "-f", "rawvideo"))
         except ffmpeg.FfmpegError as error:
             return Decoded(np.empty((0, self.height, self.width, 3), np.uint8), 0, [str(error)])
         size = self.height * self.width * 3

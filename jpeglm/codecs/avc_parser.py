@@ -536,7 +536,9 @@ _INTRA_CBP = bytes.fromhex(
     "2f1f0f00171b1d1e070b0d0e272b2d2e1003050a0c13151a1c23252a2c01020408111214180609161920212224282629"
 )
 _INTER_CBP = bytes.fromhex(
-    "00100102040820030 50a0c0f2f070b0d0e06091f23252a2c21222428272b2d2e1112141813151a1c171b1d1e16192629".replace(" ", "")
+    "00100102040820030 50a0c0f2f070b0d0e06091f23252a2c21222428272b2d2e1112141813151a1c171b1d1e16192629".replace(
+        " ", ""
+    )
 )
 
 
@@ -724,7 +726,9 @@ def _slice(reader: Reader, parameters: Parameters, picture: _Picture, macroblock
         if reader.u(1):  # num_ref_idx_active_override_flag
             references = 1 + reader.ue("num_ref_idx_l0_active_minus1", 31)
         if references > picture.references:
-            raise reader.wrong(f"num_ref_idx_l0_active is {references}, with {picture.references} pictures to refer to")
+            raise reader.wrong(
+                f"num_ref_idx_l0_active is {references}, with {picture.references} pictures to refer to"
+            )
         reader.expect("ref_pic_list_modification_flag_l0", 1, 0)
     if picture.is_idr:
         reader.expect("no_output_of_prior_pics_flag", 1, 0)

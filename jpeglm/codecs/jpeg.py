@@ -256,6 +256,10 @@ class JpegCodec:
         repaired, readable = self.repair(document)
         return self._decode_valid(repaired), readable
 
+    def see(self, file: bytes) -> Image.Image:
+        """Returns what can be seen of an ordinary file, as `decode_leniently` sees it."""
+        return self.decode_leniently(file)[0]  # which passes over the tables
+
     def encoder_versions(self) -> dict[str, str]:
         """Returns the versions of what writes the bytes."""
         return {"pillow": PIL.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "not used"}

@@ -51,7 +51,7 @@ class Sampler:
         self.config = config
         self.codec = codecs.make(config.codec)
         self.tokenizer = tokenizer
-        self._grammar = TokenGrammar(self.codec.grammar(), tokenizer) if settings.grammar else None
+        self._grammar = self._make_grammar() if settings.grammar else None
         self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS, self._grammar)
 
     @property
@@ -62,7 +62,7 @@ class Sampler:
         """A sampler of the same parameters with other settings."""
         other = copy.copy(self)
         if settings.grammar and self._grammar is None:
-            other._grammar = TokenGrammar(self.codec.grammar(), self.tokenizer)
+            other._grammar = self._make_grammar()
         other._engine = self._engine.with_settings(settings, None if self._grammar else other._grammar)
         return other
 
@@ -86,6 +86,11 @@ class Sampler:
         shardings = sharding.parameter_shardings(llama.abstract(model_config)[1], mesh)
         params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=shardings)()
         return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
+
+    def _make_grammar(self) -> TokenGrammar | None:
+        """None for a codec that has none."""
+        grammar = self.codec.grammar()
+        return TokenGrammar(grammar, self.tokenizer) if grammar else None
 
     def complete(
         self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0

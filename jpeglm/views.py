@@ -1,0 +1,76 @@
+"""What can be seen of files, whole or not: pictures, strips of frames, films."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from jpeglm.codecs import Codec, ffmpeg
+from jpeglm.codecs.avc import AvcCodec
+
+GAP = 2  # pixels between the pictures of a grid and the frames of a strip
+_WIDE_GAP = 10  # between the frames that were given and those that follow
+
+
+def rows(codec: Codec, prompt: bytes, kept: int, files: Sequence[bytes], original: bytes) -> list[list[Image.Image]]:
+    """The rows of a grid that show one prompt.
+
+    Pictures stand in one row: prompt, completions, original. Clips have a row each: the original, then completions.
+
+    Args:
+      codec: of all files; they are ordinary ones, with tables and headers.
+      prompt: the beginning that was given; `kept` units of the codec.
+      files: what was made of it.
+      original: what it was cut from.
+    """
+    if isinstance(codec, AvcCodec):
+        return [[strip(codec.see(file), kept)] for file in (original, *files)]
+    return [[codec.see(file) for file in (prompt, *files, original)]]
+
+
+def tile(codec: Codec, file: bytes) -> Image.Image:
+    """A picture, or a clip as the strip of its frames."""
+    seen = codec.see(file)
+    return strip(seen, 0) if isinstance(codec, AvcCodec) else seen
+
+
+def strip(frames: np.ndarray, kept: int) -> Image.Image:
+    """Frames uint8 [n, height, width, 3] side by side, with a wider gap behind the first `kept`."""
+    count, height, width, _ = frames.shape
+    wider = _WIDE_GAP - GAP if 0 < kept < count else 0
+    sheet = Image.new("RGB", (count * (width + GAP) - GAP + wider, height), "white")
+    for number, frame in enumerate(frames):
+        sheet.paste(Image.fromarray(frame), (number * (width + GAP) + (wider if number >= kept else 0), 0))
+    return sheet
+
+
+def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """One picture of rows of equally large ones."""
+    width, height = rows[0][0].size
+    across, down = max(map(len, rows)), len(rows)
+    sheet = Image.new(rows[0][0].mode, (across * (width + GAP) - GAP, down * (height + GAP) - GAP), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * (width + GAP), y * (height + GAP)))
+    return sheet
+
+
+def films(codec: Codec, file: bytes) -> dict[str, bytes]:
+    """Files by suffix in which a clip moves, an mp4 and an animated WebP: what `codec.see` sees, encoded anew.
+
+    A picture has none.
+    """
+    if not isinstance(codec, AvcCodec):
+        return {}
+    frames = codec.see(file)
+    size = f"{codec.width}x{codec.height}"
+    fine = ("-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", "-movflags", "frag_keyframe+empty_moov")
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(codec.fps))
+    film, _ = ffmpeg.run(raw, frames.tobytes(), (*fine, "-f", "mp4"))
+    first, *others = map(Image.fromarray, frames)
+    animation = io.BytesIO()
+    first.save(
+        animation, "WEBP", save_all=True, append_images=others, duration=round(1000 / codec.fps), loop=0, quality=90
+    )
+    return {".mp4": film, ".webp": animation.getvalue()}

@@ -1,0 +1,96 @@
+"""Clips from training to completed films, by the same commands as pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jpeglm import codecs
+from jpeglm.data import packing, pipeline
+from tests.clips import FILMS, ffmpeg, planes
+from tests.commands import run
+from tests.tiny_clips_config import get_config
+
+FLAGS = ("--frames=10", "--samples=2", "--num=2", "--top_k=40", "--slots=2")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder, out = tmp_path_factory.mktemp("films"), tmp_path_factory.mktemp("prepared") / "data"
+    for number in range(12):
+        ffmpeg("-ss", 0.5 * number, "-i", FILMS / "bikes.mp4", "-t", "3.5", "-an", folder / f"{number:02}.mp4")
+    packing.prepare(get_config(), str(folder), out, workers=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def workdir(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    flags = ("--config=tests/tiny_clips_config.py", f"--config.data.path={data}", f"--workdir={workdir}")
+    done = run("jpeglm.train", *flags)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def completed(workdir, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("samples") / "out"
+    done = run("jpeglm.sample", f"--workdir={workdir}", f"--images={data}", f"--out={out}", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_each_clip_begins_with_its_frames_and_can_be_watched(completed, data):
+    codec = codecs.make(get_config().codec)
+    rows = {row["name"]: row for row in map(json.loads, (completed / "samples.jsonl").read_text().splitlines())}
+    assert sorted(rows) == [f"heldout-0000{index}-s{number}" for index in range(2) for number in range(2)]
+    for index, original in enumerate(pipeline.documents(data, "heldout", 2)):
+        prompt, _ = codec.cut(original, frames=10)
+        for number in range(2):
+            name = f"heldout-0000{index}-s{number}"
+            stream = (completed / f"{name}.h264").read_bytes()
+            assert stream.startswith(codec.restore(prompt)) and len(stream) > len(codec.restore(prompt))
+            assert rows[name]["prompt_units"] == 10 and rows[name]["removed"] is None
+            given = planes(codec.restore(original), 32, 32)[:10]
+            np.testing.assert_array_equal(planes(stream, 32, 32)[:10], given)
+            film = ffmpeg("-i", completed / f"{name}.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+            seen = codec.see(stream)
+            shown = np.frombuffer(film, np.uint8).reshape(15, 32, 32, 3)
+            assert np.abs(shown.astype(int) - seen).mean() < 12
+            with Image.open(completed / f"{name}.webp") as animation:
+                assert animation.n_frames > 1 and animation.size == (32, 32)
+    grid = Image.open(completed / "grid.png")
+    assert grid.size == (15 * 34 - 2 + 8, 2 * 3 * 34 - 2)  # a wider gap behind the tenth frame
+
+
+def test_an_interrupted_command_goes_on_to_the_same_clips(completed, workdir, data, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(completed, out)
+    lines = (out / "samples.jsonl").read_text().splitlines(keepends=True)
+    (out / "samples.jsonl").write_text("".join(lines[:1]))
+    for line in lines[1:]:
+        for path in out.glob(f"{json.loads(line)['name']}.*"):
+            path.unlink()
+    done = run("jpeglm.sample", f"--workdir={workdir}", f"--images={data}", f"--out={out}", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    for path in completed.glob("*.h264"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_does_not_fit_is_told_in_one_line(workdir, data, tiny_run, tmp_path):
+    images, out = f"--images={data}", f"--out={tmp_path / 'out'}"
+    for flags, message in (
+        ((f"--workdir={workdir}", images, "--frames=16"), "--frames=16: a clip of this run has 15"),
+        ((f"--workdir={tiny_run}", images, "--frames=3"), "--frames is for runs on clips"),
+    ):
+        done = run("jpeglm.sample", *flags, out)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_clips_are_scored(workdir):
+    done = run("jpeglm.score", f"--workdir={workdir}", f"--images={FILMS}", "--num=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split()[0] == "clip" and "mean" in done.stdout
