@@ -66,6 +66,9 @@ def split(data: bytes) -> list[Nal]:
 _WRONG_ZEROS = re.compile(b"\x00\x00(?:\x00(?!\x01)|\x02|\x03(?![\x00-\x03])|\x03(?=\x00\x00\x00?\x01))")
 
 
+_TOO_EARLY = "the data end too early"
+
+
 class Reader:
     """Reads syntax elements (7.2, 9.1) of a stream's NAL units.
 
@@ -99,7 +102,7 @@ class Reader:
     def wrong(self, what: str) -> AvcError:
         """Makes the error for something wrong at, or just before, the current position."""
         if self.position > self.end:
-            what = "the data end too early"
+            what = _TOO_EARLY
         return AvcError(f"byte {self.origin[min(self.position, self.end - 1) >> 3]}{self.place}: {what}")
 
     def u(self, bits: int) -> int:
@@ -141,8 +144,7 @@ class Reader:
         if left > 8:
             raise self.wrong(f"{left} bits where the 1 to 8 of rbsp_trailing_bits were expected")
         if left < 1:
-            self.position = self.end + 1
-            raise self.wrong("")
+            raise self.wrong(_TOO_EARLY)
         if self.u(left) != 1 << left - 1:
             raise self.wrong("rbsp_trailing_bits are not a one and zeros")
 
@@ -218,6 +220,9 @@ def _nal_reader(nal: bytes, expected: int) -> Reader:
     """Returns a reader behind the header of a NAL unit that stands alone and must have the `expected` type."""
     if nal[:1] != bytes([_REF_IDC[expected] << 5 | expected]):
         raise AvcError(f"byte 0: {nal[:1].hex() or 'nothing'} is not the header of {_NAMES[expected]}")
+    start_code = nal.find(b"\x00\x00\x01")
+    if start_code >= 0:
+        raise AvcError(f"byte {start_code}: a start code inside {_NAMES[expected]}")
     reader = Reader(nal)
     reader.enter(0, len(nal))
     return reader

@@ -370,16 +370,17 @@ def test_legal_slice_headers_are_accepted():
 
 
 def test_slices_of_a_picture_agree():
-    stream = encode("testsrc2", (32, 16), frames=2)
-    sps, pps, sei = units(stream)[:3]
-    other = {"type": ue(2), "frame_num": "0001", "idr_pic_id": ue(1)}
-    for field, message in (("type", "slice_type is 2, but 7"), ("frame_num", "is 1"), ("idr_pic_id", "is 1, but 0")):
-        first = nal(0x65, with_fields("I") + FLAT)
-        for value, expected in ((None, None), (other[field], message)):
-            fields = {"first_mb": ue(1)} | ({field: value} if value else {})
-            why = refusal(sps + pps + sei + first + nal(0x65, with_fields("I", **fields) + FLAT))
-            assert why is None if expected is None else f"frame 0, slice 1 of 2: {field}" or expected in why
-            assert expected is None or expected in why
+    headers = b"".join(units(encode("testsrc2", (32, 16), frames=2))[:3])
+    first = nal(0x65, with_fields("I") + FLAT)
+    parse(headers + first + nal(0x65, with_fields("I", first_mb=ue(1)) + FLAT))
+    for field, value, message in (
+        ("type", ue(2), "slice_type is 2, but 7 in this frame's first slice"),
+        ("frame_num", "0001", "frame_num is 1, not 0"),
+        ("idr_pic_id", ue(1), "idr_pic_id is 1, but 0 in this frame's first slice"),
+    ):
+        second = nal(0x65, with_fields("I", first_mb=ue(1), **{field: value}) + FLAT)
+        with pytest.raises(AvcError, match=f"frame 0, slice 1 of 2: {message}"):
+            parse(headers + first + second)
 
 
 # Structure
@@ -453,7 +454,7 @@ def test_structural_damage_of_a_stripped_stream_is_always_refused(stream):
 
 
 def test_truncation_is_refused_at_every_byte_but_the_end_of_a_frame():
-    stream = encode("testsrc2", (32, 32), frames=8, filters=CUT)
+    stream = encode("testsrc2", (32, 32), frames=5, filters=CUT)
     for data, parameters in ((stream, None), stripped(stream)):
         ends = parse(data, parameters).ends.tolist()
         for length in range(len(data)):
@@ -606,6 +607,23 @@ def test_fields_of_parameter_sets_that_no_such_stream_has_are_refused():
             read_pps(pps(**{field: bits}), read_sps(sps()))
 
 
+def test_a_parameter_set_alone_wants_its_header_and_its_emulation_prevention():
+    whole = sps_of()
+    assert b"\x00\x00\x03\x00\x10\x00\x00\x03\x00" in whole
+    for changed, message in (
+        (b"", "byte 0: nothing is not the header of an SPS"),
+        (b"\x68" + whole[1:], "byte 0: 68 is not the header of an SPS"),
+        (whole.replace(b"\x00\x00\x03", b"\x00\x00"), "emulation prevention|the data end too early"),
+        (whole[:6] + b"\x00\x00\x01" + whole[6:], "byte 6: a start code inside an SPS"),
+        (whole + b"\x00", "bits where the 1 to 8|rbsp_trailing_bits"),
+    ):
+        for read in (read_sps, without_tags):
+            with pytest.raises(AvcError, match=message):
+                read(changed)
+    with pytest.raises(AvcError, match="byte 0: 67 is not the header of a PPS"):
+        read_pps(whole, read_sps(whole))
+
+
 def test_an_sei_is_x264s_or_refused():
     sps_unit, pps_unit, sei, *slices = units(SMALL)
     uuid = sei[5 + sei[5:].index(b"\xdc") :][:16]
@@ -750,15 +768,18 @@ def judged(number: int, seed: int) -> tuple[collections.Counter, collections.Cou
 def test_damaged_streams_are_refused_or_decode_without_a_word():
     count, accepted, findings = judged(500, seed=0)
     print(dict(count), dict(accepted))
+    # so also: what the decoder complains of, or conceals, is refused
     assert not findings
-    assert accepted.total() < 100
+    # 39 when this was written: another sign, level or vector, and codes of the same length, are legal too
+    assert accepted.total() < 60
 
 
 @pytest.mark.slow
 def test_many_damaged_streams_are_refused_or_decode_without_a_word():
-    count, accepted, findings = judged(20_000, seed=1)
+    count, accepted, findings = judged(10_000, seed=1)
     print(dict(count), dict(accepted))
     assert not findings
+    assert accepted.total() < 0.12 * count.total()
 
 
 PARAMETERS = stripped(SMALL)[1]
