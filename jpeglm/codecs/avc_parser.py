@@ -22,6 +22,7 @@ I_NXN, I_16X16, I_PCM = 5, 6, 30  # as in P slices: mb_type of Table 7-11 plus 5
 
 _NAMES = {SLICE: "a slice", IDR: "an IDR slice", SEI: "an SEI", SPS: "an SPS", PPS: "a PPS"}
 _REF_IDC = {SLICE: 2, IDR: 3, SEI: 0, SPS: 3, PPS: 3}  # nal_ref_idc as x264 writes it
+_X264 = bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef")  # uuid_iso_iec_11578 of its SEI
 _MOST_BYTES = 4096  # more than any slice of one macroblock has, and so how far a reader may look past an end
 
 
@@ -65,6 +66,9 @@ def split(data: bytes) -> list[Nal]:
 _WRONG_ZEROS = re.compile(b"\x00\x00(?:\x00(?!\x01)|\x02|\x03(?![\x00-\x03])|\x03(?=\x00\x00\x00?\x01))")
 
 
+_TOO_EARLY = "the data end too early"
+
+
 class Reader:
     """Reads syntax elements (7.2, 9.1) of a stream's NAL units.
 
@@ -98,7 +102,7 @@ class Reader:
     def wrong(self, what: str) -> AvcError:
         """Makes the error for something wrong at, or just before, the current position."""
         if self.position > self.end:
-            what = "the data end too early"
+            what = _TOO_EARLY
         return AvcError(f"byte {self.origin[min(self.position, self.end - 1) >> 3]}{self.place}: {what}")
 
     def u(self, bits: int) -> int:
@@ -140,8 +144,7 @@ class Reader:
         if left > 8:
             raise self.wrong(f"{left} bits where the 1 to 8 of rbsp_trailing_bits were expected")
         if left < 1:
-            self.position = self.end + 1
-            raise self.wrong("")
+            raise self.wrong(_TOO_EARLY)
         if self.u(left) != 1 << left - 1:
             raise self.wrong("rbsp_trailing_bits are not a one and zeros")
 
@@ -217,6 +220,9 @@ def _nal_reader(nal: bytes, expected: int) -> Reader:
     """Returns a reader behind the header of a NAL unit that stands alone and must have the `expected` type."""
     if nal[:1] != bytes([_REF_IDC[expected] << 5 | expected]):
         raise AvcError(f"byte 0: {nal[:1].hex() or 'nothing'} is not the header of {_NAMES[expected]}")
+    start_code = nal.find(b"\x00\x00\x01")
+    if start_code >= 0:
+        raise AvcError(f"byte {start_code}: a start code inside {_NAMES[expected]}")
     reader = Reader(nal)
     reader.enter(0, len(nal))
     return reader
@@ -229,7 +235,9 @@ def _read_sps(reader: Reader) -> tuple[Sps, range]:
     reader.expect("constraint_set1_flag", 1, 1)
     reader.u(1)
     constraint_set3 = reader.u(1)
-    reader.expect("reserved_zero_4bits", 4, 0)
+    reader.expect("constraint_set4_flag", 1, 0)
+    reader.expect("constraint_set5_flag", 1, 0)
+    reader.expect("reserved_zero_2bits", 2, 0)
     level = reader.u(8)
     identifier = reader.ue("seq_parameter_set_id", 31)
     log2_max_frame_num = 4 + reader.ue("log2_max_frame_num_minus4", 12)
@@ -323,10 +331,11 @@ def _read_sei(reader: Reader) -> None:
     while (byte := reader.u(8)) == 255 and reader.position < reader.end:
         size += 255
     size += byte
-    if size < 16:
-        raise reader.wrong(f"user data of {size} bytes, without the 16 of a UUID")
+    first = reader.position // 8
     reader.position += 8 * size
     reader.finish()
+    if not re.fullmatch(_X264 + b"[ -~]*\x00", reader.plain[first : first + size]):
+        raise reader.wrong("user data that are not x264's UUID and a line of text")
 
 
 # CAVLC
@@ -457,7 +466,7 @@ def _tables(lines: str, width: int) -> list[list[int]]:
     return [[], *(_lookup(line, range(len(line.split())), width) for line in lines.strip().splitlines())]
 
 
-# For nC from 8 on, 6 bits are TotalCoeff - 1 and TrailingOnes; what would be 3 trailing ones of 1 stands for none at all.
+# For nC from 8 on, 6 bits are TotalCoeff - 1 and TrailingOnes; what would be 3 trailing ones of 1 is the code of 0.
 _FIXED = [f"{(total - 1) << 2 | ones if total else 3:06b}" for total in range(17) for ones in range(min(3, total) + 1)]
 _TOKEN_TABLES = [_token_table(codes) for codes in (_COEFF_TOKEN_0, _COEFF_TOKEN_2, _COEFF_TOKEN_4, " ".join(_FIXED))]
 _TOKENS = [_TOKEN_TABLES[0]] * 2 + [_TOKEN_TABLES[1]] * 2 + [_TOKEN_TABLES[2]] * 4 + [_TOKEN_TABLES[3]] * 9  # by nC
@@ -536,9 +545,7 @@ _INTRA_CBP = bytes.fromhex(
     "2f1f0f00171b1d1e070b0d0e272b2d2e1003050a0c13151a1c23252a2c01020408111214180609161920212224282629"
 )
 _INTER_CBP = bytes.fromhex(
-    "00100102040820030 50a0c0f2f070b0d0e06091f23252a2c21222428272b2d2e1112141813151a1c171b1d1e16192629".replace(
-        " ", ""
-    )
+    "0010010204082003050a0c0f2f070b0d0e06091f23252a2c21222428272b2d2e1112141813151a1c171b1d1e16192629"
 )
 
 
@@ -570,7 +577,7 @@ def _nc(totals: list[int], left: int | None, above: int | None) -> int:
 # Macroblocks
 
 _Vector = tuple[int, int, int]  # ref_idx; horizontal and vertical, in quarter samples
-# Which samples the Intra_4x4 prediction modes need: of the blocks on the left, above, and of both and the corner.
+# Intra_4x4 prediction modes (Table 8-2) that need samples on the left of a block, and above it.
 _NEEDS_LEFT, _NEEDS_ABOVE = {1, 4, 5, 6, 8}, {0, 3, 4, 5, 6, 7}
 _SUB_PARTITIONS = [  # Table 7-17, of an 8x8 block: column, row, width and height in 4x4 blocks
     [(0, 0, 2, 2)],
@@ -726,9 +733,7 @@ def _slice(reader: Reader, parameters: Parameters, picture: _Picture, macroblock
         if reader.u(1):  # num_ref_idx_active_override_flag
             references = 1 + reader.ue("num_ref_idx_l0_active_minus1", 31)
         if references > picture.references:
-            raise reader.wrong(
-                f"num_ref_idx_l0_active is {references}, with {picture.references} pictures to refer to"
-            )
+            raise reader.wrong(f"{references} reference pictures, where only {picture.references} exist")
         reader.expect("ref_pic_list_modification_flag_l0", 1, 0)
     if picture.is_idr:
         reader.expect("no_output_of_prior_pics_flag", 1, 0)
@@ -760,7 +765,7 @@ class Clip:
     slice_starts: np.ndarray  # [frames, macroblocks]
     slice_ends: np.ndarray  # [frames, macroblocks]
     is_idr: np.ndarray  # [frames] bool
-    mb_types: np.ndarray  # [frames, macroblocks] as in P slices, with I_NXN etc. from 5 on and P_SKIP
+    mb_types: np.ndarray  # [frames, macroblocks] P_SKIP, P_L0_16X16, ..., I_PCM
 
 
 def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
