@@ -9,6 +9,7 @@ from etils import epath
 from PIL import Image
 
 from jpeglm import checkpoint
+from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import sources
 from jpeglm.errors import InputError
 from jpeglm.sampling.engine import Settings
@@ -21,14 +22,14 @@ class Picture:
 
     Attributes:
       file: the bytes of an ordinary file, tables restored, not otherwise mended.
-      image: what can be seen of it; unreadable parts are grey.
+      image: what can be seen of it; unreadable parts are grey. Of a clip, its frames: uint8 [frames, height, width, 3].
       is_valid: whether it decodes strictly.
       ended: whether the model ended it; with the grammar, also that the budget of tokens never narrowed its choice.
       removed: the mean share of the model's probability that the grammar took away at a token; None without grammar.
     """
 
     file: bytes
-    image: Image.Image
+    image: Image.Image | np.ndarray
     is_valid: bool
     ended: bool
     removed: float | None
@@ -48,7 +49,7 @@ class Model:
 
     def complete(
         self,
-        images: Iterable[Image.Image | np.ndarray],
+        images: Iterable[Image.Image | np.ndarray | bytes],
         ratio: float = 0.5,
         samples: int = 1,
         temperature: float = 1.0,
@@ -61,8 +62,9 @@ class Model:
 
         Args:
           images: Pillow images, or uint8 arrays [height, width], [height, width, 3] or [height, width, 4]; they are
-            cropped and resized to the model's size by the rules of `jpeglm.data.sources`.
-          ratio: share of each file that is given, rounded down to whole MCUs; 0 to 1.
+            cropped and resized to the model's size by the rules of `jpeglm.data.sources`. For a model of clips, files
+            (`bytes`, by the rules of `jpeglm.codecs.avc`) or frames, uint8 [frames, height, width, 3].
+          ratio: share of each file that is given, rounded down to whole MCUs or frames; 0 to 1.
           samples: completions of each.
           temperature, top_k, top_p: as in `jpeglm.sample`; 0 as top_k keeps all.
           seed: with the picture and the sample's number, all that the draws depend on.
@@ -100,9 +102,11 @@ class Model:
             self._sampler = self._sampler.with_settings(settings)
         return self._sampler
 
-    def _document(self, number: int, image: Image.Image | np.ndarray) -> bytes:
+    def _document(self, number: int, image: Image.Image | np.ndarray | bytes) -> bytes:
         codec = self._sampler.codec
         try:
+            if isinstance(codec, AvcCodec):
+                return codec.encode(image) if isinstance(image, bytes) else codec.encode_frames(_frames(image))
             image = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
             return codec.encode(sources.to_canonical(image, codec.height, codec.width, codec.mode))
         except InputError as error:
@@ -110,8 +114,16 @@ class Model:
 
     def _picture(self, completion: Completion) -> Picture:
         codec, document = self._sampler.codec, completion.document
-        image, _ = codec.decode_leniently(document)
-        return Picture(codec.restore(document), image, codec.is_valid(document), completion.ended, completion.removed)
+        file = codec.restore(document)
+        return Picture(file, codec.see(file), codec.is_valid(document), completion.ended, completion.removed)
+
+
+def _frames(frames: np.ndarray) -> list[np.ndarray]:
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        wanted = "uint8 [frames, height, width, 3], or a file's bytes"
+        raise InputError(f"an array of {frames.dtype} {list(frames.shape)}; wanted is {wanted}")
+    return list(np.ascontiguousarray(frames))
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jpeglm
 from jpeglm import codecs
 from jpeglm.data import packing, pipeline
+from jpeglm.errors import InputError
 from tests.clips import FILMS, ffmpeg, planes
 from tests.commands import run
 from tests.tiny_clips_config import get_config
@@ -94,3 +96,17 @@ def test_clips_are_scored(workdir):
     done = run("jpeglm.score", f"--workdir={workdir}", f"--images={FILMS}", "--num=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split()[0] == "clip" and "mean" in done.stdout
+
+
+def test_clips_are_completed_in_python(workdir, data):
+    model = jpeglm.load(workdir, slots=2)
+    codec = codecs.make(get_config().codec)
+    file = (FILMS / "bikes.mp4").read_bytes()
+    frames = codec.decode(codec.encode(file))
+    (from_file,), (from_frames,) = model.complete([file, frames], ratio=10 / 15)
+    assert from_file.file.startswith(codec.restore(codec.cut(codec.encode(file), frames=10)[0]))
+    assert from_frames.image.shape == from_file.image.shape == (15, 32, 32, 3)
+    assert from_file.removed is None
+    for wrong, message in ((frames[:14], "short: 14 of 15"), (frames[0], "wanted is uint8"), (b"text", "not a clip")):
+        with pytest.raises(InputError, match=f"image 0: .*{message}"):
+            model.complete([wrong])
