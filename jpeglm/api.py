@@ -22,7 +22,7 @@ class Picture:
 
     Attributes:
       file: the bytes of an ordinary file, tables restored, not otherwise mended.
-      image: what can be seen of it; unreadable parts are grey. Of a clip, its frames: uint8 [frames, height, width, 3].
+      image: what can be seen of it; unreadable parts are grey. Of a clip: uint8 [frames, height, width, 3].
       is_valid: whether it decodes strictly.
       ended: whether the model ended it; with the grammar, also that the budget of tokens never narrowed its choice.
       removed: the mean share of the model's probability that the grammar took away at a token; None without grammar.
