@@ -483,10 +483,9 @@ def _residual_block(reader: Reader, tokens: list[int], most: int) -> int:
         raise reader.wrong("no code of coeff_token matches the bits")
     position += entry & 31
     total, ones = entry >> 7, entry >> 5 & 3
-    if not total:
-        reader.position = position
-        return 0
     reader.position = position
+    if not total:
+        return 0
     if total > most:
         raise reader.wrong(f"{total} coefficients in a block of {most}")
 
@@ -792,10 +791,11 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
         frame = len(slices)
         reader.place = f", frame {frame}"
         starts.append(nals[index].start)
-        is_idr.append(frame == 0 or nals[index].type == (IDR if is_stripped else SPS))
-        if is_idr[-1]:
+        idr = frame == 0 or nals[index].type == (IDR if is_stripped else SPS)
+        is_idr.append(idr)
+        if idr:
             since_idr = 0
-        if is_idr[-1] and not is_stripped:
+        if idr and not is_stripped:
             parameters = _read_parameter_sets(reader, data, nals[index : index + 2], parameters, parameter_sets)
             index += 2
             if frame == 0 and index < len(nals) and nals[index].type == SEI:
@@ -803,16 +803,15 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
                 _read_sei(reader)
                 index += 1
         sps = parameters.sps
-        picture = _Picture(
-            is_idr[-1], since_idr % (1 << sps.log2_max_frame_num), min(since_idr, sps.max_num_ref_frames), idr_pic_id
-        )
+        frame_num = since_idr % (1 << sps.log2_max_frame_num)
+        picture = _Picture(idr, frame_num, min(since_idr, sps.max_num_ref_frames), idr_pic_id)
         macroblocks = sps.columns * sps.rows
         slices.append(nals[index : index + macroblocks])
         mb_types.append([])
-        start_code = 3 if is_idr[-1] and not is_stripped else 4
+        start_code = 3 if idr and not is_stripped else 4
         for macroblock, nal in enumerate(slices[-1]):
             reader.place = f", frame {frame}, slice {macroblock} of {macroblocks}"
-            _enter(reader, data, nal, IDR if is_idr[-1] else SLICE, 3 if macroblock else start_code)
+            _enter(reader, data, nal, IDR if idr else SLICE, 3 if macroblock else start_code)
             mb_types[-1].append(_slice(reader, parameters, picture, macroblock))
         if len(slices[-1]) < macroblocks:
             where = f"byte {len(data)}, frame {frame}, slice {len(slices[-1])} of {macroblocks}"

@@ -469,6 +469,7 @@ def test_messages_name_byte_frame_and_slice():
         (b"", "byte 0: no start code"),
         (b"junk" + SMALL, "byte 0: no start code"),
         (SMALL + b"\x00\x00\x01", f"byte {len(SMALL) + 3}: nothing behind a start code"),
+        (units(SMALL)[0], f"byte {len(units(SMALL)[0])}, frame 0: the stream ends before a PPS"),
         (SMALL + b"\x00", f"byte {len(SMALL)}: a zero byte at the end of a NAL unit"),
         (SMALL[:a] + SMALL[b:], f"byte {a + 4}, frame 2, slice 3 of 6: first_mb_in_slice is 4, not 3"),
         (SMALL[:a] + b"\x00" + SMALL[a:], f"byte {a}, frame 2, slice 3 of 6: a start code of 4 bytes, not 3"),
