@@ -22,6 +22,7 @@ itself, which are the same for every clip of one size, are left out and put back
 | other tags in the header than colour and aspect differ (`strip_headers`) | refused, "other header" |
 """
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -30,8 +31,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jpeglm.codecs import avc_parser, ffmpeg
-from jpeglm.codecs.avc_parser import IDR, PPS, SEI, SPS, AvcError, Clip, Nal
+from jpeglm.codecs import avc_header, avc_parser, ffmpeg
+from jpeglm.codecs.avc_header import IDR, PPS, SEI, SPS, AvcError, Nal
+from jpeglm.codecs.avc_parser import Clip
 from jpeglm.errors import InputError, Refused
 
 __all__ = ["AvcCodec", "AvcError", "Decoded"]
@@ -123,7 +125,7 @@ class AvcCodec:
         """What a clip begins with: SPS, PPS and x264's message with its version and options, 574 bytes at 256x144."""
         grey = np.full((self.height, self.width, 3), 128, np.uint8)
         stream = self._encode_frames([grey], "setsar=1,")  # the aspect tag that most films have
-        nals = avc_parser.split(stream)
+        nals = avc_header.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
 
     def grammar(self) -> None:
@@ -174,12 +176,12 @@ class AvcCodec:
         """
         if not self.strip_headers:
             return stream
-        expected = {nal.type: _content(self.header, nal) for nal in avc_parser.split(self.header)}
+        expected = {nal.type: _content(self.header, nal) for nal in avc_header.split(self.header)}
         parts, first = [], True
-        for nal in avc_parser.split(stream):
+        for nal in avc_header.split(stream):
             content = _content(stream, nal)
             if nal.type == SPS:
-                if avc_parser.without_tags(content) != avc_parser.without_tags(expected[SPS]):
+                if avc_header.without_tags(content) != avc_header.without_tags(expected[SPS]):
                     raise AvcError(f"byte {nal.start}: the sequence parameter set is not that of the codec")
             elif nal.type == PPS:
                 if content != expected[PPS]:
@@ -196,7 +198,7 @@ class AvcCodec:
         """Returns the ordinary stream of a document, or of the beginning of one; damaged ones stay so."""
         if not self.strip_headers:
             return document
-        parameters = self.header[: next(nal.start for nal in avc_parser.split(self.header) if nal.type == SEI)]
+        parameters = self.header[: next(nal.start for nal in avc_header.split(self.header) if nal.type == SEI)]
         # The first slice of a frame has a start code of four bytes, behind parameter sets one of three.
         pieces = re.split(rb"\x00\x00\x00\x01(?=\x65)", document)
         return (self.header + b"\0\0\1" if len(pieces) > 1 and not pieces[0] else pieces[0]) + (
@@ -209,7 +211,7 @@ class AvcCodec:
         Raises:
           AvcError: the document is anything else; one line names the byte offset, frame and slice, and what is wrong.
         """
-        clip = avc_parser.parse(document, self._parameters if self.strip_headers else None)
+        clip = self._parse_any(document)
         if (clip.width, clip.height) != (self.width, self.height):
             raise AvcError(f"a clip of {clip.width}x{clip.height} pixels, not {self.width}x{self.height}")
         if len(clip.starts) != self.frames:
@@ -236,11 +238,24 @@ class AvcCodec:
 
     def decode_leniently(self, document: bytes) -> tuple[np.ndarray, int]:
         """Returns what `see` sees of any bytes, and how many frames were readable in sequence, from the first on."""
-        try:
-            readable = len(self.parse(document).starts)
-        except AvcError as error:
-            readable = min(error.frame, self.frames)
-        return self.see(self.restore(document)), readable
+        return self.see(self.restore(document)), self.readable_frames(document)
+
+    def readable_frames(self, document: bytes) -> int:
+        """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
+        first_slices = rb"[\x41\x65]" if self.strip_headers else rb"[\x41\x67]"  # or an SPS before one
+        starts = [found.start() for found in re.finditer(rb"\x00\x00\x00\x01" + first_slices, document)]
+
+        def frames(end: int) -> int:
+            try:
+                return len(self._parse_any(document[:end]).starts)
+            except AvcError:
+                return 0
+
+        # In a stream that parses, frames begin there and nowhere else: so beginnings that end at these places parse
+        # up to one of them and not beyond.
+        ends = [*starts[1 : self.frames + 1], len(document)]
+        readable = bisect.bisect(ends, 0, key=lambda end: not frames(end))
+        return min(frames(ends[readable - 1]), self.frames) if readable else 0
 
     def see(self, stream: bytes) -> np.ndarray:
         """Returns what can be seen of an ordinary stream, however damaged, uint8 [frames, height, width, 3].
@@ -297,9 +312,13 @@ class AvcCodec:
         return {"ffmpeg": ffmpeg.version(), "x264": build[0].decode().strip() if build else "unknown"}
 
     @functools.cached_property
-    def _parameters(self) -> avc_parser.Parameters:
-        nals = {nal.type: _content(self.header, nal) for nal in avc_parser.split(self.header)}
-        return avc_parser.read_pps(nals[PPS], avc_parser.read_sps(nals[SPS]))
+    def _parameters(self) -> avc_header.Parameters:
+        nals = {nal.type: _content(self.header, nal) for nal in avc_header.split(self.header)}
+        return avc_header.read_pps(nals[PPS], avc_header.read_sps(nals[SPS]))
+
+    def _parse_any(self, document: bytes) -> Clip:
+        """Parses a stream of any size and number of frames."""
+        return avc_parser.parse(document, self._parameters if self.strip_headers else None)
 
     def _encode_frames(self, frames: Sequence[np.ndarray], first_filters: str = "") -> bytes:
         height, width, _ = frames[0].shape
@@ -321,7 +340,7 @@ class AvcCodec:
 
     def _document(self, stream: bytes) -> bytes:
         """The document of what the encoder wrote; raises `Refused`."""
-        slices = sum(nal.type not in (SPS, PPS, SEI) for nal in avc_parser.split(stream)) if stream else 0
+        slices = sum(nal.type not in (SPS, PPS, SEI) for nal in avc_header.split(stream)) if stream else 0
         if slices != self.frames * self.macroblocks:
             raise Refused("short", f"{slices // self.macroblocks} of {self.frames} frames")
         try:

@@ -5,7 +5,7 @@ import subprocess
 
 import imageio_ffmpeg
 
-from jpeglm.codecs import avc_parser
+from jpeglm.codecs import avc_header, avc_residual
 
 # AVC-LM's command, behind its input and filters
 PAPER = (
@@ -65,7 +65,7 @@ def _ffmpeg(arguments: str, data: bytes = b"", check: bool = True) -> tuple[byte
 
 def units(stream: bytes) -> list[bytes]:
     """Returns the NAL units of a stream, each with its start code."""
-    return [stream[nal.start : nal.end] for nal in avc_parser.split(stream)]
+    return [stream[nal.start : nal.end] for nal in avc_header.split(stream)]
 
 
 # By hand: bits are strings of 0 and 1
@@ -136,16 +136,16 @@ def block(tokens: list[int], most: int, total: int, ones: int = 0, zeros: int = 
         bits += "1" + "0" * suffix_length
         suffix_length = 1
     if 0 < total < most:
-        bits += code((avc_parser._CHROMA_DC_ZEROS if most == 4 else avc_parser._ZEROS)[total], zeros)
+        bits += code((avc_residual._CHROMA_DC_ZEROS if most == 4 else avc_residual._ZEROS)[total], zeros)
         for index in range(total - 1):
             if zeros:
                 run = runs[index] if index < len(runs) else 0
-                bits += code(avc_parser._RUNS[min(zeros, 7)], run)
+                bits += code(avc_residual._RUNS[min(zeros, 7)], run)
                 zeros -= run
     return bits
 
 
 def inter(coded_block_pattern: int, residual: str) -> str:
     """Returns slice_data of a P_L0_16x16 macroblock with 3 pictures to refer to, the first one, and no motion."""
-    pattern = avc_parser._INTER_CBP.index(coded_block_pattern)
+    pattern = avc_residual.INTER_CBP.index(coded_block_pattern)
     return ue(0) + ue(0) + ue(0) + se(0) + se(0) + ue(pattern) + se(0) + residual

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jpeglm.codecs import avc_parser, make
+from jpeglm.codecs import avc_header, make
 from jpeglm.codecs.avc import AvcCodec, AvcError
 from jpeglm.config import avc
 from jpeglm.data import documents, sources
@@ -58,16 +58,16 @@ def test_ten_real_clips_become_the_bytes_that_the_paper_s_command_gives(films, s
 
 def parts(stream):
     """Header bytes of each NAL unit without the tags of colour and aspect, and whole slices."""
-    for nal in avc_parser.split(stream):
+    for nal in avc_header.split(stream):
         content = stream[nal.begin : nal.end]
-        yield avc_parser.without_tags(content) if nal.type == avc_parser.SPS else content
+        yield avc_header.without_tags(content) if nal.type == avc_header.SPS else content
 
 
 def test_stripped_documents_restore_to_the_same_bytes_but_for_tags_and_to_the_same_frames(films, streams):
     equal = 0
     for name, path in films.items():
         document = STRIPPED.encode(path.read_bytes())
-        assert {nal.type for nal in avc_parser.split(document)} <= {1, 5}
+        assert {nal.type for nal in avc_header.split(document)} <= {1, 5}
         assert STRIPPED.is_valid(document)
         restored = STRIPPED.restore(document)
         assert STRIPPED.strip(restored) == document
@@ -114,8 +114,30 @@ def test_what_the_decoder_concealed_is_counted(stream):
     assert len(decoded.frames) == 15 and decoded.concealed == 1
     assert not PAPER.is_valid(without_one)
     np.testing.assert_array_equal(decoded.frames[:7], PAPER.decode(stream)[:7])
+    _, readable = PAPER.decode_leniently(without_one)
+    assert readable == 7
     nothing = PAPER.decode_stream(b"\x12" * 300)
     assert nothing.frames.shape == (0, 144, 256, 3) and nothing.complaints
+
+
+@pytest.mark.parametrize("codec", [PAPER, STRIPPED], ids=["whole", "stripped"])
+def test_any_bytes_can_be_seen_and_tell_how_much_of_them_is_readable(codec, stream):
+    document = codec.strip(stream)
+    clip, frames = codec.parse(document), codec.decode(document)
+    seen, readable = codec.decode_leniently(document)
+    assert readable == 15
+    np.testing.assert_array_equal(seen, frames)
+    for cut, expected in ((clip.ends[9], 10), (clip.slice_ends[9, 70], 9), (clip.ends[0] - 1, 0), (0, 0)):
+        seen, readable = codec.decode_leniently(document[:cut])
+        assert readable == expected and seen.shape == frames.shape
+        np.testing.assert_array_equal(seen[:expected], frames[:expected])
+    seen, _ = codec.decode_leniently(document[: clip.ends[9]])
+    assert (seen[10:] == frames[9]).all()  # the last one, repeated
+    swapped = document[: clip.starts[4]] + document[clip.starts[5] : clip.ends[5]] + document[clip.starts[4] :]
+    assert codec.decode_leniently(swapped)[1] == 4
+    assert codec.decode_leniently(document + document[clip.starts[14] :])[1] == 15
+    seen, readable = codec.decode_leniently(bytes(range(256)) * 9)
+    assert readable == 0 and (seen == 128).all()
 
 
 def test_frames_are_those_of_the_stream_in_colour(stream):

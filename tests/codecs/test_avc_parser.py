@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpeglm.codecs import avc_parser
-from jpeglm.codecs.avc_parser import AvcError, parse, read_pps, read_sps, split, without_tags
+from jpeglm.codecs import avc_header, avc_parser, avc_residual
+from jpeglm.codecs.avc_header import AvcError, read_pps, read_sps, split, without_tags
+from jpeglm.codecs.avc_parser import parse
 from tests.codecs.avc_tools import (
     FLAT,
     I_HEADER,
@@ -35,11 +36,11 @@ NOISE = "noise=all_seed=1:alls=60:allf=t+u"
 # Two IDR pictures, 6 frames of 6 macroblocks: the paper's command, and one that uses all that Baseline has.
 SMALL = encode("testsrc2", (48, 32), frames=6, filters=CUT)
 DENSE = encode("mandelbrot", (48, 32), frames=6, command=RICH, qp=18, filters=CUT)
-TOKENS = avc_parser._TOKENS
+TOKENS, ZEROS = avc_residual._TOKENS, avc_residual._ZEROS
 SKIP = ue(1)
 
 
-def refusal(stream: bytes, parameters: avc_parser.Parameters | None = None) -> str | None:
+def refusal(stream: bytes, parameters: avc_header.Parameters | None = None) -> str | None:
     """Returns why a stream is refused; None where it is accepted."""
     try:
         parse(stream, parameters)
@@ -49,7 +50,7 @@ def refusal(stream: bytes, parameters: avc_parser.Parameters | None = None) -> s
     return None
 
 
-def stripped(stream: bytes) -> tuple[bytes, avc_parser.Parameters]:
+def stripped(stream: bytes) -> tuple[bytes, avc_header.Parameters]:
     """Returns a stream without SPS, PPS and SEI, and what they say."""
     nals, parts = split(stream), units(stream)
     slices = [part[nal.begin - nal.start :] for nal, part in zip(nals, parts, strict=True) if nal.type in (1, 5)]
@@ -140,11 +141,11 @@ def prefix_sum(table: list[int]) -> int:
 def test_codes_are_prefix_free_and_leave_nothing_free_but_what_the_standard_does():
     free = [len(table) - prefix_sum(table) for table in (TOKENS[0], TOKENS[2], TOKENS[4], TOKENS[8])]
     assert free == [2, 8, 64, 2 * 1024]  # of 2**16: codes of zeros alone, and two of the 64 with 6 bits
-    assert prefix_sum(avc_parser._CHROMA_DC_TOKENS) == 1 << 16
-    zeros = [len(table) - prefix_sum(table) for table in avc_parser._ZEROS[1:] + avc_parser._CHROMA_DC_ZEROS[1:]]
+    assert prefix_sum(avc_residual._CHROMA_DC_TOKENS) == 1 << 16
+    zeros = [len(table) - prefix_sum(table) for table in avc_residual._ZEROS[1:] + avc_residual._CHROMA_DC_ZEROS[1:]]
     assert zeros == [1] + [0] * 17
-    assert [len(table) - prefix_sum(table) for table in avc_parser._RUNS[1:]] == [0] * 6 + [1]
-    assert sorted(avc_parser._INTRA_CBP) == sorted(avc_parser._INTER_CBP) == list(range(48))
+    assert [len(table) - prefix_sum(table) for table in avc_residual._RUNS[1:]] == [0] * 6 + [1]
+    assert sorted(avc_residual.INTRA_CBP) == sorted(avc_residual.INTER_CBP) == list(range(48))
 
 
 def macroblocks_with_every_code() -> list[str]:
@@ -170,7 +171,7 @@ def macroblocks_with_every_code() -> list[str]:
                 residual = block(TOKENS[0], 16, total, zeros=zeros, runs=(run,))
                 residual += block(TOKENS[total], 16, 0) + block(TOKENS[total], 16, 0) + none
                 bodies.append(inter(1, residual))
-    dc = avc_parser._CHROMA_DC_TOKENS
+    dc = avc_residual._CHROMA_DC_TOKENS
     for total in range(5):
         for ones in range(min(3, total) + 1):
             for zeros in range(5 - total if total else 1):
@@ -179,7 +180,7 @@ def macroblocks_with_every_code() -> list[str]:
         dc_blocks = block(dc, 4, 0) * 2 if pattern >> 4 else ""
         ac_blocks = block(TOKENS[0], 15, 0) * 8 if pattern >> 4 == 2 else ""
         bodies.append(inter(pattern, none * 4 * (pattern & 15).bit_count() + dc_blocks + ac_blocks))
-        intra = ue(0) + ue(avc_parser.I_NXN) + "1" * 16 + ue(0) + ue(avc_parser._INTRA_CBP.index(pattern)) + se(0)
+        intra = ue(0) + ue(avc_parser.I_NXN) + "1" * 16 + ue(0) + ue(avc_residual.INTRA_CBP.index(pattern)) + se(0)
         bodies.append(intra + none * 4 * (pattern & 15).bit_count() + dc_blocks + ac_blocks)
     return bodies
 
@@ -227,8 +228,8 @@ def macroblock(*parts: str) -> bytes:
 
 
 ZERO_VECTOR = se(0) + se(0)
-NO_RESIDUAL = ue(avc_parser._INTER_CBP.index(0))
-LUMA = ue(0) + ue(0) + ue(0) + ZERO_VECTOR + ue(avc_parser._INTER_CBP.index(1))  # up to mb_qp_delta
+NO_RESIDUAL = ue(avc_residual.INTER_CBP.index(0))
+LUMA = ue(0) + ue(0) + ue(0) + ZERO_VECTOR + ue(avc_residual.INTER_CBP.index(1))  # up to mb_qp_delta
 I_4X4 = ue(0) + ue(avc_parser.I_NXN)
 EMPTY = block(TOKENS[0], 16, 0)
 MACROBLOCKS = {
@@ -257,15 +258,15 @@ MACROBLOCKS = {
     ),
     "no total_zeros": (macroblock(LUMA, se(0), code(TOKENS[0], 1 << 2), "1", "0" * 9), "no code of total_zeros"),
     "total_zeros of an AC block": (
-        macroblock(ue(0), ue(5 + 15), ue(0), se(0), EMPTY, code(TOKENS[0], 5), "0", code(avc_parser._ZEROS[1], 15)),
+        macroblock(ue(0), ue(5 + 15), ue(0), se(0), EMPTY, code(TOKENS[0], 5), "0", code(ZEROS[1], 15)),
         "total_zeros is 15 beside 1 coefficients in a block of 15",
     ),
     "no run_before": (
-        macroblock(LUMA, se(0), code(TOKENS[0], 2 << 2 | 2), "00", code(avc_parser._ZEROS[2], 14), "0" * 11, "1" * 9),
+        macroblock(LUMA, se(0), code(TOKENS[0], 2 << 2 | 2), "00", code(ZEROS[2], 14), "0" * 11, "1" * 9),
         "no code of run_before",
     ),
     "run_before of more zeros than are left": (
-        macroblock(LUMA, se(0), code(TOKENS[0], 2 << 2 | 2), "00", code(avc_parser._ZEROS[2], 7), "00001"),
+        macroblock(LUMA, se(0), code(TOKENS[0], 2 << 2 | 2), "00", code(ZEROS[2], 7), "00001"),
         "run_before is 8, with 7 zeros left",
     ),
     "Intra_16x16 from above": (macroblock(ue(0), ue(6)), "Intra_16x16 prediction mode 0 needs"),
@@ -296,7 +297,7 @@ def test_legal_macroblocks_by_hand_are_accepted():
     beside = [ue(0), ue(2), ue(0) + ue(1), se(200), se(0), se(55), se(0), NO_RESIDUAL]  # predicted all the same
     pcm = [ue(0), ue(30)]
     pcm.append("0" * (-len(p_header(3, 3) + "".join(pcm)) % 8) + "10100101" * 384)
-    intra = [I_4X4, "1", "0001", "0000", "0010", "1" * 12, ue(0), ue(avc_parser._INTRA_CBP.index(0))]
+    intra = [I_4X4, "1", "0001", "0000", "0010", "1" * 12, ue(0), ue(avc_residual.INTRA_CBP.index(0))]
     for parts, mb_type in ((vectors, 1), (other_picture, 1), (beside, 2), (pcm, avc_parser.I_PCM), (intra, 5)):
         stream = macroblock(*parts)
         assert parse(stream).mb_types[-1, 0] == mb_type
@@ -394,7 +395,7 @@ def structural_damage(stream: bytes) -> dict[str, bytes]:
     damaged = {}
     for index, part in enumerate(parts):
         kind, rest, following = f"unit {index} (type {types[index]})", parts[:index], parts[index + 1 :]
-        if types[index] != avc_parser.SEI:
+        if types[index] != avc_header.SEI:
             damaged[f"{kind} dropped"] = b"".join(rest + following)
         damaged[f"{kind} doubled"] = b"".join(rest + [part, part] + following)
         if following:
