@@ -33,8 +33,10 @@ fi
 
 ./launch/clips.sh .cache/clips films  # real clips for the H.264 codec
 
+# All the quick tests run in two processes, whole files to each. Whoever names some wants to see what they print.
 marker=()
 arguments=()
+[ $# -gt 0 ] || arguments=(--numprocesses=2 --dist=loadfile)
 for argument in "$@"; do
     if [ "$argument" = --slow ]; then marker=(-m "not gpu"); else arguments+=("$argument"); fi
 done
