@@ -306,6 +306,25 @@ class AvcCodec:
             raise InputError(f"{frames} frames kept of a clip of {self.frames}")
         return document[: self.parse(document).ends[frames - 1] if frames else 0], frames
 
+    def complete_with_last(self, prefix: bytes, frames_kept: int) -> bytes:
+        """Returns a whole document: a prefix as `cut` returns it, then its last frame again and again.
+
+        Each macroblock is skipped: it copies what stands at its place in the frame before, to the bit.
+
+        Raises:
+          InputError: `frames_kept` is outside 1 to the clip's; as `AvcError`, the prefix is not valid.
+        """
+        if not 1 <= frames_kept <= self.frames:
+            raise InputError(f"{frames_kept} frames kept of a clip of {self.frames}: there must be one to repeat")
+        is_idr = self._parse_any(prefix).is_idr
+        since_idr = frames_kept - int(np.flatnonzero(is_idr)[-1])
+        parts = [prefix]
+        for frame_num in range(since_idr, since_idr + self.frames - frames_kept):
+            for macroblock in range(self.macroblocks):
+                start_code = b"\0\0\1" if macroblock else b"\0\0\0\1"
+                parts += [start_code, avc_parser.skipped_slice(self._parameters, macroblock, frame_num)]
+        return b"".join(parts)
+
     def encoder_versions(self) -> dict[str, str]:
         """Returns the versions of what writes the bytes."""
         build = re.search(rb"x264 - core (\d+)[^-]*", self.header)

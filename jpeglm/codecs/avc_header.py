@@ -204,7 +204,12 @@ def without_tags(sps: bytes) -> bytes:
     bits = "".join(f"{byte:08b}" for byte in plain).rstrip("0")  # the last one is rbsp_stop_one_bit
     bits = bits[: tags.start] + "0000" + bits[tags.stop :]
     bits += "0" * (-len(bits) % 8)
-    return re.sub(b"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", int(bits, 2).to_bytes(len(bits) // 8))
+    return escaped(int(bits, 2).to_bytes(len(bits) // 8))
+
+
+def escaped(payload: bytes) -> bytes:
+    """Puts in emulation_prevention_three_bytes (7.4.1.1)."""
+    return re.sub(b"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", payload)
 
 
 def _nal_reader(nal: bytes, expected: int) -> Reader:

@@ -23,6 +23,7 @@ from jpeglm.codecs.avc_header import (
     Nal,
     Parameters,
     Reader,
+    escaped,
     parse_pps,
     parse_sei,
     parse_sps,
@@ -331,3 +332,28 @@ def _read_parameter_sets(
     sps, _ = parse_sps(reader)
     reader.enter(nals[1].begin, nals[1].end)
     return parse_pps(reader, sps)
+
+
+def skipped_slice(parameters: Parameters, macroblock: int, frame_num: int) -> bytes:
+    """Writes the NAL unit of a P slice whose one macroblock is skipped, so that it copies the frame before.
+
+    Its vector is predicted to be 0 (8.4.1.1: no neighbour is available), and nothing is filtered at its edges where
+    its neighbours in the frame are skipped too.
+    """
+    bits = [
+        *(_ue(macroblock), _ue(5), _ue(parameters.pps_identifier)),  # first_mb_in_slice, slice_type: P in all slices
+        f"{frame_num % (1 << parameters.sps.log2_max_frame_num):0{parameters.sps.log2_max_frame_num}b}",
+        *("1", _ue(0), "0"),  # one reference picture, the list as it is
+        *("0", _ue(0)),  # sliding window; slice_qp_delta
+        *([_ue(0), _ue(0), _ue(0)] if parameters.deblocking_filter_control_present else []),
+        *(_ue(1), "1"),  # mb_skip_run, rbsp_stop_one_bit
+    ]
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    payload = int(text, 2).to_bytes(len(text) // 8)
+    return bytes([REF_IDC[SLICE] << 5 | SLICE]) + escaped(payload)
+
+
+def _ue(value: int) -> str:
+    """The unsigned Exp-Golomb code of a value, as a string of bits."""
+    return f"{value + 1:0{2 * (value + 1).bit_length() - 1}b}"

@@ -98,6 +98,20 @@ def test_a_cut_clip_decodes_to_exactly_its_first_frames(codec, stream):
     assert codec.cut(document, 2 / 3) == codec.cut(document, frames=10)
 
 
+@pytest.mark.parametrize("codec", [PAPER, STRIPPED], ids=["whole", "stripped"])
+def test_a_last_frame_that_is_repeated_is_a_valid_clip_that_stands_still(codec, stream):
+    document = codec.strip(stream)
+    frames = planes(stream)
+    for kept in (1, 4, 10, 14, 15):  # the scene is cut behind the fourth
+        frozen = codec.complete_with_last(*codec.cut(document, frames=kept))
+        assert codec.is_valid(frozen)
+        seen = planes(codec.restore(frozen))
+        np.testing.assert_array_equal(seen[:kept], frames[:kept])
+        assert (seen[kept:] == frames[kept - 1]).all()
+    with pytest.raises(InputError, match="there must be one to repeat"):
+        codec.complete_with_last(b"", 0)
+
+
 def test_cuts_that_cannot_be_are_refused(stream):
     for wrong in ({"ratio": 1.1}, {"ratio": -0.1}, {"frames": 16}, {"frames": -1}, {}, {"ratio": 0.5, "frames": 3}):
         with pytest.raises(InputError):
