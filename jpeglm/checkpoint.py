@@ -349,7 +349,8 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise InputError(f"{workdir}: no run here (config.json is missing)")
     try:
         config, stored = config_lib.base(), json.loads(path.read_text())
-        config.codec = ConfigDict(stored["codec"]).lock()  # each codec has its own keys: `codecs.make` checks them
+        if stored.get("codec", {}).get("name") == "avc":  # each codec has its own keys
+            config.codec = config_lib.avc()
         config.update(stored)
         return config
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

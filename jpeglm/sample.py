@@ -29,7 +29,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from jpeglm import checkpoint, cli, runtime, views
+from jpeglm import checkpoint, cli, codecs, runtime, views
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import documents, pipeline, shards, sources
@@ -68,7 +68,7 @@ def read_documents(path: str, codec: Codec, limit: int | None) -> dict[str, byte
 def _file_name(name: str, taken: Container[str]) -> str:
     """What the samples of an item are called: its name without slashes, or a hash where that would be no good name."""
     flat = name.rstrip("/").replace("/", "_")
-    if flat.isprintable() and len(flat.encode()) <= 200 and flat not in taken:
+    if not flat.startswith(".") and flat.isprintable() and len(flat.encode()) <= 200 and flat not in taken:
         return flat
     chosen = "picture-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     logging.info("%s is called %s here", printable(name), chosen)
@@ -158,6 +158,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 def _ratio_of(frames: int, codec: Codec) -> float:
     """The share of a clip that so many frames are."""
+    if FLAGS["ratio"].present:
+        raise InputError("--ratio and --frames: one of the two")
     if not isinstance(codec, AvcCodec):
         raise InputError("--frames is for runs on clips; for pictures there is --ratio")
     if not 0 <= frames <= codec.frames:
@@ -171,7 +173,8 @@ def main() -> None:
     runtime.start()
     workdir, out = epath.Path(FLAGS.workdir), Path(FLAGS.out)
     max_tokens = FLAGS.max_tokens or checkpoint.read_config(workdir).data.seq_len
-    settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, FLAGS.grammar)
+    grammar = FLAGS.grammar and codecs.make(checkpoint.read_config(workdir).codec).has_grammar
+    settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, grammar)
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)
     ratio = FLAGS.ratio if FLAGS.frames is None else _ratio_of(FLAGS.frames, sampler.codec)

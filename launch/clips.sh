@@ -49,11 +49,11 @@ for package in sorted((temporary / "packages").iterdir()):
     licences.append(f"| {name} | {version} | {licence} |")
 (out / "LICENCES.md").write_text("\n".join(licences) + "\n")
 PYTHON
-    mkdir -p "$dir"
     mv "$temporary/$1" "$dir/$1"
 }
 
-temporary=$(mktemp -d)
+mkdir -p "$dir"
+temporary=$(mktemp -d "$dir/.unfinished.XXXXXX")  # beside: a rename is whole
 trap 'rm -rf "$temporary"' EXIT
 for kind in "${kinds[@]}"; do
     mkdir "$temporary/packages"

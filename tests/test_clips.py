@@ -86,6 +86,7 @@ def test_what_does_not_fit_is_told_in_one_line(workdir, data, tiny_run, tmp_path
     for flags, message in (
         ((f"--workdir={workdir}", images, "--frames=16"), "--frames=16: a clip of this run has 15"),
         ((f"--workdir={tiny_run}", images, "--frames=3"), "--frames is for runs on clips"),
+        ((f"--workdir={workdir}", images, "--frames=3", "--ratio=0.5"), "--ratio and --frames: one of the two"),
     ):
         done = run("jpeglm.sample", *flags, out)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
@@ -110,3 +111,19 @@ def test_clips_are_completed_in_python(workdir, data):
     for wrong, message in ((frames[:14], "short: 14 of 15"), (frames[0], "wanted is uint8"), (b"text", "not a clip")):
         with pytest.raises(InputError, match=f"image 0: .*{message}"):
             model.complete([wrong])
+
+
+def test_a_damaged_config_and_a_table_of_pictures_are_refused_in_one_line(workdir, data, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    stored = json.loads(path.read_text())
+    for key, value in (("fps", "5"), ("strip_headers", "no"), ("name", "gif"), ("quality", 25)):
+        path.write_text(json.dumps(stored | {"codec": stored["codec"] | {key: value}}))
+        done = run("jpeglm.sample", f"--workdir={tmp_path / 'run'}", f"--images={data}", f"--out={tmp_path / 'out'}")
+        assert done.returncode == 2 and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr, (
+            done.stderr
+        )
+    flags = (f"--config.workdir={workdir}", f"--config.data={data}", f"--config.out={tmp_path / 'tables'}")
+    flags += ("--config.num=2", "--config.pretrained=")
+    done = run("jpeglm.tables", "--config=configs/eval/demo.py", *flags)
+    assert done.returncode == 2 and "is a run on clips" in done.stderr

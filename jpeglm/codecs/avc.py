@@ -25,9 +25,11 @@ itself, which are the same for every clip of one size, are left out and put back
 import bisect
 import dataclasses
 import functools
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -39,8 +41,10 @@ from jpeglm.errors import InputError, Refused
 __all__ = ["AvcCodec", "AvcError", "Decoded"]
 
 _MACROBLOCK = 16  # pixels
+_MOST_MACROBLOCKS = 36_864  # of a frame: levels 5.1 and 5.2, Table A-1 of ITU-T H.264
 _OVER_WHITE = "split[white][clip];[white]drawbox=c=white:t=fill:replace=1[white];[white][clip]overlay=format=auto,"
 _CONCEALED = re.compile(r"\[h264 @ (\w+)\] \[info\] concealing (\d+) DC")
+_COMPLAINT = re.compile(r"(?:\[[^\]]*h264[^\]]*\] )+\[(?:warning|error|fatal|panic)\] ")  # of H.264's decoder
 # ffmpeg has room for the references of 32 slices a picture when it filters edges. All slices of one of our pictures
 # share their references, so the warning is void; openh264 decodes the same pixels.
 _VOID = "Possibly too many slices"
@@ -80,9 +84,13 @@ class AvcCodec:
         for key in ("height", "width"):
             if not 16 <= getattr(self, key) <= 4096 or getattr(self, key) % _MACROBLOCK:
                 raise InputError(f"config.codec.{key}: {getattr(self, key)} is no multiple of 16 within 16 to 4096")
+        if self.macroblocks > _MOST_MACROBLOCKS:
+            raise InputError(f"config.codec: {self.width}x{self.height} pixels are more than a frame may have")
         for key, most in (("fps", 240), ("frames", 10_000), ("qp", 51)):
             if not 1 <= getattr(self, key) <= most:
                 raise InputError(f"config.codec.{key}: {getattr(self, key)} is not within 1 to {most}")
+
+    has_grammar: ClassVar[bool] = False  # no automaton of all canonical documents yet: networks write alone
 
     @property
     def item(self) -> str:
@@ -124,13 +132,9 @@ class AvcCodec:
     def header(self) -> bytes:
         """What a clip begins with: SPS, PPS and x264's message with its version and options, 574 bytes at 256x144."""
         grey = np.full((self.height, self.width, 3), 128, np.uint8)
-        stream = self._encode_frames([grey], "setsar=1,")  # the aspect tag that most films have
+        stream = self._encode_raw(grey.shape, [grey], "setsar=1,")  # the aspect tag that most films have
         nals = avc_header.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
-
-    def grammar(self) -> None:
-        """There is no automaton of all canonical documents yet: networks write alone."""
-        return None
 
     def encode(self, data: bytes) -> bytes:
         """Returns the canonical document of a clip.
@@ -142,7 +146,7 @@ class AvcCodec:
           Refused: by the table above.
         """
         is_animation = data[:4] in (b"GIF8", b"\x89PNG") or data[8:12] == b"WEBP"
-        before = ["-format_whitelist", ffmpeg.DEMUXERS]
+        before = ("-format_whitelist", ffmpeg.DEMUXERS)
         try:
             stream, said = ffmpeg.run(before, data, self._options(_OVER_WHITE if is_animation else ""))
         except ffmpeg.FfmpegError as error:
@@ -151,22 +155,39 @@ class AvcCodec:
             raise Refused("broken", complaints[0])
         return self._document(stream)
 
-    def encode_frames(self, frames: Sequence[np.ndarray]) -> bytes:
+    def encode_frames(self, frames: Iterable[np.ndarray]) -> bytes:
         """Returns the canonical document of pictures, uint8 [height, width, 3] each, `fps` of them a second.
 
+        They are taken one at a time, and no more than a clip has.
+
         Raises:
-          Refused: fewer than the codec's number of frames, or frames of different sizes.
+          Refused: fewer than the codec's number of frames, frames of different sizes, or too large or narrow ones.
         """
-        shape = frames[0].shape if frames else None
-        for number, frame in enumerate(frames):
-            if frame.shape != shape:
-                raise Refused(
-                    "sizes",
-                    f"frame {number} has {frame.shape[1]}x{frame.shape[0]} pixels, the first {shape[1]}x{shape[0]}",
-                )
-        if len(frames) < self.frames:
-            raise Refused("short", f"{len(frames)} of {self.frames} frames")
-        return self._document(self._encode_frames(frames[: self.frames]))
+        frames = itertools.islice(frames, self.frames)
+        first = next(frames, None)
+        if first is None:
+            raise Refused("short", f"0 of {self.frames} frames")
+        if first.shape[0] * first.shape[1] > ffmpeg.MAX_PIXELS:
+            raise Refused("too large", f"frames of {first.shape[1]}x{first.shape[0]} pixels")
+        count = 1
+
+        def checked() -> Iterator[np.ndarray]:
+            nonlocal count
+            yield first
+            for frame in frames:
+                if frame.shape != first.shape:
+                    sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, first.shape)]
+                    raise Refused("sizes", f"frame {count} has {sizes[0]} pixels, the first {sizes[1]}")
+                count += 1
+                yield frame
+
+        try:
+            stream = self._encode_raw(first.shape, checked())
+        except ffmpeg.FfmpegError as error:
+            raise _refusal(str(error)) from error
+        if count < self.frames:
+            raise Refused("short", f"{count} of {self.frames} frames")
+        return self._document(stream)
 
     def strip(self, stream: bytes) -> bytes:
         """Returns the document of a whole stream, or of the beginning of one: the inverse of `restore`.
@@ -242,8 +263,8 @@ class AvcCodec:
 
     def readable_frames(self, document: bytes) -> int:
         """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
-        first_slices = rb"[\x41\x65]" if self.strip_headers else rb"[\x41\x67]"  # or an SPS before one
-        starts = [found.start() for found in re.finditer(rb"\x00\x00\x00\x01" + first_slices, document)]
+        # Every start code of 4 bytes but that of a PPS; the end, or where the zeros at the end begin.
+        starts = [found.start() for found in re.finditer(rb"\x00\x00\x00\x01(?!\x68)", document)]
 
         def frames(end: int) -> int:
             try:
@@ -253,7 +274,7 @@ class AvcCodec:
 
         # In a stream that parses, frames begin there and nowhere else: so beginnings that end at these places parse
         # up to one of them and not beyond.
-        ends = [*starts[1 : self.frames + 1], len(document)]
+        ends = [*starts[1 : self.frames + 1], len(document.rstrip(b"\0")), len(document)]
         readable = bisect.bisect(ends, 0, key=lambda end: not frames(end))
         return min(frames(ends[readable - 1]), self.frames) if readable else 0
 
@@ -269,10 +290,13 @@ class AvcCodec:
 
     def decode_stream(self, stream: bytes) -> Decoded:
         """What ffmpeg makes of an ordinary stream, however damaged; perhaps no frame at all."""
+        before = ("-framerate", str(self.fps), "-f", "h264")
         # swscale's own fast paths round otherwise on other processors.
-        after = ("-fps_mode", "passthrough", "-sws_flags", "bitexact+accurate_rnd+full_chroma_int")
+        exact = ("-sws_flags", "bitexact+accurate_rnd+full_chroma_int", "-pix_fmt", "rgb24", "-f", "rawvideo")
         try:
-            raw, said = ffmpeg.run(("-f", "h264"), stream, (*after, "-pix_fmt", "rgb24", "-f", "rawvideo"))
+            raw, said = ffmpeg.run(
+                before, stream, ("-fps_mode", "passthrough", "-frames:v", f"{self.frames + 1}", *exact)
+            )
         except ffmpeg.FfmpegError as error:
             return Decoded(np.empty((0, self.height, self.width, 3), np.uint8), 0, [str(error)])
         size = self.height * self.width * 3
@@ -281,7 +305,7 @@ class AvcCodec:
         for line in said:
             if found := _CONCEALED.match(line):
                 concealed[found[1]] = concealed.get(found[1], 0) + int(found[2])
-        complaints = [line for line in said if re.search(r"\[(warning|error|fatal)\]", line) and _VOID not in line]
+        complaints = [line for line in said if _COMPLAINT.match(line) and _VOID not in line]
         return Decoded(frames, max(concealed.values(), default=0), complaints)
 
     def cut(self, document: bytes, ratio: float | None = None, *, frames: int | None = None) -> tuple[bytes, int]:
@@ -339,15 +363,18 @@ class AvcCodec:
         """Parses a stream of any size and number of frames."""
         return avc_parser.parse(document, self._parameters if self.strip_headers else None)
 
-    def _encode_frames(self, frames: Sequence[np.ndarray], first_filters: str = "") -> bytes:
-        height, width, _ = frames[0].shape
+    def _encode_raw(self, shape: tuple[int, ...], frames: Iterable[np.ndarray], first_filters: str = "") -> bytes:
+        height, width, _ = shape
         before = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps))
-        return ffmpeg.run(before, b"".join(frame.tobytes() for frame in frames), self._options(first_filters))[0]
+        return ffmpeg.run(before, (frame.tobytes() for frame in frames), self._options(first_filters))[0]
 
     def _options(self, first_filters: str = "") -> tuple[str, ...]:
         """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""
         size = f"{self.width}:{self.height}"
-        filters = f"fps={self.fps},scale={size}:force_original_aspect_ratio=decrease,pad={size}:(ow-iw)/2:(oh-ih)/2"
+        scale = f"scale={size}:force_original_aspect_ratio=decrease"
+        if self.strip_headers:
+            scale += ":out_range=tv"  # the tag that would tell of full range is left out; nearly all films have none
+        filters = f"fps={self.fps},{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
         seconds = math.floor(1e6 * self.frames / self.fps) / 1e6
         return (
             *("-vf", first_filters + filters, "-t", f"{seconds:g}", "-c:v", "libx264", "-pix_fmt", "yuv420p"),
@@ -378,6 +405,6 @@ def _refusal(said: str) -> Refused:
         return Refused("no video", said)
     if "Invalid data found" in said or "not on whitelist" in said:
         return Refused("not a clip", said)
-    if "took longer" in said or "max_pixels" in said:
+    if "took longer" in said or "Picture size" in said:
         return Refused("too large", said)
     return Refused("broken", said)

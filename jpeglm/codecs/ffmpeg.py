@@ -4,10 +4,12 @@ Input comes from one descriptor and output goes to memory, so a hostile playlist
 nothing to open. Each run uses one thread: `prepare` has a process for each core already.
 """
 
-import functools
+import re
+import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 
 import imageio_ffmpeg
 
@@ -15,20 +17,25 @@ from jpeglm.errors import InputError
 
 # Containers that are opened; a playlist (HLS, concat, DASH) is none of them.
 DEMUXERS = "mov,matroska,avi,gif,webp_anim,apng,mpegts,mpeg,ogg,flv,asf"
-_MAX_PIXELS = 89_478_485  # of a frame: as many as a picture may have
+MAX_PIXELS = 8192 * 4320  # of a frame; decoding one takes up to 1.3 GB
 _SECONDS = 300  # that one clip may take
+_MOST_SAID = 1 << 20  # bytes that are kept of what it says: a damaged file can make it talk for hours
+_STOPPED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# "[h264 @ 0x5581] [error] ...", where nobody named himself "[error] ..."; metadata are lines of level info.
+_LINE = re.compile(r"(?:\[([^\] ]*) @ [^\]]*\] )*\[(\w+)\] (.*)")
+_SOUND = re.compile(r"Stream #.*: Audio: (\w+)(?: \((\w+)\))?")  # the codec, and perhaps the decoder
 
 
 class FfmpegError(InputError):
-    """ffmpeg gave up or complained; the message is the first line of what it said."""
+    """ffmpeg gave up; the message is the first line of what it complained of."""
 
 
-def run(before: Sequence[str], data: bytes, after: Sequence[str]) -> tuple[bytes, list[str]]:
+def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[str]) -> tuple[bytes, list[str]]:
     """Runs `ffmpeg BEFORE -i DATA AFTER -`.
 
     Args:
       before: options of the input.
-      data: the file to read.
+      data: the file to read, whole or in parts.
       after: options of the output, its format among them.
 
     Returns:
@@ -37,32 +44,63 @@ def run(before: Sequence[str], data: bytes, after: Sequence[str]) -> tuple[bytes
 
     Raises:
       FfmpegError: a status other than 0, or more than 5 minutes.
+      InputError: there is no such program.
+      RuntimeError: somebody stopped it, as Linux does where memory runs out.
     """
     with tempfile.TemporaryFile() as file:  # not a pipe: the index of an mp4 may stand at its end
-        file.write(data)
+        for part in [data] if isinstance(data, bytes) else data:
+            file.write(part)
         file.seek(0)
+        program = imageio_ffmpeg.get_ffmpeg_exe()
         command = [
-            *(imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-nostats"),
-            *("-loglevel", "repeat+level+info", "-filter_threads", "1"),
-            *("-protocol_whitelist", "fd", "-max_pixels", str(_MAX_PIXELS), "-threads", "1", *before),
-            *("-fd", "0", "-i", "fd:", *after, "pipe:1"),
+            *(program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "repeat+level+info"),
+            *("-filter_threads", "1", "-protocol_whitelist", "fd", "-max_pixels", str(MAX_PIXELS), "-threads", "1"),
+            *(*before, "-fd", "0", "-i", "fd:", *after, "pipe:1"),
         ]
         try:
-            done = subprocess.run(command, stdin=file, capture_output=True, timeout=_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise FfmpegError(f"ffmpeg took longer than {_SECONDS} s") from error
-    said = done.stderr.decode(errors="replace").splitlines()
-    if done.returncode:
-        raise FfmpegError((errors(said) or [f"ffmpeg ended with status {done.returncode}"])[0])
-    return done.stdout, said
+            process = subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except OSError as error:
+            raise InputError(f"cannot start {program}: {error.strerror}") from error
+    said = bytearray()
+
+    def listen() -> None:
+        while part := process.stderr.read1(1 << 16):
+            said.extend(part[: _MOST_SAID - len(said)])
+
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer, listener = threading.Timer(_SECONDS, end), threading.Thread(target=listen)
+    with process:
+        timer.start()
+        listener.start()
+        try:
+            written = process.stdout.read()
+            process.wait()
+        finally:
+            process.kill()
+            timer.cancel()
+            listener.join()
+    if is_late.is_set():
+        raise FfmpegError(f"ffmpeg took longer than {_SECONDS} s")
+    if -process.returncode in _STOPPED:
+        raise RuntimeError(f"ffmpeg was stopped by {signal.Signals(-process.returncode).name}")
+    lines = said.decode(errors="replace").splitlines()
+    if process.returncode:
+        raise FfmpegError((errors(lines) or [f"ffmpeg ended with status {process.returncode}"])[0])
+    return written, lines
 
 
 def errors(said: Sequence[str]) -> list[str]:
-    """The lines that tell of an error, without where they come from."""
-    return [line.partition("[error] ")[2] for line in said if "[error] " in line]
+    """The lines that tell of an error, without where they come from. Decoders of sound, unwanted here, are not heard."""
+    sound = {name for line in said if (found := _SOUND.search(line)) for name in found.groups() if name}
+    found = filter(None, map(_LINE.fullmatch, said))
+    return [line[3] for line in found if line[2] in ("error", "fatal", "panic") and line[1] not in sound]
 
 
-@functools.cache
 def version() -> str:
     """What the program calls itself."""
     return imageio_ffmpeg.get_ffmpeg_version()

@@ -12,6 +12,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable
+from typing import ClassVar
 
 import PIL
 from PIL import Image, features
@@ -67,6 +68,8 @@ class JpegCodec:
             raise InputError(f"config.codec.mode: unknown mode {self.mode!r}; RGB is colour, L greyscale")
         if not 1 <= self.quality <= 100:
             raise InputError(f"config.codec.quality: {self.quality} is not within 1 to 100")
+
+    has_grammar: ClassVar[bool] = True
 
     @property
     def item(self) -> str:

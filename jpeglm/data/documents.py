@@ -5,14 +5,13 @@ tif) is one clip. Its frames are all the stills that lie in it directly, in the 
 compared as numbers, `codec.fps` of them a second; each becomes RGB by the rules of `sources`.
 """
 
-import itertools
 import os
 import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from jpeglm.codecs import Codec
+from jpeglm.codecs import Codec, ffmpeg
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import augment, sources
 from jpeglm.data.sources import Files, Folder, Source
@@ -28,6 +27,10 @@ def check(source: Source, codec: Codec, variants: int) -> None:
             raise InputError(f"{source.path} holds pixels, and the codec avc reads files of clips")
         if variants:
             raise InputError("data.augment is for pictures: with the codec avc it must be 0")
+        try:
+            codec.header  # noqa: B018  a trial: without ffmpeg or its x264, every clip would be refused
+        except ffmpeg.FfmpegError as error:
+            raise InputError(f"ffmpeg cannot encode: {error}") from error
 
 
 def names(source: Source, codec: Codec) -> Iterator[str]:
@@ -49,14 +52,14 @@ def of(source: Source, name: str, codec: Codec, variants: int = 0) -> list[bytes
     if isinstance(codec, AvcCodec):
         return [
             codec.encode_frames(_frames(source, name, codec))
-            if name.endswith("/")
+            if isinstance(source, Folder) and name.endswith("/")
             else codec.encode(source.read(name))
         ]
     image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
     return [codec.encode(augment.variant(image, number) if number else image) for number in range(1 + variants)]
 
 
-def _frames(source: Folder, name: str, codec: AvcCodec) -> list[np.ndarray]:
+def _frames(source: Folder, name: str, codec: AvcCodec) -> Iterator[np.ndarray]:
     """The first frames of a folder, as many as a clip has, uint8 [height, width, 3]."""
     try:
         found = os.listdir(os.path.join(source.path, name))
@@ -65,11 +68,9 @@ def _frames(source: Folder, name: str, codec: AvcCodec) -> list[np.ndarray]:
     stills = sorted((still for still in found if still.lower().endswith(_STILLS)), key=_by_number)
     if len(stills) < codec.frames:
         raise Refused("short", f"{len(stills)} of {codec.frames} frames")
-    frames = []
-    for still in itertools.islice(stills, codec.frames):
+    for still in stills[: codec.frames]:
         with source.load(os.path.join(name, still)) as image:
-            frames.append(np.asarray(sources.upright(image).convert("RGB")))
-    return frames
+            yield np.asarray(sources.upright(image).convert("RGB"))
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram
@@ -160,6 +161,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
     check(config)
     methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
     codec, num = methods.codec, config.num
+    if isinstance(codec, AvcCodec):
+        raise InputError(f"{config.workdir} is a run on clips, and these tables are of pictures")
     there = methods.manifest["splits"]["heldout"]["documents"]
     if there < 2 * num:
         raise InputError(f"config.num={num} takes {2 * num} held-out documents, {config.data} has {there}")

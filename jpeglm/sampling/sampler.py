@@ -89,8 +89,7 @@ class Sampler:
 
     def _make_grammar(self) -> TokenGrammar | None:
         """None for a codec that has none."""
-        grammar = self.codec.grammar()
-        return TokenGrammar(grammar, self.tokenizer) if grammar else None
+        return TokenGrammar(self.codec.grammar(), self.tokenizer) if self.codec.has_grammar else None
 
     def complete(
         self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0

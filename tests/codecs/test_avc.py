@@ -141,12 +141,22 @@ def test_any_bytes_can_be_seen_and_tell_how_much_of_them_is_readable(codec, stre
     seen, readable = codec.decode_leniently(document)
     assert readable == 15
     np.testing.assert_array_equal(seen, frames)
-    for cut, expected in ((clip.ends[9], 10), (clip.slice_ends[9, 70], 9), (clip.ends[0] - 1, 0), (0, 0)):
+    for cut, expected in (
+        (clip.ends[9], 10),
+        (clip.ends[9] + 2, 10),
+        (clip.ends[9] + 5, 10),
+        (clip.slice_ends[9, 70], 9),
+        (clip.ends[0] - 1, 0),
+        (0, 0),
+    ):
         seen, readable = codec.decode_leniently(document[:cut])
         assert readable == expected and seen.shape == frames.shape
         np.testing.assert_array_equal(seen[:expected], frames[:expected])
     seen, _ = codec.decode_leniently(document[: clip.ends[9]])
     assert (seen[10:] == frames[9]).all()  # the last one, repeated
+    damaged = bytearray(document)
+    damaged[clip.starts[10] + 4] ^= 0x20
+    assert codec.decode_leniently(bytes(damaged))[1] == 10
     swapped = document[: clip.starts[4]] + document[clip.starts[5] : clip.ends[5]] + document[clip.starts[4] :]
     assert codec.decode_leniently(swapped)[1] == 4
     assert codec.decode_leniently(document + document[clip.starts[14] :])[1] == 15
@@ -251,6 +261,51 @@ def test_a_folder_of_frames_is_what_ffmpeg_reads_from_it(tmp_path):
         documents.of(source, "bikes/", PAPER)
 
 
+def test_films_of_full_range_look_the_same_with_and_without_headers(tmp_path):
+    ffmpeg("-i", FILMS / "bikes.mp4", "-t", "5.2", "-vf", "scale=out_range=pc", "-c:v", "mjpeg", tmp_path / "full.avi")
+    data = (tmp_path / "full.avi").read_bytes()
+    whole, bare = PAPER.encode(data), STRIPPED.encode(data)
+    assert whole == papers_command(tmp_path / "full.avi")
+    assert PAPER.is_valid(whole) and STRIPPED.is_valid(bare)
+    seen, expected = STRIPPED.decode(bare), PAPER.decode(whole)
+    assert abs(seen.mean() - expected.mean()) < 0.7 and abs(seen.std() - expected.std()) < 0.7
+
+
+def test_words_in_metadata_and_damaged_sound_refuse_no_film(tmp_path):
+    film = FILMS / "b.mp4"
+    ffmpeg("-i", film, "-c", "copy", "-metadata", "title=How to mend [error] 42", tmp_path / "title.mp4")
+    ffmpeg("-i", film, "-c", "copy", "-bsf:a", "noise=amount=1", tmp_path / "sound.mp4")
+    for name in ("title.mp4", "sound.mp4"):
+        assert PAPER.encode((tmp_path / name).read_bytes()) == PAPER.encode(film.read_bytes()), name
+
+
+def test_what_is_too_large_or_too_narrow_is_refused(tmp_path):
+    Image.new("P", (9000, 9000)).save(tmp_path / "bomb.gif", save_all=True, append_images=[Image.new("P", (9, 9))])
+    with pytest.raises(Refused, match="too large: Picture size 9000x9000"):
+        PAPER.encode((tmp_path / "bomb.gif").read_bytes())
+    with pytest.raises(Refused, match="broken: Rescaled dimensions"):
+        PAPER.encode_frames([np.zeros((4000, 1, 3), np.uint8)] * 15)
+    with pytest.raises(Refused, match="too large: frames of 8000x5000"):
+        PAPER.encode_frames(iter([np.zeros((5000, 8000, 3), np.uint8)]))
+
+
+def test_an_ffmpeg_that_is_killed_or_missing_is_not_blamed_on_the_clip(stream, tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    for script, error in (("kill -9 $$", "stopped by SIGKILL"), ("kill -11 $$", None)):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+        with pytest.raises(RuntimeError if error else Refused, match=error or "status -11"):
+            PAPER.encode(stream)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="cannot start .*none: No such file"):
+        PAPER.encode(stream)
+    program.write_text("#!/bin/sh\nyes '[mjpeg @ 0x0] [error] no' | head -c 300000000 >&2\nexit 1\n")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises(Refused, match="broken: no"):
+        PAPER.encode(stream)
+
+
 def test_a_clip_of_another_header_is_refused_when_headers_are_stripped(stream):
     other = papers_command(FILMS / "bikes.mp4", fps=4, seconds="3.75")
     with pytest.raises(AvcError, match="sequence parameter set is not that of the codec"):
@@ -265,15 +320,25 @@ def test_other_sizes_rates_and_lengths(tmp_path):
     codec = AvcCodec(height=64, width=64, fps=5, frames=15, qp=30, strip_headers=True)
     document = codec.encode((FILMS / "carphone_pristine.mp4").read_bytes())
     assert codec.decode(document).shape == (15, 64, 64, 3) and codec.is_valid(document)
+    fast = AvcCodec(height=64, width=64, fps=240, frames=15, qp=30, strip_headers=False)
+    assert fast.is_valid(fast.encode_frames(PAPER.decode(papers_command(FILMS / "bikes.mp4"))))
     thirds = AvcCodec(height=48, width=80, fps=7, frames=5, qp=20, strip_headers=False)
     assert len(thirds.decode(thirds.encode((FILMS / "bikes.mp4").read_bytes()))) == 5
 
 
 def test_the_config_s_section_makes_the_codec():
     assert make(avc()) == PAPER
-    for key, value in (("height", 100), ("width", 0), ("fps", 0), ("frames", 0), ("qp", 0), ("qp", 52)):
-        with pytest.raises(InputError, match=f"config.codec.{key}"):
-            make(avc().to_dict() | {key: value})
+    for key, value in (
+        ("height", 100),
+        ("width", 0),
+        ("height", 4096),
+        ("fps", 0),
+        ("frames", 0),
+        ("qp", 0),
+        ("qp", 52),
+    ):
+        with pytest.raises(InputError, match="config.codec"):
+            make(avc().to_dict() | {key: value} | ({"width": 4096} if value == 4096 else {}))
     with pytest.raises(InputError, match="config.codec.quality is nothing that the codec avc has"):
         make(avc().to_dict() | {"quality": 25})
     with pytest.raises(InputError, match="config.codec.fps is missing"):

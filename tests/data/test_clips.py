@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jpeglm import codecs, tokenizer
 from jpeglm.config import avc as avc_section
@@ -114,3 +116,27 @@ def test_the_command_prepares_and_inspect_tells(windows, tmp_path):
     assert f"{SCENES + 1} of {SCENES + 3} clips kept; refused: 1 not a clip, 1 short" in done.stdout
     told = run("jpeglm.inspect", str(tmp_path / "out"))
     assert told.returncode == 0 and "x264 - core" in told.stdout, told.stderr
+
+
+def test_strange_folders_and_archives_refuse_a_clip_and_not_the_run(windows, tmp_path):
+    source = tmp_path / "source"
+    (source / "tall").mkdir(parents=True)
+    for number in range(15):
+        Image.new("RGB", (1, 4000)).save(source / f"tall/{number}.png")
+    shutil.copy(windows / "00.mp4", source)
+    shutil.copy(windows / "01.mp4", source)
+    config = config_of_clips()
+    config.data.holdout = 1
+    config.tokenizer.vocab_size = 300
+    manifest = packing.prepare(config, str(source), tmp_path / "folder", workers=1)
+    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["refused"] == {"broken": 1}
+
+    outside = tmp_path / "outside"
+    shutil.copytree(windows / "frames", outside)
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.add(windows / "00.mp4", "00.mp4")
+        tar.add(windows / "01.mp4", "01.mp4")
+        member = tarfile.TarInfo(f"{outside}/")
+        tar.addfile(member)
+    manifest = packing.prepare(config, str(tmp_path / "evil.tar"), tmp_path / "tar", workers=1)
+    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["refused"] == {"unsafe name": 1}
