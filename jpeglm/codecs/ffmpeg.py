@@ -95,7 +95,7 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
 
 
 def errors(said: Sequence[str]) -> list[str]:
-    """The lines that tell of an error, without where they come from. Decoders of sound, unwanted here, are not heard."""
+    """The lines that tell of an error, without where they come from. Decoders of sound are not heard."""
     sound = {name for line in said if (found := _SOUND.search(line)) for name in found.groups() if name}
     found = filter(None, map(_LINE.fullmatch, said))
     return [line[3] for line in found if line[2] in ("error", "fatal", "panic") and line[1] not in sound]
