@@ -22,7 +22,8 @@ FLAGS = ("--frames=10", "--samples=2", "--num=2", "--top_k=40", "--slots=2")
 def data(tmp_path_factory):
     folder, out = tmp_path_factory.mktemp("films"), tmp_path_factory.mktemp("prepared") / "data"
     for number in range(12):
-        ffmpeg("-ss", 0.5 * number, "-i", FILMS / "bikes.mp4", "-t", "3.5", "-an", folder / f"{number:02}.mp4")
+        window = ("-ss", 0.5 * number, "-i", FILMS / "bikes.mp4", "-t", "3.5")
+        ffmpeg(*window, "-vf", "scale=96:-2", "-an", folder / f"{number:02}.mp4")
     packing.prepare(get_config(), str(folder), out, workers=1)
     return out
 

@@ -36,7 +36,7 @@ def windows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("windows")
     for number in range(SCENES):
         film, start = ("world.mp4", 2 * number) if number % 2 else ("bikes.mp4", number / 2)
-        ffmpeg("-ss", start, "-i", FILMS / film, "-t", "4", "-an", "-crf", "10", folder / f"{number:02}.mp4")
+        ffmpeg("-ss", start, "-i", FILMS / film, "-t", "4", "-an", "-vf", "scale=192:-2", folder / f"{number:02}.mp4")
     (folder / "frames").mkdir()
     ffmpeg("-i", FILMS / "carphone_pristine.mp4", "-vf", "fps=5", folder / "frames/%d.png")
     shutil.copy(FILMS / "rectangles.gif", folder)
