@@ -120,7 +120,7 @@ class Results:
         self._name = name
         self._content: dict[str, Any] = {
             "title": title,
-            "command": f"python -m {sys.modules['__main__'].__spec__.name} {shlex.join(sys.argv[1:])}".strip(),
+            "command": _command(),
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "commit": _commit(),
         }
@@ -169,6 +169,12 @@ def _tests(path: Path) -> tuple[str, str]:
     date = suite.get("timestamp", "")
     headers = ["test", "outcome", "time", "measured"]
     return date, f"## {path.stem}\n\n{date}\n\n{tabulate(rows, headers, tablefmt='github')}\n"
+
+
+def _command() -> str:
+    """The line that started this program."""
+    module = sys.modules["__main__"].__spec__  # None where Python was started with a file, or with -c
+    return f"python {f'-m {module.name}' if module else sys.argv[0]} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _commit() -> str:
