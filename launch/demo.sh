@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole main job on real data, in under ten minutes on two cores: 10,000 digits become JPEG files, tokens and
+# The whole main job on real data, in about ten minutes on two cores: 10,000 digits become JPEG files, tokens and
 # chunks; a small Llama learns them; it completes held-out digits; a table and a report say how well.
 #
 #   ./launch/demo.sh [DIR]      DIR: where everything goes (runs/demo)
