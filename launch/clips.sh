@@ -53,7 +53,7 @@ PYTHON
 }
 
 mkdir -p "$dir"
-temporary=$(mktemp -d "$dir/.unfinished.XXXXXX")  # beside: a rename is whole
+temporary=$(mktemp -d "$dir/.loading.XXXXXX")  # beside: a rename is whole
 trap 'rm -rf "$temporary"' EXIT
 for kind in "${kinds[@]}"; do
     mkdir "$temporary/packages"

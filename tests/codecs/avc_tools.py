@@ -6,6 +6,8 @@ import subprocess
 import imageio_ffmpeg
 
 from jpeglm.codecs import avc_header, avc_residual
+from jpeglm.codecs.avc_header import AvcError, read_pps, read_sps, split
+from jpeglm.codecs.avc_parser import parse
 
 # AVC-LM's command, behind its input and filters
 PAPER = (
@@ -149,3 +151,29 @@ def inter(coded_block_pattern: int, residual: str) -> str:
     """Returns slice_data of a P_L0_16x16 macroblock with 3 pictures to refer to, the first one, and no motion."""
     pattern = avc_residual.INTER_CBP.index(coded_block_pattern)
     return ue(0) + ue(0) + ue(0) + se(0) + se(0) + ue(pattern) + se(0) + residual
+
+
+CUT, LATE_CUT = "negate=enable=gte(n\\,3)", "negate=enable=gte(n\\,12)"  # a scene cut at that frame
+# Two IDR pictures, 6 frames of 6 macroblocks: the paper's command, and one that uses all that Baseline has.
+SMALL = encode("testsrc2", (48, 32), frames=6, filters=CUT)
+DENSE = encode("mandelbrot", (48, 32), frames=6, command=RICH, qp=18, filters=CUT)
+
+
+def refusal(stream: bytes, parameters: avc_header.Parameters | None = None) -> str | None:
+    """Returns why a stream is refused; None where it is accepted."""
+    try:
+        parse(stream, parameters)
+    except AvcError as error:
+        assert str(error) and "\n" not in str(error)
+        return str(error)
+    return None
+
+
+def stripped(stream: bytes) -> tuple[bytes, avc_header.Parameters]:
+    """Returns a stream without SPS, PPS and SEI, and what they say."""
+    nals, parts = split(stream), units(stream)
+    slices = [part[nal.begin - nal.start :] for nal, part in zip(nals, parts, strict=True) if nal.type in (1, 5)]
+    macroblocks = parse(stream).slice_starts.shape[1]
+    codes = [b"\x00\x00\x01" if number % macroblocks else b"\x00\x00\x00\x01" for number in range(len(slices))]
+    body = b"".join(code + slice_ for code, slice_ in zip(codes, slices, strict=True))
+    return body, read_pps(parts[1][4:], read_sps(parts[0][4:]))

@@ -1,23 +1,22 @@
-"""The strict H.264 parser: it takes what x264 writes, refuses what is damaged, and never fails otherwise."""
+"""The strict H.264 parser: it takes what x264 writes, and refuses with a reason what the standard forbids."""
 
-import collections
-import dataclasses
 import re
-import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jpeglm.codecs import avc_header, avc_parser, avc_residual
-from jpeglm.codecs.avc_header import AvcError, read_pps, read_sps, split, without_tags
+from jpeglm.codecs.avc_header import AvcError, split
 from jpeglm.codecs.avc_parser import parse
 from tests.codecs.avc_tools import (
+    CUT,
+    DENSE,
     FLAT,
     I_HEADER,
+    LATE_CUT,
     PAPER,
     RICH,
+    SMALL,
     block,
     code,
     complaints,
@@ -26,38 +25,16 @@ from tests.codecs.avc_tools import (
     nal,
     one_macroblock_clip,
     p_header,
+    refusal,
     se,
+    stripped,
     ue,
     units,
 )
 
-CUT, LATE_CUT = "negate=enable=gte(n\\,3)", "negate=enable=gte(n\\,12)"  # a scene cut at that frame
 NOISE = "noise=all_seed=1:alls=60:allf=t+u"
-# Two IDR pictures, 6 frames of 6 macroblocks: the paper's command, and one that uses all that Baseline has.
-SMALL = encode("testsrc2", (48, 32), frames=6, filters=CUT)
-DENSE = encode("mandelbrot", (48, 32), frames=6, command=RICH, qp=18, filters=CUT)
 TOKENS, ZEROS = avc_residual._TOKENS, avc_residual._ZEROS
 SKIP = ue(1)
-
-
-def refusal(stream: bytes, parameters: avc_header.Parameters | None = None) -> str | None:
-    """Returns why a stream is refused; None where it is accepted."""
-    try:
-        parse(stream, parameters)
-    except AvcError as error:
-        assert str(error) and "\n" not in str(error)
-        return str(error)
-    return None
-
-
-def stripped(stream: bytes) -> tuple[bytes, avc_header.Parameters]:
-    """Returns a stream without SPS, PPS and SEI, and what they say."""
-    nals, parts = split(stream), units(stream)
-    slices = [part[nal.begin - nal.start :] for nal, part in zip(nals, parts, strict=True) if nal.type in (1, 5)]
-    macroblocks = parse(stream).slice_starts.shape[1]
-    codes = [b"\x00\x00\x01" if number % macroblocks else b"\x00\x00\x00\x01" for number in range(len(slices))]
-    body = b"".join(code + slice_ for code, slice_ in zip(codes, slices, strict=True))
-    return body, read_pps(parts[1][4:], read_sps(parts[0][4:]))
 
 
 # What x264 writes
@@ -124,99 +101,6 @@ def test_width_and_height_are_those_after_cropping():
         clip = parse(encode("testsrc2", size, frames=2))
         assert (clip.width, clip.height) == size
         assert clip.slice_starts.shape == (2, -(-size[0] // 16) * -(-size[1] // 16))
-
-
-# The tables of CAVLC, with a decoder as judge that wants a lone macroblock to end with the last bit of its slice
-
-
-def prefix_sum(table: list[int]) -> int:
-    """Returns how many of the table's entries its codes cover, having checked that none covers another's."""
-    width = len(table).bit_length() - 1
-    lengths = {entry: entry & 31 for entry in table if entry}
-    for entry, length in lengths.items():
-        assert table.count(entry) == 1 << width - length
-    return sum(1 << width - length for length in lengths.values())
-
-
-def test_codes_are_prefix_free_and_leave_nothing_free_but_what_the_standard_does():
-    free = [len(table) - prefix_sum(table) for table in (TOKENS[0], TOKENS[2], TOKENS[4], TOKENS[8])]
-    assert free == [2, 8, 64, 2 * 1024]  # of 2**16: codes of zeros alone, and two of the 64 with 6 bits
-    assert prefix_sum(avc_residual._CHROMA_DC_TOKENS) == 1 << 16
-    zeros = [len(table) - prefix_sum(table) for table in avc_residual._ZEROS[1:] + avc_residual._CHROMA_DC_ZEROS[1:]]
-    assert zeros == [1] + [0] * 17
-    assert [len(table) - prefix_sum(table) for table in avc_residual._RUNS[1:]] == [0] * 6 + [1]
-    assert sorted(avc_residual.INTRA_CBP) == sorted(avc_residual.INTER_CBP) == list(range(48))
-
-
-def macroblocks_with_every_code() -> list[str]:
-    """Returns slice_data of macroblocks that have each code of each table of CAVLC."""
-    bodies = []
-    for context in (0, 2, 4, 8):  # nC of the second block: TotalCoeff of the first one
-        first, second = block(TOKENS[0], 16, context), TOKENS[context]
-        for total in range(17):
-            for ones in range(min(3, total) + 1):
-                third = TOKENS[context]  # nC is that of the block above; for the fourth the mean of its neighbours'
-                rest = block(third, 16, 1) + block(TOKENS[total + 2 >> 1], 16, 0)
-                bodies.append(inter(1, first + block(second, 16, total, ones) + rest))
-    none = block(TOKENS[0], 16, 0)
-    for total in range(1, 16):
-        for zeros in range(17 - total):
-            runs = (zeros,) if total > 1 else ()
-            residual = block(TOKENS[0], 16, total, zeros=zeros, runs=runs)
-            residual += block(TOKENS[total], 16, 0) + block(TOKENS[total], 16, 0) + none
-            bodies.append(inter(1, residual))
-    for total in range(2, 10):
-        for zeros in range(1, 17 - total):
-            for run in range(zeros + 1):
-                residual = block(TOKENS[0], 16, total, zeros=zeros, runs=(run,))
-                residual += block(TOKENS[total], 16, 0) + block(TOKENS[total], 16, 0) + none
-                bodies.append(inter(1, residual))
-    dc = avc_residual._CHROMA_DC_TOKENS
-    for total in range(5):
-        for ones in range(min(3, total) + 1):
-            for zeros in range(5 - total if total else 1):
-                bodies.append(inter(16, block(dc, 4, total, ones, zeros) + block(dc, 4, 0)))
-    for pattern in range(1, 48):
-        dc_blocks = block(dc, 4, 0) * 2 if pattern >> 4 else ""
-        ac_blocks = block(TOKENS[0], 15, 0) * 8 if pattern >> 4 == 2 else ""
-        bodies.append(inter(pattern, none * 4 * (pattern & 15).bit_count() + dc_blocks + ac_blocks))
-        intra = ue(0) + ue(avc_parser.I_NXN) + "1" * 16 + ue(0) + ue(avc_residual.INTRA_CBP.index(pattern)) + se(0)
-        bodies.append(intra + none * 4 * (pattern & 15).bit_count() + dc_blocks + ac_blocks)
-    return bodies
-
-
-def test_another_decoder_reads_every_code_with_the_same_length():
-    stream = one_macroblock_clip(SKIP, SKIP, *macroblocks_with_every_code())
-    clip = parse(stream)
-    assert len(clip.starts) > 900
-    assert not complaints(stream, len(clip.starts))
-    # the judge is one: a bit more or less and it says so
-    body = inter(1, block(TOKENS[0], 16, 3) + block(TOKENS[3], 16, 2) + block(TOKENS[3], 16, 0) + "1")
-    assert not complaints(one_macroblock_clip(SKIP, SKIP, body), 4)
-    for changed in (body + "1", body[:-1]):
-        assert refusal(one_macroblock_clip(SKIP, SKIP, changed))
-        assert complaints(one_macroblock_clip(SKIP, SKIP, changed), 4)
-
-
-def random_macroblock(random: np.random.Generator) -> str | None:
-    """Returns slice_data of a macroblock of random bits that is legal, or None where the bits are not."""
-    header = p_header(3, 3)
-    bits = ue(0) + ue(int(random.integers(31))) + "".join(random.choice(["0", "1"], 4000).tolist())
-    why = refusal(one_macroblock_clip(SKIP, SKIP, bits))
-    left = re.search(r"(\d+) bits where the 1 to 8", why)
-    if left is None:
-        return None
-    padded = len(header + bits) // 8 * 8 + 8
-    return (header + bits)[len(header) : padded - int(left.group(1))]
-
-
-def test_another_decoder_reads_legal_macroblocks_of_random_bits_to_the_same_end():
-    random = np.random.default_rng(0)
-    bodies = [body for _ in range(1500) if (body := random_macroblock(random)) is not None]
-    stream = one_macroblock_clip(SKIP, SKIP, *bodies)
-    clip = parse(stream)
-    assert len(bodies) > 100 and len(set(clip.mb_types.flat)) >= 8
-    assert not complaints(stream, len(clip.starts))
 
 
 # Refusals, each by its message
@@ -506,338 +390,3 @@ def test_emulation_prevention_is_there_exactly_where_it_must_be():
             parse(stream[:at] + wrong + stream[at + len(wrong) :])
     with pytest.raises(AvcError, match="emulation prevention"):
         parse(stream + b"\x00\x00\x03")
-
-
-# Parameter sets
-
-
-def test_parameter_sets_say_what_x264_was_told():
-    for size, refs, qp in (((256, 144), 3, 37), ((90, 50), 1, 20)):
-        sps, pps = (unit[4:] for unit in units(encode("testsrc2", size, refs=refs, qp=qp, frames=2))[:2])
-        parameters = read_pps(pps, read_sps(sps))
-        assert (parameters.sps.width, parameters.sps.height) == size
-        assert (parameters.sps.max_num_ref_frames, parameters.num_ref_idx_default) == (refs, refs)
-        assert (parameters.init_qp, parameters.pps_identifier) == (qp, 0)
-        assert parameters.deblocking_filter_control_present
-
-
-def test_streams_of_other_kinds_are_refused_by_their_parameter_sets():
-    main = RICH.replace("baseline", "main")
-    for stream, message in (
-        (encode("testsrc2", (48, 32), command=main), "profile_idc is 77, not 66"),
-        (encode("testsrc2", (48, 32), x264="aud=1"), "nal_unit_type is 9, not 7, an SPS"),
-        (encode("testsrc2", (48, 32), x264="pic-struct=1"), "pic_struct_present_flag is 1, not 0"),
-    ):
-        with pytest.raises(AvcError, match=message):
-            parse(stream)
-
-
-def sps(**fields: str) -> bytes:
-    """Returns an SPS of 16x16 pixels with other bits for some fields."""
-    standard = {"profile": "01000010", "constraints": "110000", "reserved": "00", "level": "00001010", "id": ue(0)}
-    standard |= {"log2_max_frame_num": ue(0), "poc_type": ue(2), "refs": ue(3), "gaps": "0", "width": ue(0)}
-    standard |= {"height": ue(0), "frame_mbs_only": "1", "direct": "1", "cropping": "0", "vui": "0"}
-    return nal(0x67, "".join((standard | fields).values()))[3:]
-
-
-def vui(**fields: str) -> str:
-    """Returns VUI with bitstream restriction and with other bits for some fields."""
-    standard = {"tags": "0000", "timing": "0", "nal_hrd": "0", "vcl_hrd": "0", "pic_struct": "0", "restriction": "11"}
-    standard |= {"bytes": ue(0), "bits": ue(0), "mv": ue(9) + ue(8), "reorder": ue(0), "buffering": ue(3)}
-    return "1" + "".join((standard | fields).values())
-
-
-def pps(**fields: str) -> bytes:
-    """Returns a PPS with other bits for some fields."""
-    standard = {"id": ue(0), "sps": ue(0), "cabac": "0", "bottom": "0", "groups": ue(0), "refs": ue(2) + ue(0)}
-    standard |= {"weighted": "0", "bipred": "00", "qp": se(11), "qs": se(0), "chroma": se(0), "deblocking": "1"}
-    standard |= {"constrained_intra": "0", "redundant": "0"}
-    return nal(0x68, "".join((standard | fields).values()))[3:]
-
-
-SPS_FIELDS = {
-    "profile": ("01001101", "profile_idc is 77, not 66"),
-    "constraints": ("100000", "constraint_set1_flag is 0, not 1"),
-    "reserved": ("10", "reserved_zero_2bits is 2, not 0"),
-    "id": (ue(32), "seq_parameter_set_id is 32, not in 0..31"),
-    "log2_max_frame_num": (ue(13), "log2_max_frame_num_minus4 is 13, not in 0..12"),
-    "poc_type": (ue(0) + ue(0), "pic_order_cnt_type 0 is not supported, only 2"),
-    "refs": (ue(17), "max_num_ref_frames is 17, not in 0..16"),
-    "gaps": ("1", "gaps_in_frame_num_value_allowed_flag is 1, not 0"),
-    "width": (ue(1055), "pic_width_in_mbs_minus1 is 1055, not in 0..1054"),
-    "height": (ue(1055), "pic_height_in_map_units_minus1 is 1055, not in 0..1054"),
-    "frame_mbs_only": ("0", "frame_mbs_only_flag is 0, not 1"),
-    "cropping": ("1" + ue(4) + ue(4) + ue(0) * 2, "the frame is cropped to nothing"),
-    "vui": (vui(nal_hrd="1"), "nal_hrd_parameters_present_flag is 1, not 0"),
-}
-VUI_FIELDS = {
-    "timing": ("1" + f"{0:032b}" + f"{6:032b}" + "0", "num_units_in_tick or time_scale is 0"),
-    "vcl_hrd": ("1", "vcl_hrd_parameters_present_flag is 1, not 0"),
-    "pic_struct": ("1", "pic_struct_present_flag is 1, not 0"),
-    "tags": ("0001" + ue(6) + ue(0), "chroma_sample_loc_type_top_field is 6, not in 0..5"),
-    "reorder": (ue(1), "max_num_reorder_frames is not 0"),
-}
-PPS_FIELDS = {
-    "id": (ue(256), "pic_parameter_set_id is 256, not in 0..255"),
-    "sps": (ue(1), "seq_parameter_set_id is not 0, the SPS's"),
-    "cabac": ("1", "entropy_coding_mode_flag is 1, not 0"),
-    "bottom": ("1", "bottom_field_pic_order_in_frame_present_flag is 1, not 0"),
-    "groups": (ue(1), "num_slice_groups_minus1 is 1, not in 0..0"),
-    "refs": (ue(32) + ue(0), "num_ref_idx_l0_default_active_minus1 is 32, not in 0..31"),
-    "weighted": ("1", "weighted_pred_flag is 1, not 0"),
-    "bipred": ("10", "weighted_bipred_idc is 2, not 0"),
-    "qp": (se(26), "pic_init_qp_minus26 is 26, not in -26..25"),
-    "chroma": (se(13), "chroma_qp_index_offset is 13, not in -12..12"),
-    "redundant": ("1", "redundant_pic_cnt_present_flag is 1, not 0"),
-}
-
-
-def test_fields_of_parameter_sets_that_no_such_stream_has_are_refused():
-    assert read_sps(sps()).max_mv == (8192, 256)
-    assert read_sps(sps(level="00010100")).max_mv == (8192, 512)
-    assert read_sps(sps(level="00010100", vui=vui())).max_mv == (512, 256)
-    assert read_sps(sps(constraints="110100", level="00001011")).max_mv == (8192, 256)  # level 1b
-    for field, (bits, message) in SPS_FIELDS.items():
-        with pytest.raises(AvcError, match=rf"byte \d+: {message}"):
-            read_sps(sps(**{field: bits}))
-    for field, (bits, message) in VUI_FIELDS.items():
-        with pytest.raises(AvcError, match=rf"byte \d+: {message}"):
-            read_sps(sps(vui=vui(**{field: bits})))
-    assert read_pps(pps(), read_sps(sps())).init_qp == 37
-    for field, (bits, message) in PPS_FIELDS.items():
-        with pytest.raises(AvcError, match=rf"byte \d+: {message}"):
-            read_pps(pps(**{field: bits}), read_sps(sps()))
-
-
-def test_a_parameter_set_alone_wants_its_header_and_its_emulation_prevention():
-    whole = sps_of()
-    assert b"\x00\x00\x03\x00\x10\x00\x00\x03\x00" in whole
-    for changed, message in (
-        (b"", "byte 0: nothing is not the header of an SPS"),
-        (b"\x68" + whole[1:], "byte 0: 68 is not the header of an SPS"),
-        (whole.replace(b"\x00\x00\x03", b"\x00\x00"), "emulation prevention|the data end too early"),
-        (whole[:6] + b"\x00\x00\x01" + whole[6:], "byte 6: a start code inside an SPS"),
-        (whole + b"\x00", "bits where the 1 to 8|rbsp_trailing_bits"),
-    ):
-        for read in (read_sps, without_tags):
-            with pytest.raises(AvcError, match=message):
-                read(changed)
-    with pytest.raises(AvcError, match="byte 0: 67 is not the header of a PPS"):
-        read_pps(whole, read_sps(whole))
-
-
-def test_an_sei_is_x264s_or_refused():
-    sps_unit, pps_unit, sei, *slices = units(SMALL)
-    uuid = sei[5 + sei[5:].index(b"\xdc") :][:16]
-    for changed, message in (
-        (sei.replace(uuid, bytes(range(1, 17))), "not x264's UUID"),
-        (sei.replace(b"x264 - core", b"x264\n- core"), "not x264's UUID and a line of text"),
-        (sei[:4] + b"\x04" + sei[5:], "payloadType is 4, not 5"),
-        (sei[:-1], "the data end too early|bits"),
-        (sei.replace(b"options", b"option"), "the data end too early|bits where|rbsp_trailing_bits"),
-        (nal(0x06, f"{5:08b}{255:08b}"), "the data end too early"),
-    ):
-        with pytest.raises(AvcError, match=f"frame 0: .*({message})"):
-            parse(b"".join([sps_unit, pps_unit, changed, *slices]))
-    parse(b"".join([sps_unit, pps_unit, *slices]))
-
-
-def test_damaged_parameter_sets_raise_nothing_but_avc_errors():
-    sps, pps = (unit[4:] for unit in units(SMALL)[:2])
-    parameters = read_pps(pps, read_sps(sps))
-    refused = 0
-    for whole, read in (
-        (sps, read_sps),
-        (pps, lambda changed: read_pps(changed, parameters.sps)),
-        (sps, without_tags),
-    ):
-        for bit in range(8 * len(whole)):
-            changed = bytearray(whole)
-            changed[bit // 8] ^= 128 >> bit % 8
-            try:
-                read(bytes(changed))
-            except AvcError as error:
-                assert "\n" not in str(error)
-                refused += 1
-        for length in range(len(whole)):
-            with pytest.raises(AvcError):
-                read(whole[:length])
-    assert refused > 200
-
-
-def test_another_sps_or_pps_at_a_later_idr_picture_is_refused():
-    clip = parse(SMALL)
-    (second,) = np.flatnonzero(clip.is_idr)[1:]
-    at = clip.starts[second]
-    sps, pps = units(SMALL)[:2]
-    assert SMALL[at:].startswith(sps + pps)
-    other_sps, other_pps = units(encode("testsrc2", (48, 32), filters="setsar=2", qp=30))[:2]
-    rest = SMALL[at + len(sps + pps) :]
-    for headers, message in (
-        (other_sps + pps, "an SPS that differs from the first one"),
-        (sps + other_pps, "a PPS that differs from the first one"),
-    ):
-        with pytest.raises(AvcError, match=f"frame {second}: {message}"):
-            parse(SMALL[:at] + headers + rest)
-
-
-def sps_of(filters: str = "null", command: str = PAPER, **options) -> bytes:
-    return units(encode("testsrc2", options.pop("size", (64, 48)), frames=2, filters=filters, command=command))[0][4:]
-
-
-def test_sps_that_differ_in_tags_alone_are_equal_without_them():
-    plain = sps_of()
-    bt709 = "-colorspace bt709 -color_primaries bt709 -color_trc bt709"
-    tagged = {
-        "aspect ratio": sps_of("setsar=2"),
-        "another aspect ratio": sps_of("setsar=sar=545/544:max=1000"),
-        "colours": sps_of(command=f"{PAPER} {bt709}"),
-        "range": sps_of(command=f"{PAPER} -color_range pc"),
-        "chroma location": sps_of(command=f"{PAPER} -chroma_sample_location topleft"),
-        "all of them": sps_of(
-            "setsar=sar=1000/1001:max=2000", command=f"{PAPER} {bt709} -color_range pc -x264opts overscan=show"
-        ),
-    }
-    for name, tagged_sps in tagged.items():
-        assert tagged_sps != plain, name
-    assert len({without_tags(each) for each in [plain, *tagged.values()]}) == 1
-    bare = without_tags(plain)
-    assert without_tags(bare) == bare
-    assert read_sps(bare) == read_sps(plain)
-    # and it is an SPS: a stream with it decodes as before
-    stream = encode("testsrc2", (64, 48), frames=2, filters="setsar=2")
-    changed = stream.replace(tagged["aspect ratio"], bare)
-    assert changed != stream and parse(changed).mb_types.tolist() == parse(stream).mb_types.tolist()
-    assert not complaints(changed, 2)
-
-
-def test_sps_that_differ_in_more_than_tags_stay_different():
-    bare = [without_tags(sps) for sps in (sps_of(), sps_of("fps=5"), sps_of(size=(64, 64)), sps_of(size=(62, 48)))]
-    assert len(set(bare)) == 4
-    assert read_sps(bare[0]) == read_sps(bare[1])
-    assert dataclasses.replace(read_sps(bare[3]), width=64) == read_sps(bare[0])
-
-
-# Damage
-
-
-def mutate(stream: bytes, random: np.random.Generator) -> tuple[str, bytes]:
-    """Returns the kind of a random damage, and the damaged stream."""
-    data, at = bytearray(stream), int(random.integers(len(stream)))
-    kind = str(random.choice(["flip", "flips", "set", "drop", "insert", "swap", "truncate", "noise", "splice"]))
-    if kind == "flip":
-        data[at] ^= 1 << int(random.integers(8))
-    elif kind == "flips":
-        for where in random.integers(len(data), size=3):
-            data[where] ^= 1 << int(random.integers(8))
-    elif kind == "set":
-        data[at] = random.choice([0, 1, 3, 0x41, 0x65, 0x67, 0x80, 0xFF])
-    elif kind == "drop":
-        del data[at : at + int(random.integers(1, 5))]
-    elif kind == "insert":
-        data[at:at] = random.bytes(int(random.integers(1, 5)))
-    elif kind == "swap":
-        data[at : at + 2] = data[at : at + 2][::-1]
-    elif kind == "truncate":
-        del data[at:]
-    elif kind == "noise":
-        data[at : at + 20] = random.bytes(20)
-    else:
-        other = int(random.integers(len(stream)))
-        data[at:] = stream[other:]
-    return kind, bytes(data)
-
-
-def judged(number: int, seed: int) -> tuple[collections.Counter, collections.Counter, list[str]]:
-    """Damages stripped streams; returns how many in each way, how many were accepted, and what ffmpeg says then."""
-    random = np.random.default_rng(seed)
-    sources = [(b"".join(units(stream)[:2]), *stripped(stream)) for stream in (SMALL, DENSE)]
-    count, accepted, findings = collections.Counter(), collections.Counter(), []
-    while count.total() < number:
-        headers, stream, parameters = sources[count.total() % 2]
-        kind, data = mutate(stream, random)
-        if data == stream:
-            continue
-        count[kind] += 1
-        if refusal(data, parameters) is None:
-            accepted[kind] += 1
-            said = complaints(headers + data, len(parse(data, parameters).starts))
-            if said:
-                findings.append(f"seed {seed}, {kind}, {count.total()}: {said}")
-    return count, accepted, findings
-
-
-def test_damaged_streams_are_refused_or_decode_without_a_word():
-    count, accepted, findings = judged(500, seed=0)
-    print(dict(count), dict(accepted))
-    # so also: what the decoder complains of, or conceals, is refused
-    assert not findings
-    # 39 when this was written: another sign, level or vector, and codes of the same length, are legal too
-    assert accepted.total() < 60
-
-
-@pytest.mark.slow
-def test_many_damaged_streams_are_refused_or_decode_without_a_word():
-    count, accepted, findings = judged(10_000, seed=1)
-    print(dict(count), dict(accepted))
-    assert not findings
-    assert accepted.total() < 0.12 * count.total()
-
-
-PARAMETERS = stripped(SMALL)[1]
-
-
-@settings(max_examples=300, deadline=10_000)
-@given(st.binary(max_size=400), st.sampled_from([b"", SMALL[: parse(SMALL).slice_starts[0, 0]], SMALL[:900]]))
-def test_arbitrary_bytes_raise_nothing_but_avc_errors(data, start):
-    for stream in (data, start + data, start + b"\x00\x00\x01\x65" + data):
-        refusal(stream)
-    for read in (read_sps, without_tags, lambda sps: read_pps(sps, PARAMETERS.sps)):
-        for begin in (b"", b"\x67\x42\xc0\x0b", b"\x68"):
-            try:
-                read(begin + data)
-            except AvcError as error:
-                assert "\n" not in str(error)
-
-
-@settings(max_examples=200, deadline=10_000)
-@given(st.lists(st.tuples(st.integers(0, len(DENSE)), st.integers(0, 40), st.binary(max_size=6)), max_size=3))
-def test_edited_streams_raise_nothing_but_avc_errors(edits):
-    data = bytearray(DENSE)
-    for at, dropped, new in edits:
-        data[at : at + dropped] = new
-    refusal(bytes(data))
-    refusal(bytes(data), PARAMETERS)
-
-
-HOSTILE = {
-    "zeros": lambda size: bytes(size),
-    "zeros in a slice": lambda size: SMALL + b"\x00\x00\x00\x01\x41" + bytes(size),
-    "start codes": lambda size: b"\x00\x00\x01" * (size // 3),
-    "empty units": lambda size: b"\x00\x00\x01\x65" * (size // 4),
-    "slices of zeros": lambda size: SMALL + b"\x00\x00\x00\x01\x41\x80\x00\x80" * (size // 8),
-    "ones": lambda size: SMALL + b"\x00\x00\x00\x01\x41" + b"\xff" * size,
-    "escapes": lambda size: SMALL + b"\x00\x00\x00\x01\x41" + b"\x00\x00\x03" * (size // 3),
-    "SEI": lambda size: b"".join(units(SMALL)[:2]) + b"\x00\x00\x01\x06\x05" + b"\xff" * size,
-    "PCM": lambda size: SMALL + nal(0x41, p_header(0) + "1" * size, 4),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_time_is_linear_in_hostile_input(name):
-    seconds = []
-    for size in (200_000, 800_000):
-        data = HOSTILE[name](size)
-        start = time.process_time()
-        assert refusal(data)
-        seconds.append(time.process_time() - start)
-    assert seconds[1] < 8 * seconds[0] + 0.5
-
-
-def test_a_large_picture_that_is_not_there_costs_nothing():
-    huge = nal(
-        0x67, f"{66:08b}" + "11000000" + f"{51:08b}" + ue(0) * 2 + ue(2) + ue(1) + "0" + ue(1054) * 2 + "1100", 4
-    )
-    start = time.process_time()
-    assert "the stream ends before" in refusal(huge + units(SMALL)[1] + P_FIRST)
-    assert time.process_time() - start < 1
