@@ -130,7 +130,7 @@ class AvcCodec:
 
     @functools.cached_property
     def header(self) -> bytes:
-        """What a clip begins with: SPS, PPS and x264's message with its version and options, 574 bytes at 256x144."""
+        """What a clip begins with: SPS, PPS and x264's message with its version and options, 583 bytes at 256x144."""
         grey = np.full((self.height, self.width, 3), 128, np.uint8)
         stream = self._encode_raw(grey.shape, [grey], "setsar=1,")  # the aspect tag that most films have
         nals = avc_header.split(stream)
