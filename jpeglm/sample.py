@@ -47,7 +47,7 @@ def read_documents(path: str, codec: Codec, limit: int | None) -> dict[str, byte
         heldout = pipeline.documents(path, "heldout", limit)
         return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
     source, found, left_out = sources.open_source(path), {}, 0
-    documents.check(source, codec, variants=0)
+    documents.check(source, codec)
     for name in documents.names(source, codec):
         if limit is not None and len(found) == limit:
             break

@@ -136,11 +136,12 @@ class AvcCodec:
         nals = avc_header.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
 
-    def encode(self, data: bytes) -> bytes:
+    def encode(self, data: bytes, first: int = 0) -> bytes:
         """Returns the canonical document of a clip.
 
         Args:
           data: a file: mp4, mov, mkv, webm, avi, gif, animated webp or png, mpeg, ogg, flv, asf.
+          first: the frame that the clip begins with, of the film at the codec's rate.
 
         Raises:
           Refused: by the table above.
@@ -148,7 +149,7 @@ class AvcCodec:
         is_animation = data[:4] in (b"GIF8", b"\x89PNG") or data[8:12] == b"WEBP"
         before = ("-format_whitelist", ffmpeg.DEMUXERS)
         try:
-            stream, said = ffmpeg.run(before, data, self._options(_OVER_WHITE if is_animation else ""))
+            stream, said = ffmpeg.run(before, data, self._options(_OVER_WHITE if is_animation else "", first))
         except ffmpeg.FfmpegError as error:
             raise _refusal(str(error)) from error
         if complaints := ffmpeg.errors(said):
@@ -368,13 +369,15 @@ class AvcCodec:
         before = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps))
         return ffmpeg.run(before, (frame.tobytes() for frame in frames), self._options(first_filters))[0]
 
-    def _options(self, first_filters: str = "") -> tuple[str, ...]:
+    def _options(self, first_filters: str = "", first: int = 0) -> tuple[str, ...]:
         """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""
         size = f"{self.width}:{self.height}"
         scale = f"scale={size}:force_original_aspect_ratio=decrease"
         if self.strip_headers:
             scale += ":out_range=tv"  # the tag that would tell of full range is left out; nearly all films have none
-        filters = f"fps={self.fps},{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
+        # A filter and no -ss: what seeking finds differs from container to container, and WebP cannot seek.
+        window = f"trim=start_frame={first},setpts=PTS-STARTPTS," if first else ""
+        filters = f"fps={self.fps},{window}{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
         seconds = math.floor(1e6 * self.frames / self.fps) / 1e6
         return (
             *("-vf", first_filters + filters, "-t", f"{seconds:g}", "-c:v", "libx264", "-pix_fmt", "yuv420p"),

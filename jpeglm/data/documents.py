@@ -3,30 +3,42 @@
 An item is a picture, or a clip. Clips are files; beside them, a folder with still pictures in it (png, jpg, bmp, ppm,
 tif) is one clip. Its frames are all the stills that lie in it directly, in the order of their names, numbers in them
 compared as numbers, `codec.fps` of them a second; each becomes RGB by the rules of `sources`.
+
+A clip is the first frames of its film, as many as the codec has. Its variants are later windows, which begin at frame
+`stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. For each window the film is decoded
+from its beginning: of hours of film, cut scenes first.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from absl import logging
 
 from jpeglm.codecs import Codec, ffmpeg
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import augment, sources
 from jpeglm.data.sources import Files, Folder, Source
-from jpeglm.errors import InputError, Refused
+from jpeglm.errors import InputError, Refused, printable
 
 _STILLS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff")
 
 
-def check(source: Source, codec: Codec, variants: int) -> None:
-    """`InputError` if the source cannot hold what the codec encodes, or the codec has no variants."""
+def check_variants(codec: Codec, data: Mapping[str, Any]) -> None:
+    """`InputError` if a config's `data` section asks for variants that the codec does not have."""
+    if data["augment"] < 0:
+        raise InputError(f"data.augment must be a number of variants from 0 on, not {data['augment']}")
+    if data["stride"] < 0 or (data["stride"] and not isinstance(codec, AvcCodec)):
+        raise InputError(f"data.stride={data['stride']}: frames between windows of clips, 0 or more; of pictures 0")
+
+
+def check(source: Source, codec: Codec) -> None:
+    """`InputError` if the source cannot hold what the codec encodes."""
     if isinstance(codec, AvcCodec):
         if not isinstance(source, Files):
             raise InputError(f"{source.path} holds pixels, and the codec avc reads files of clips")
-        if variants:
-            raise InputError("data.augment is for pictures: with the codec avc it must be 0")
         try:
             codec.header  # noqa: B018  a trial: without ffmpeg or its x264, every clip would be refused
         except ffmpeg.FfmpegError as error:
@@ -47,25 +59,44 @@ def names(source: Source, codec: Codec) -> Iterator[str]:
             yield clip or "./"
 
 
-def of(source: Source, name: str, codec: Codec, variants: int = 0) -> list[bytes]:
-    """The document of an item, and behind it those of so many variants of the picture. Raises `Refused`."""
+def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int = 0) -> list[bytes]:
+    """The document of an item, and behind it those of its variants. Raises `Refused`.
+
+    Args:
+      source: where `name` is from.
+      name: one of `names`.
+      codec: of the documents.
+      variants: so many of a picture; of a clip at most so many.
+      stride: frames from the beginning of one window of a clip to that of the next; 0: as many as a clip has.
+    """
     if isinstance(codec, AvcCodec):
-        return [
-            codec.encode_frames(_frames(source, name, codec))
-            if isinstance(source, Folder) and name.endswith("/")
-            else codec.encode(source.read(name))
-        ]
+        found = [_window(source, name, codec, 0)]
+        for number in range(1, variants + 1):
+            try:
+                found.append(_window(source, name, codec, number * (stride or codec.frames)))
+            except Refused as refusal:
+                if refusal.reason != "short":  # which is the film's end
+                    logging.warning("%s: %d windows kept, then: %s", printable(name), number, refusal)
+                break
+        return found
     image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
     return [codec.encode(augment.variant(image, number) if number else image) for number in range(1 + variants)]
 
 
-def _frames(source: Folder, name: str, codec: AvcCodec) -> Iterator[np.ndarray]:
-    """The first frames of a folder, as many as a clip has, uint8 [height, width, 3]."""
+def _window(source: Source, name: str, codec: AvcCodec, first: int) -> bytes:
+    """The document of a clip's window that begins at frame `first`."""
+    if isinstance(source, Folder) and name.endswith("/"):
+        return codec.encode_frames(_frames(source, name, codec, first))
+    return codec.encode(source.read(name), first)
+
+
+def _frames(source: Folder, name: str, codec: AvcCodec, first: int) -> Iterator[np.ndarray]:
+    """Frames of a folder, as many as a clip has, uint8 [height, width, 3]."""
     try:
         found = os.listdir(os.path.join(source.path, name))
     except OSError as error:
         raise Refused("unreadable", error.strerror) from error
-    stills = sorted((still for still in found if still.lower().endswith(_STILLS)), key=_by_number)
+    stills = sorted((still for still in found if still.lower().endswith(_STILLS)), key=_by_number)[first:]
     if len(stills) < codec.frames:
         raise Refused("short", f"{len(stills)} of {codec.frames} frames")
     for still in stills[: codec.frames]:

@@ -2,7 +2,7 @@
 
 1. Encode. The source's names are listed once and cut into units of `unit_items` names. A unit becomes one file of
    concatenated documents and one index with their offsets and keys. With `data.augment`, so many variants of each
-   picture (jpeglm/data/augment.py) follow it as documents of their own.
+   picture (jpeglm/data/augment.py), or at most so many later windows of each clip, follow it as separate documents.
 2. Order. All documents are sorted by key = SHA-256(f"{seed}:" + SHA-256(document)). The
    first K pictures are held out, K = `data.holdout` (a number, or below 1 a fraction of them, rounded, at least
    one); the boundary moves on past copies of the same document, so no document is on both sides. Variants are never
@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jpeglm import codecs, tokenizer
+from jpeglm.config import base
 from jpeglm.data import documents, shards, sources
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError, Refused, writing
@@ -91,24 +92,24 @@ def prepare(
     holdout = config.data.holdout
     if holdout <= 0 or (holdout >= 1 and holdout != int(holdout)):
         raise InputError(f"data.holdout must be a fraction below 1 or a whole number from 1 on, not {holdout}")
-    if config.data.augment < 0:
-        raise InputError(f"data.augment must be a number of variants from 0 on, not {config.data.augment}")
     given = Tokenizer.load(tokenizer_path) if tokenizer_path else None
     if given and given.vocab_size != config.tokenizer.vocab_size:
         raise InputError(
             f"{tokenizer_path} has {given.vocab_size} entries, tokenizer.vocab_size is {config.tokenizer.vocab_size}"
         )
+    documents.check_variants(codec, sections["data"])
     identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
     out = Path(out)
     job = Job(source, str(out), sections["codec"], sections["data"], unit_items)
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)
-        _refuse_other(out, manifest, identity)
+        defaults = {"config": {"data": config_sections(base())["data"]}}  # an older manifest lacks newer keys
+        _refuse_other(out, _flatten(defaults) | _flatten(manifest), identity)
         shutil.rmtree(job.work, ignore_errors=True)  # a run may be killed between its last two lines
         logging.info("%s is finished already; nothing to do", out)
         return manifest
 
-    documents.check(sources.open_source(source), codec, config.data.augment)  # before anything is written
+    documents.check(sources.open_source(source), codec)  # before anything is written
     with writing(out):
         return _prepare(job, identity, config, given, workers)
 
@@ -151,8 +152,8 @@ def config_sections(config: ConfigDict) -> dict:
 
 
 def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
-    """`InputError` naming the first key in which what lies in `out` differs from what is asked for."""
-    found, wanted = _flatten(found), _flatten(wanted)
+    """`InputError` naming the first key in which what lies in `out`, flattened, differs from what is asked for."""
+    wanted = _flatten(wanted)
     for key, value in wanted.items():
         if found.get(key) != value:
             raise InputError(
@@ -176,7 +177,7 @@ def _begin(job: Job, identity: dict) -> None:
     identity = identity | {"unit_items": job.unit_items}
     record = job.work / "job.json"
     if record.exists():
-        _refuse_other(out, json.loads(record.read_bytes()), identity)
+        _refuse_other(out, _flatten(json.loads(record.read_bytes())), identity)
         logging.info("going on with the run that was interrupted in %s", out)
         return
     if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK}):
@@ -237,17 +238,18 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
     """Encodes the names of one unit. The index is written last: where it exists, the unit is complete."""
     codec = codecs.make(job.codec)
     source = sources.open_source(job.source)
-    encoded, refused = [], []
+    encoded, is_variant, refused = [], [], []
     with open(job.work / "names.jsonl", "rb") as file:
         file.seek(start)
         names = [json.loads(line) for line in itertools.islice(file, job.unit_items)]
     for name in names:
         try:
-            found = documents.of(source, name, codec, job.data["augment"])
+            found = documents.of(source, name, codec, job.data["augment"], job.data["stride"])
         except Refused as refusal:
             refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
             continue
         encoded += found
+        is_variant += [False] + [True] * (len(found) - 1)
     keys = [document_key(job.data["seed"], document) for document in encoded]
     shards.write_whole(_documents_path(job, unit), b"".join(encoded))
     shards.write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
@@ -256,6 +258,7 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
         temporary,
         keys=np.frombuffer(b"".join(keys), ">u8").reshape(-1, 4),
         lengths=np.array([len(document) for document in encoded], np.uint32),
+        is_variant=np.array(is_variant, bool),
     )
     os.replace(temporary, _index_path(job, unit))
     return unit
@@ -281,14 +284,16 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
       places: _PLACE [kept], by key.
       held_out: how many of them, from the first, are held out.
       shard: int64 [kept - held_out], the training shard of each of the others.
-      counts: pictures kept, duplicates among them and refused, and variants, for the manifest.
+      counts: pictures or clips kept, duplicates among them and refused, and variants, for the manifest.
     """
-    all_keys, all_places, refused, first_refused = [], [], collections.Counter(), []
+    all_keys, all_places, all_variants = [], [], []
+    refused, first_refused = collections.Counter(), []
     temporary = job.work / f".{REFUSED}.{os.getpid()}"
     with open(temporary, "wb") as refused_file:
         for unit in range(num_units):
             with np.load(_index_path(job, unit)) as index:
                 keys, lengths = index["keys"], index["lengths"]
+                all_variants.append(index["is_variant"])
             places = np.empty(len(lengths), _PLACE)
             places["unit"], places["length"] = unit, lengths
             places["offset"] = np.cumsum(lengths, dtype=np.uint64) - lengths
@@ -307,27 +312,26 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
         item = codecs.make(job.codec).item
         raise InputError(f"no {item} of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
 
-    per_picture = 1 + job.data["augment"]
-    index = np.arange(len(keys))
-    is_variant = index % per_picture > 0
+    is_variant = np.concatenate(all_variants)
+    item = np.maximum.accumulate(np.where(is_variant, 0, np.arange(len(keys))))  # what each is a variant of, or itself
     order = np.lexsort(keys.T[::-1])  # by the first 8 bytes, then the next ...
     in_order = keys[order]
     repeats = np.concatenate([[False], (in_order[1:] == in_order[:-1]).all(axis=1)])
     rank = np.empty(len(keys), np.int64)  # by key; equal for equal documents
     rank[order] = np.cumsum(~repeats)
 
-    pictures = order[~is_variant[order]]
-    is_copy = np.concatenate([[False], rank[pictures[1:]] == rank[pictures[:-1]]])
+    items = order[~is_variant[order]]
+    is_copy = np.concatenate([[False], rank[items[1:]] == rank[items[:-1]]])
     held_out = _num_held_out(job.data["holdout"], is_copy)
-    trains = rank > rank[pictures[held_out - 1]]
-    stays = ~is_variant | (trains & trains[index - index % per_picture])
+    trains = rank > rank[items[held_out - 1]]
+    stays = ~is_variant | (trains & trains[item])
     order = order[stays[order]]
     keys, places = keys[order], places[order]
     shard = keys[held_out:, 3] % np.uint64(job.data["shards"])
     counts = {
-        "kept": len(pictures),
+        "kept": len(items),
         "duplicates": int(is_copy.sum()),
-        "variants": len(keys) - len(pictures),
+        "variants": len(keys) - len(items),
         "refused": dict(sorted(refused.items())),
         "first_refused": first_refused,
     }

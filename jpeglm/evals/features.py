@@ -67,7 +67,7 @@ class Extractor:
         under_way: tuple[jax.Array, int] | None = None  # computed while the next batch is gathered
         for batch in _batches(images, self.batch_size):
             # One shape, one compilation; the rows of the padding are cut off again below.
-            padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * 3
+            padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
             result = self._run(self._params, jax.device_put(np.pad(batch, padding), self._rows))
             if under_way:
                 yield np.asarray(under_way[0])[: under_way[1]]

@@ -11,10 +11,10 @@ from PIL import Image
 from jpeglm import codecs, tokenizer
 from jpeglm.config import avc as avc_section
 from jpeglm.config import base
-from jpeglm.data import packing, pipeline
+from jpeglm.data import documents, packing, pipeline, sources
 from jpeglm.data.verify import verify
 from jpeglm.errors import InputError
-from tests.clips import FILMS, ffmpeg
+from tests.clips import FILMS, ffmpeg, papers_command
 from tests.commands import run
 
 SCENES = 12  # windows of films
@@ -100,9 +100,13 @@ def test_tokens_of_a_clip_cut_between_frames_or_slices_are_a_prefix(prepared, st
 
 def test_what_does_not_go_with_clips_is_refused_in_one_line(windows, tmp_path):
     config = config_of_clips()
-    config.data.augment = 2
-    with pytest.raises(InputError, match="data.augment is for pictures"):
+    config.data.stride = -1
+    with pytest.raises(InputError, match="data.stride=-1: frames between windows"):
         packing.prepare(config, str(windows), tmp_path / "out")
+    pictures = base()
+    pictures.data.stride = 5
+    with pytest.raises(InputError, match="data.stride=5: .* of pictures 0"):
+        packing.prepare(pictures, "embedded:mnist", tmp_path / "out")
     with pytest.raises(InputError, match="embedded:mnist holds pixels"):
         packing.prepare(config_of_clips(), "embedded:mnist", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -140,3 +144,89 @@ def test_strange_folders_and_archives_refuse_a_clip_and_not_the_run(windows, tmp
         tar.addfile(member)
     manifest = packing.prepare(config, str(tmp_path / "evil.tar"), tmp_path / "tar", workers=1)
     assert manifest["counts"]["kept"] == 2 and manifest["counts"]["refused"] == {"unsafe name": 1}
+
+
+FILM_LENGTHS = {"bikes.mp4": 50, "b.mp4": 25, "screenshot.gif": 21}  # in frames, at 5 a second
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    for film in FILM_LENGTHS:
+        shutil.copy(FILMS / film, folder)
+    return folder
+
+
+@pytest.mark.parametrize("film", FILM_LENGTHS)
+def test_a_window_is_what_the_paper_s_command_makes_of_the_film_from_that_frame_on(film, films, tmp_path):
+    codec = codecs.make(config_of_clips().codec)
+    source = sources.open_anew(str(films))
+    found = documents.of(source, film, codec, variants=100, stride=4)
+    assert len(found) == 1 + (FILM_LENGTHS[film] - 15) // 4
+    over_white = "split[a][b];[a]drawbox=c=white:t=fill:replace=1[a];[a][b]overlay=format=auto," * film.endswith(
+        ".gif"
+    )
+    resampled = tmp_path / "resampled.mkv"  # without loss
+    ffmpeg("-i", films / film, "-vf", f"{over_white}fps=5", "-c:v", "ffv1", "-an", resampled)
+    for number in (0, 1, len(found) - 1):
+        cut = tmp_path / f"{number}.mkv"
+        frames = f"select=gte(n\\,{4 * number}),setpts=N/5/TB"
+        ffmpeg("-i", resampled, "-vf", frames, "-c:v", "ffv1", "-r", 5, cut)
+        assert found[number] == papers_command(cut, "64:64", 5, "3")
+    assert documents.of(source, film, codec) == found[:1]
+    assert documents.of(source, film, codec, variants=1)[1:] == documents.of(source, film, codec, 1, stride=15)[1:]
+
+
+def test_windows_of_a_folder_of_frames(tmp_path):
+    (tmp_path / "frames").mkdir()
+    ffmpeg("-i", FILMS / "carphone_pristine.mp4", "-vf", "fps=5", "-frames:v", 19, tmp_path / "frames/%d.png")
+    codec = codecs.make(config_of_clips().codec)
+    source = sources.open_anew(str(tmp_path))
+    found = documents.of(source, "frames/", codec, variants=9, stride=2)
+    assert len(found) == 3
+    for number in range(4):
+        (tmp_path / f"frames/{1 + number}.png").unlink()
+    assert documents.of(source, "frames/", codec) == found[2:]
+
+
+def test_no_window_of_a_held_out_film_is_learnt(tmp_path):
+    """Held out by film: from each, its first clip."""
+    (tmp_path / "films").mkdir()
+    colours = ("red", "green", "blue", "yellow", "cyan", "magenta", "gray", "orange")
+    for colour in colours:  # a film is known by its colour
+        ffmpeg(
+            "-f",
+            "lavfi",
+            "-i",
+            f"color={colour}:s=64x64:r=5:d=8,noise=alls=30:allf=t",
+            tmp_path / f"films/{colour}.mp4",
+        )
+    config = config_of_clips()
+    config.tokenizer.vocab_size = 300
+    config.data.update({"augment": 99, "stride": 5})
+    manifest = packing.prepare(config, str(tmp_path / "films"), tmp_path / "data", workers=1)
+    codec = codecs.make(config.codec)
+
+    def colours_of(split: str) -> list[tuple[int, ...]]:
+        clips = [codec.decode(document) for document in pipeline.documents(tmp_path / "data", split)]
+        return [tuple(np.rint(clip.mean(axis=(0, 1, 2)) / 32).astype(int).tolist()) for clip in clips]
+
+    heldout, train = colours_of("heldout"), colours_of("train")
+    assert len(heldout) == len(set(heldout)) == 3 and len(set(train)) == 5 and not set(heldout) & set(train)
+    # Six windows a film, but for those whose key lies in the held-out part.
+    assert manifest["counts"]["kept"] == 8 and 10 < len(train) <= 30
+    assert manifest["counts"]["variants"] == len(train) - 5
+    verify(tmp_path / "data", workers=1)
+
+
+def test_a_finished_folder_of_before_there_were_windows_is_still_finished(windows, prepared, tmp_path):
+    out, manifest = prepared
+    shutil.copytree(out, tmp_path / "data")
+    older = json.loads((out / "manifest.json").read_text())
+    del older["config"]["data"]["stride"]
+    (tmp_path / "data/manifest.json").write_text(json.dumps(older))
+    assert packing.prepare(config_of_clips(), str(windows), tmp_path / "data") == older
+    config = config_of_clips()
+    config.data.stride = 3
+    with pytest.raises(InputError, match="data.stride=0, now 3"):
+        packing.prepare(config, str(windows), tmp_path / "data")
