@@ -63,7 +63,7 @@ class Extractor:
         return resize(picture, self.size)
 
     def compute(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Features float32 [n, dim + spatial_dim] of prepared pictures, in order, a batch at a time."""
+        """Features float32 [n, dim + spatial_dim] of prepared pictures or clips, in order, a batch at a time."""
         under_way: tuple[jax.Array, int] | None = None  # computed while the next batch is gathered
         for batch in _batches(images, self.batch_size):
             # One shape, one compilation; the rows of the padding are cut off again below.

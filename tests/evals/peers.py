@@ -2,8 +2,10 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.library import define
 
@@ -88,3 +90,31 @@ def tensorflow_resizer():
         return resized[0].numpy().transpose(1, 2, 0)
 
     return resize
+
+
+def cd_fvd_i3d() -> torch.nn.Module:
+    """cd-fvd's copy of piergiaj's Inception-I3D without weights, with the epsilon of the original again."""
+    make_importable()
+    from cdfvd.third_party.i3d.pytorch_i3d import InceptionI3d
+
+    network = InceptionI3d().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.eps = 1e-3
+    return network
+
+
+def cd_fvd_prepare(clip: np.ndarray) -> torch.Tensor:
+    """cd-fvd's resize and normalisation of a clip [frames, height, width, 3] to float32 [1, 3, frames, 224, 224]."""
+    make_importable()
+    from cdfvd.third_party.i3d.utils import preprocess_i3d
+
+    return preprocess_i3d(clip[None])
+
+
+@torch.no_grad()
+def cd_fvd_logits(weights: Path, clips: Sequence[np.ndarray]) -> np.ndarray:
+    """cd-fvd's features float32 [clips, 400] of uint8 clips [frames, height, width, 3]."""
+    network = cd_fvd_i3d()
+    network.load_state_dict(torch.load(weights))
+    return np.concatenate([network(cd_fvd_prepare(clip)).numpy() for clip in clips])
