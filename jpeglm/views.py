@@ -68,9 +68,12 @@ def films(codec: Codec, file: bytes) -> dict[str, bytes]:
     fine = ("-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", "-movflags", "frag_keyframe+empty_moov")
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(codec.fps))
     film, _ = ffmpeg.run(raw, frames.tobytes(), (*fine, "-f", "mp4"))
+    return {".mp4": film, ".webp": animation(frames, codec.fps)}
+
+
+def animation(frames: np.ndarray, fps: int) -> bytes:
+    """Frames uint8 [n, height, width, 3] as an animated WebP without end."""
     first, *others = map(Image.fromarray, frames)
-    animation = io.BytesIO()
-    first.save(
-        animation, "WEBP", save_all=True, append_images=others, duration=round(1000 / codec.fps), loop=0, quality=90
-    )
-    return {".mp4": film, ".webp": animation.getvalue()}
+    file = io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90)
+    return file.getvalue()

@@ -98,6 +98,11 @@ class AvcCodec:
         return "clip"
 
     @property
+    def unit(self) -> str:
+        """What `cut` keeps whole ones of, for messages."""
+        return "frame"
+
+    @property
     def extension(self) -> str:
         """Suffix of restored files."""
         return ".h264"
@@ -246,7 +251,10 @@ class AvcCodec:
             self.parse(document)
         except AvcError:
             return False
-        decoded = self.decode_stream(self.restore(document))
+        return self.plays(self.decode_stream(self.restore(document)))
+
+    def plays(self, decoded: Decoded) -> bool:
+        """Says whether a decoder found all frames of a clip and had nothing to say."""
         return len(decoded.frames) == self.frames and not decoded.concealed and not decoded.complaints
 
     def decode(self, document: bytes) -> np.ndarray:
@@ -285,7 +293,11 @@ class AvcCodec:
         What the decoder makes up counts; missing frames repeat the last one, or are mid-grey where there is none;
         surplus ones are dropped.
         """
-        found = self.decode_stream(stream).frames[: self.frames]
+        return self.filled(self.decode_stream(stream).frames)
+
+    def filled(self, frames: np.ndarray) -> np.ndarray:
+        """As many frames as a clip has, out of those that a decoder gave: see `see`."""
+        found = frames[: self.frames]
         last = found[-1:] if len(found) else np.full((1, self.height, self.width, 3), 128, np.uint8)
         return np.concatenate([found, np.repeat(last, self.frames - len(found), axis=0)])
 

@@ -77,6 +77,11 @@ class JpegCodec:
         return "picture"
 
     @property
+    def unit(self) -> str:
+        """What `cut` keeps whole ones of, for messages."""
+        return "MCU"
+
+    @property
     def extension(self) -> str:
         """Suffix of restored files."""
         return ".jpg"

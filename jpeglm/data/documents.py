@@ -45,6 +45,11 @@ def check(source: Source, codec: Codec) -> None:
             raise InputError(f"ffmpeg cannot encode: {error}") from error
 
 
+def items_a_minute(codec: Codec, variants: int) -> int:
+    """How many items one core encodes in about a minute; ffmpeg takes a tenth of a second for a window."""
+    return max(1, 512 // (1 + variants)) if isinstance(codec, AvcCodec) else 1024
+
+
 def names(source: Source, codec: Codec) -> Iterator[str]:
     """The names of a source's items, in an order that depends on the content alone; a folder's ends with a slash."""
     if not (isinstance(codec, AvcCodec) and isinstance(source, Folder)):

@@ -69,7 +69,7 @@ def prepare(
     out: str | os.PathLike,
     tokenizer_path: str | None = None,
     workers: int | None = None,
-    unit_items: int = 1024,
+    unit_items: int | None = None,
 ) -> dict:
     """Prepares `source` in the folder `out`, or goes on with a run that was killed there; returns the manifest.
 
@@ -79,7 +79,7 @@ def prepare(
       out: a local folder, empty, or with a killed or finished run of the same config and source.
       tokenizer_path: a tokenizer.json to use instead of learning one.
       workers: processes; all cores if None. No influence on the result.
-      unit_items: names that a worker takes at a time.
+      unit_items: names that a worker takes at a time; about a minute's work if None. No influence either.
 
     Raises:
       InputError: a source without usable pictures, a folder with something else in it or that cannot be written (a
@@ -100,6 +100,7 @@ def prepare(
     documents.check_variants(codec, sections["data"])
     identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
     out = Path(out)
+    unit_items = unit_items or documents.items_a_minute(codec, config.data.augment)
     job = Job(source, str(out), sections["codec"], sections["data"], unit_items)
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)

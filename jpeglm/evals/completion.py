@@ -1,16 +1,18 @@
-"""What completes cut pictures in a table: the model, and the controls that say what a distance is worth.
+"""What completes cut pictures or clips in a table: the model, and the controls that say what a distance is worth.
 
-Each method is given the same cut documents and gives back as many whole ones. The controls are the prompt with random
-bytes, with flat blocks, with the mean of the training pictures and with a random one of them behind it, and the model
-before its first step. A network can complete by the plain sampling or among the legal tokens of the codec's grammar.
+Each method is given the same cut documents and gives back as many whole ones. The controls are the model before its
+first step and the prompt with something behind it: random bytes; for pictures also flat blocks, the mean of training
+pictures or a random one of them; for clips their last frame again and again. A network can complete by the plain
+sampling or, where the codec has a grammar, among its legal tokens.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from jpeglm import checkpoint, codecs
 from jpeglm.codecs import Codec
+from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline, shards
 from jpeglm.errors import InputError
 from jpeglm.sampling.engine import Settings
@@ -31,6 +34,7 @@ TITLES = {  # of the rows, in the order of tables
     "trained": "trained model",
     "pretrained": "pretrained model",
     "untrained": "untrained model",
+    "last_frame": "prompt + last frame repeated",
     "random_bytes": "prompt + random bytes",
     "flat": "prompt + flat blocks",
     "training_mean": "prompt + training mean",
@@ -38,8 +42,14 @@ TITLES = {  # of the rows, in the order of tables
 }
 TRAINED = ("trained", "pretrained")
 MODELS = (*TRAINED, "untrained")  # the rows that a network writes
+CONTROLS = {  # the other rows, by codec
+    "jpeg": ("random_bytes", "flat", "training_mean", "training_picture"),
+    "avc": ("last_frame", "random_bytes"),
+}
 # The mean of so many training pictures is within a grey level or two of the mean of all; a random one is one of them.
 TRAINING_PICTURES = 2_000
+
+_START_CODE = rb"(\x00?\x00\x00\x01)"
 
 Arrays = dict[str, np.ndarray]
 
@@ -84,17 +94,26 @@ class Completed:
 
 
 def with_random_bytes(codec: Codec, documents: Sequence[bytes], ratio: float, seed: int) -> list[bytes]:
-    """The prompt, then uniformly random bytes, as many as the original has there.
+    """The prompt, then uniformly random bytes, as many as the original has there; of clips, between its start codes.
 
-    The bytes of a picture depend on (seed, the original) alone.
+    The bytes of a document depend on (seed, the original) alone.
     """
     completed = []
     for document in documents:
         prefix, _ = codec.cut(document, ratio)
         digest = hashlib.sha256(document).digest()
         random = np.random.default_rng([seed, int.from_bytes(digest)])
-        completed.append(prefix + random.bytes(len(document) - len(prefix)))
+        rest = document[len(prefix) :]
+        pieces = re.split(_START_CODE, rest) if isinstance(codec, AvcCodec) else [rest]
+        # What stands between start codes has even places.
+        drawn = [piece if place % 2 else random.bytes(len(piece)) for place, piece in enumerate(pieces)]
+        completed.append(prefix + b"".join(drawn))
     return completed
+
+
+def with_last_frame(codec: AvcCodec, documents: Sequence[bytes], ratio: float) -> list[bytes]:
+    """The prompt, then its last frame again and again, in skipped slices: a valid file."""
+    return [codec.complete_with_last(*codec.cut(document, ratio)) for document in documents]
 
 
 def with_flat_blocks(codec: Codec, documents: Sequence[bytes], ratio: float) -> list[bytes]:
@@ -184,7 +203,7 @@ class Methods:
                 )
 
     def complete(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
-        """Completes each original from its first `ratio` of MCUs by the method of `row`, a key of `TITLES`.
+        """Completes each original from its first `ratio` of MCUs or frames by the method of `row`, a key of `TITLES`.
 
         `grammar`: whether a network draws among legal tokens only; the other rows draw no tokens.
         """
@@ -193,6 +212,8 @@ class Methods:
                 return self._by_model(row, originals, ratio, grammar)
             case "random_bytes":
                 return Completed(with_random_bytes(self.codec, originals, ratio, self.seed))
+            case "last_frame":
+                return Completed(with_last_frame(self.codec, originals, ratio))
             case "flat":
                 return Completed(with_flat_blocks(self.codec, originals, ratio))
             case "training_mean":
@@ -237,7 +258,7 @@ class Methods:
             self._samplers = row, {False: plain, True: plain.with_settings(self._settings(True))}
         generated = self._samplers[1][grammar].complete(originals, ratio, seed=self.seed)
         title = f"{title_of(row, grammar)}, ratio {ratio:g}"
-        bar = tqdm(generated, title, len(originals), unit="picture", dynamic_ncols=True)
+        bar = tqdm(generated, title, len(originals), unit=self.codec.item, dynamic_ncols=True)
         in_order = sorted(bar, key=lambda completion: completion.index)
         return Completed(
             [completion.document for completion in in_order],
@@ -256,23 +277,6 @@ class Methods:
 def _checkpoint_identity(workdir: epath.Path, step: int) -> dict:
     saved = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"  # holds the time of saving
     return {"step": step, "saved": hashlib.sha256(saved.read_bytes()).hexdigest()}
-
-
-def judge(codec: Codec, documents: Iterable[bytes], kept: int) -> Iterator[tuple[np.ndarray, bool, float]]:
-    """Yields, for each document, what there is to see, whether it is valid, and how much of it is readable.
-
-    Args:
-      codec: of the documents.
-      documents: any bytes.
-      kept: MCUs that were given.
-
-    Yields:
-      the picture uint8 [h, w] or [h, w, 3] as leniently decoded; whether the document decodes strictly; the share of
-      the MCUs that were to be completed which are readable in sequence.
-    """
-    for document in documents:
-        picture, readable = codec.decode_leniently(document)
-        yield np.asarray(picture), codec.is_valid(document), (readable - kept) / (codec.units - kept)
 
 
 ############################ What is kept between two runs of a table ############################

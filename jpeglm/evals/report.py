@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import io
 import json
 import os
@@ -20,17 +21,17 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jpeglm import checkpoint, codecs
+from jpeglm import checkpoint, codecs, views
 from jpeglm.data.shards import write_whole
-from jpeglm.evals.completion import MODELS, TITLES, title_of
-from jpeglm.evals.table_text import fine_percent, number, percent
-from jpeglm.evals.tables import FLOOR, FLOOR_TITLE, GRAMMAR_HEADER, Row, Shown, Table
+from jpeglm.evals.completion import TITLES, title_of
+from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
+from jpeglm.evals.table_text import columns, fine_percent, given, number, percent
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
 _SERIES = {method: f"#0000{place:02x}" for place, method in enumerate(TITLES, 16)}
 _VARIABLES = {_INK: "soft", _LINE: "line", _FLOOR: "ink"} | {_SERIES[method]: method for method in TITLES}
-_MARKERS = dict(zip(TITLES, "oPsD^vX", strict=True))  # shapes, so that colour is not all
+_MARKERS = dict(zip(TITLES, "oPs*D^vX", strict=True))  # shapes, so that colour is not all
 _CHART_STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "jpeglm",
@@ -54,6 +55,7 @@ _CHART_STYLE = {
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers")
 _PICTURE_SIDE = 64  # CSS pixels that a small picture is enlarged to, by a whole factor
+_CLIP_SIDE = 96
 _LARGEST_SIDE = 128  # and a large one shrunk to
 
 
@@ -87,20 +89,26 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {function.__name__: function for function in (percent, fine_percent, number)}
+    shown = columns(table)
     page = environment.get_template("report.html").render(
         table=table,
-        grammar_header=GRAMMAR_HEADER,
         facts=facts,
-        floor=table.rows[0],
-        groups=_by_ratio(table.rows[1:]),
-        farthest=max(row.distance_by(grammar) for row in table.rows for grammar in (False, True)),
-        grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows[1:])],
+        columns=shown,
+        share_given=functools.partial(_share_given, table),
+        floors_of=lambda ratio: [row for row in table.floors if row.ratio == ratio],
+        groups=_by_ratio(table.rows),
+        farthest=[max((column.length(row) or 0 for row in table.all_rows), default=0) for column in shown],
+        grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows)],
         loss_chart=_loss_chart(table),
-        distance_chart=_distance_chart(table),
+        distance_chart=_distance_chart(table) if len(_by_ratio(table.rows)) > 1 or table.item == "picture" else "",
         settings={"Table": facts["config"], "Run": facts["run_config"]},
         to_json=lambda tree: json.dumps(tree, indent=2, ensure_ascii=False),
     )
     write_whole(path, page.encode())
+
+
+def _share_given(table: Table, ratio: float) -> str:
+    return f"{given(table, ratio)} given" if table.fps else f"{100 * ratio:g}% of the {table.unit}s given"
 
 
 def _processor() -> str:
@@ -116,9 +124,9 @@ def _by_ratio(rows: list[Row]) -> dict[float, list[Row]]:
     return groups
 
 
-def _samplings(method: str) -> tuple[bool, ...]:
-    """Whether without or with the grammar: a network by both."""
-    return (False, True) if method in MODELS else (False,)
+def _samplings(rows: list[Row]) -> tuple[bool, ...]:
+    """Whether without or with the grammar: a network by both, where there is one."""
+    return (False, True) if all(row.distance_with_grammar is not None for row in rows) else (False,)
 
 
 ############################ Pictures ############################
@@ -126,14 +134,18 @@ def _samplings(method: str) -> tuple[bool, ...]:
 
 def _grid(table: Table, ratio: float) -> dict[str, Any]:
     """What the template needs for the pictures of one ratio: columns, and rows of (picture, whether it is valid)."""
-    columns = {(None, FLOOR, False): "original", (ratio, "prompt", False): "given"}
+    columns = {(None, FLOOR, False): "original"}
+    if table.item == "picture":
+        columns[ratio, "prompt", False] = "given"
     for row in table.rows:
         if row.ratio == ratio:
-            for grammar in _samplings(row.method):
+            for grammar in _samplings([row]):
                 columns[ratio, row.method, grammar] = title_of(row.method, grammar)
-    cells = [_cells(table.shown[column]) for column in columns]
-    height, width = table.shown[None, FLOOR, False].pictures.shape[1:3]
-    factor = _PICTURE_SIDE // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
+    cells = [_cells(table.shown[column], table.fps) for column in columns]
+    originals = table.shown[None, FLOOR, False].pictures
+    height, width = originals.shape[2:4] if table.fps else originals.shape[1:3]
+    side = _CLIP_SIDE if table.fps else _PICTURE_SIDE
+    factor = side // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
     return {
         "ratio": ratio,
         "titles": list(columns.values()),
@@ -143,11 +155,14 @@ def _grid(table: Table, ratio: float) -> dict[str, Any]:
     }
 
 
-def _cells(shown: Shown) -> list[tuple[str, bool]]:
-    return [(_data_url(picture), bool(valid)) for picture, valid in zip(shown.pictures, shown.valid, strict=True)]
+def _cells(shown: Shown, fps: int) -> list[tuple[str, bool]]:
+    return [(_data_url(picture, fps), bool(valid)) for picture, valid in zip(shown.pictures, shown.valid, strict=True)]
 
 
-def _data_url(picture: np.ndarray) -> str:
+def _data_url(picture: np.ndarray, fps: int) -> str:
+    """A picture as PNG, or a clip as a WebP that moves."""
+    if fps:
+        return "data:image/webp;base64," + base64.b64encode(views.animation(picture, fps)).decode()
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -178,13 +193,13 @@ def _loss_chart(table: Table) -> str:
 
 def _distance_chart(table: Table) -> str:
     """Distance by ratio, a line a method, a dashed one for a network with the grammar, and the floor."""
-    floor, rows = table.rows[0], table.rows[1:]
+    rows = table.rows
     with matplotlib.rc_context(_CHART_STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
-        axes = figure.add_subplot(xlabel="share of the MCUs given", ylabel=table.metric)
+        axes = figure.add_subplot(xlabel=f"share of the {table.unit}s given", ylabel=table.metric)
         for method in dict.fromkeys(row.method for row in rows):
             own = sorted((row for row in rows if row.method == method), key=lambda row: row.ratio)
-            for grammar in _samplings(method):
+            for grammar in _samplings(own):
                 axes.plot(
                     [row.ratio for row in own],
                     [row.distance_by(grammar) for row in own],
@@ -195,7 +210,12 @@ def _distance_chart(table: Table) -> str:
                     markerfacecolor="none" if grammar else _SERIES[method],
                     label=title_of(method, grammar),
                 )
-        axes.axhline(floor.distance, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
+        if table.fps:
+            places, distances = zip(*((row.ratio, row.distance) for row in table.floors), strict=True)
+            axes.plot(places, distances, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
+        else:
+            [floor] = table.floors
+            axes.axhline(floor.distance, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
         axes.set_xticks(sorted({row.ratio for row in rows}))
         axes.set_ylim(bottom=0)
         axes.grid(axis="x", visible=False)

@@ -5,17 +5,20 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from jpeglm.data.shards import write_whole
-from jpeglm.evals.tables import GRAMMAR_HEADER, Row, Table
+from jpeglm.evals.table_rows import GRAMMAR_HEADER, Row, Table
+
+NOTHING = "–"
 
 
 def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}%"
+    return NOTHING if share is None else f"{100 * share:.1f}%"
 
 
 def fine_percent(share: float | None) -> str:
@@ -27,21 +30,55 @@ def fine_percent(share: float | None) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the main table: its header, the text of a row, and of a distance the number that a bar shows."""
+
+    header: str
+    text: Callable[[Row], str]
+    length: Callable[[Row], float | None] = lambda row: None
+
+
+def columns(table: Table) -> list[Column]:
+    """What the main table tells of each row behind its name; a column that is empty in all rows is left out."""
+
+    def distance(header: str, name: str) -> Column:
+        return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name))
+
+    found = [
+        Column("N", lambda row: f"{row.num:,}"),
+        Column("valid", lambda row: percent(row.valid)),
+        Column(GRAMMAR_HEADER, lambda row: percent(row.valid_with_grammar)),
+        Column("removed", lambda row: fine_percent(row.removed)),
+        Column("ended", lambda row: percent(row.ended)),
+        Column(f"{table.unit}s readable", lambda row: percent(row.readable)),
+        Column("concealed", lambda row: percent(row.concealed)),
+        Column("tokens", lambda row: number(row.tokens, 1)),
+        distance(table.metric, "distance"),
+        distance(GRAMMAR_HEADER, "distance_with_grammar"),
+        distance(table.video_metric, "video_distance"),
+        Column("PSNR, dB", lambda row: number(row.psnr, 2)),
+        Column("SSIM", lambda row: number(row.ssim, 4)),
+    ]
+    return [column for column in found if any(column.text(row) != NOTHING for row in table.all_rows)]
+
+
+def given(table: Table, ratio: float | None) -> str:
+    """How much was given: of pictures the share of their MCUs, of clips the number of frames."""
+    if ratio is None:
+        return NOTHING
+    return f"{ratio:g}" if table.item == "picture" else f"{round(ratio * table.units)} of {table.units} frames"
 
 
 def main_lines(table: Table) -> list[list[str]]:
     """The main table as text, header first."""
-    lines = [
-        ["given", "method", "N", "valid", GRAMMAR_HEADER, "removed", "ended", "MCUs readable", "tokens"]
-        + [table.metric, GRAMMAR_HEADER]
-    ]
-    for row in table.rows:
-        lines.append(
-            ["–" if row.ratio is None else f"{row.ratio:g}", row.title, f"{row.num:,}", percent(row.valid)]
-            + [percent(row.valid_with_grammar), fine_percent(row.removed), percent(row.ended), percent(row.readable)]
-            + [number(row.tokens, 1), number(row.distance, 2), number(row.distance_with_grammar, 2)]
-        )
+    shown = columns(table)
+    lines = [["given", "method", *(column.header for column in shown)]]
+    for row in table.all_rows:
+        lines.append([given(table, row.ratio), row.title, *(column.text(row) for column in shown)])
     return lines
 
 
@@ -70,7 +107,7 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(file, lineterminator="\n")
     fields = [field.name for field in dataclasses.fields(Row)]
     writer.writerow(["metric", *fields])
-    for row in table.rows:
+    for row in table.all_rows:
         writer.writerow([table.metric, *(getattr(row, field) for field in fields)])
     return file.getvalue()
 
@@ -81,7 +118,7 @@ def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
     content = {
         "metric": table.metric,
         "step": table.step,
-        "rows": [dataclasses.asdict(row) for row in table.rows],
+        "rows": [dataclasses.asdict(row) for row in table.all_rows],
         "language_models": [dataclasses.asdict(model) for model in table.language_models],
         "notes": table.notes,
         **facts,

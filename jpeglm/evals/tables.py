@@ -5,10 +5,13 @@ choice that nobody made. The reference is as many documents that follow. Nothing
 decode strictly counts as invalid and enters the distance as it is leniently decoded. What a network writes with the
 codec's grammar is always valid and says nothing of the network's own grasp of the format: so it stands beside what the
 network writes without, and beside the probability that the grammar took away.
+
+Of clips, the frames behind the given ones are what is measured: each of them as a picture in the distance, against the
+frames at the same places of the reference, and against the clip's own as PSNR and SSIM.
 """
 
 import dataclasses
-import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,110 +22,32 @@ from ml_collections import ConfigDict
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
-from jpeglm.evals import ngram
+from jpeglm.evals import ngram, table_notes
 from jpeglm.evals.completion import (
+    CONTROLS,
     MODELS,
     TITLES,
-    TRAINED,
-    TRAINING_PICTURES,
     Completed,
     Methods,
     Store,
     documents_identity,
-    judge,
     title_of,
 )
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments, frechet_distance
+from jpeglm.evals.i3d import I3D
 from jpeglm.evals.inception import MODES, Inception
+from jpeglm.evals.judging import judge, psnr
+from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
 from jpeglm.metrics import read_metrics
 from jpeglm.sampling.engine import Settings
 
 EXTRACTORS = ("efficientnet_lite0", "inception")
-FLOOR = "heldout"
-FLOOR_TITLE = "held-out originals"
 SHOWN = 8  # pictures of each cell that a report shows
-NGRAM_ORDER = 4
-GRAMMAR_HEADER = "+ grammar"  # of the column that repeats the one before it, for files written with the grammar
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table. Of a network, all but the last three tell of the plain sampling, without the grammar.
-
-    Attributes:
-      method: a key of `TITLES`, or "heldout" for the originals themselves.
-      title: what the table calls it.
-      ratio: share of the MCUs that were given; None for the originals.
-      num: pictures.
-      valid: share of the files that decode strictly.
-      ended: share of the files that the model ended itself within its budget of tokens; None where no model wrote.
-      readable: mean share of the MCUs to be completed that are readable in sequence, leniently; None for originals.
-      distance: between the features of these pictures and of the reference.
-      tokens: mean number that the model wrote; None where no model wrote.
-      valid_with_grammar: share of the files written with the grammar that decode strictly; None where no model wrote.
-      distance_with_grammar: between the features of those files' pictures and of the reference; None likewise.
-      removed: the share of its probability that the grammar took away from the model at a token, the mean over each
-        file's tokens and then over the files; None likewise.
-    """
-
-    method: str
-    title: str
-    ratio: float | None
-    num: int
-    valid: float
-    ended: float | None
-    readable: float | None
-    distance: float
-    tokens: float | None
-    valid_with_grammar: float | None = None
-    distance_with_grammar: float | None = None
-    removed: float | None = None
-
-    def distance_by(self, grammar: bool) -> float:
-        """The distance by the sampling with the grammar, or by the plain one; what no model wrote has only one."""
-        return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """Held-out loss of a model of the tokens, in the field's three units."""
-
-    title: str
-    nats_per_token: float
-    bits_per_byte: float
-    bits_per_pixel: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """Pictures of a cell for the report: uint8 [n, h, w] or [n, h, w, 3], and which of their files are valid."""
-
-    pictures: np.ndarray
-    valid: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """What `make` found out.
-
-    Attributes:
-      metric: what the distance is called.
-      rows: the originals first, then ratio by ratio.
-      language_models: the trained model at `step`, the n-gram model, and the pretrained model if there is one.
-      history: the rows of the run's metrics up to `step`.
-      shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and by
-        (ratio, "prompt") what was given over grey.
-    """
-
-    metric: str
-    step: int
-    rows: list[Row]
-    language_models: list[LanguageModel]
-    history: list[dict[str, Any]]
-    shown: dict[tuple[float | None, str, bool], Shown]
-    notes: list[str]
+Measures = dict[str, np.ndarray]  # features float32 [pictures, dim], perhaps video [n, dim], and scores float64 [n]
 
 
 def check(config: ConfigDict) -> None:
@@ -130,9 +55,7 @@ def check(config: ConfigDict) -> None:
     for key in ("workdir", "data", "out"):
         if not config[key]:
             raise InputError(f"--config.{key}=DIR is needed")
-    unknown = [row for row in config.rows if row not in TITLES]
-    if unknown or not config.rows:
-        raise InputError(f"config.rows: {unknown[0] if unknown else 'nothing'!r} is none of {', '.join(TITLES)}")
+    _check_rows(config.rows, tuple(TITLES))
     if not config.ratios or not all(0 <= ratio < 1 for ratio in config.ratios):
         raise InputError(f"config.ratios={tuple(config.ratios)}: one or more of 0 to below 1 are needed")
     if len(set(config.ratios)) < len(config.ratios) or len(set(config.rows)) < len(config.rows):
@@ -147,12 +70,19 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"config.mode={config.mode!r} is none of {', '.join(MODES)}")
 
 
-def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
-    """Completes, judges and measures all that `config` names (see configs/eval/demo.py).
+def _check_rows(rows: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [row for row in rows if row not in known]
+    if unknown or not rows:
+        raise InputError(f"config.rows: {unknown[0] if unknown else 'nothing'!r} is none of {', '.join(known)}")
+
+
+def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:
+    """Completes, judges and measures all that `config` names (see configs/eval/demo.py and demo_avc.py).
 
     Args:
       config: of the table.
       extractor: another one than `config.extractor` names.
+      video_extractor: another one than `config.video_weights` asks for.
 
     Raises:
       InputError: a key, run or data that the user can mend.
@@ -161,48 +91,65 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
     check(config)
     methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
     codec, num = methods.codec, config.num
-    if isinstance(codec, AvcCodec):
-        raise InputError(f"{config.workdir} is a run on clips, and these tables are of pictures")
+    is_clips = isinstance(codec, AvcCodec)
+    _check_rows(config.rows, (*MODELS, *CONTROLS[methods.run_config.codec.name]))
+    if is_clips and any(int(ratio * codec.frames) < 1 for ratio in config.ratios):
+        raise InputError(f"config.ratios={tuple(config.ratios)}: of a clip of {codec.frames} frames one must be given")
+    if config.get("video_weights") and not is_clips:
+        raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on pictures")
     there = methods.manifest["splits"]["heldout"]["documents"]
     if there < 2 * num:
         raise InputError(f"config.num={num} takes {2 * num} held-out documents, {config.data} has {there}")
     documents = list(pipeline.documents(config.data, "heldout", 2 * num))
     originals, reference = documents[:num], documents[num:]
     extractor = extractor or _extractor(config)
+    if config.get("video_weights"):
+        video_extractor = video_extractor or I3D(config.video_weights)
     store = Store(Path(config.out) / "cells")
     shown: dict[tuple[float | None, str, bool], Shown] = {}
 
-    def measure(name: str, title: str, documents: list[bytes], kept: int) -> dict[str, np.ndarray]:
-        """Features float32 [n, dim], valid bool [n] and readable float64 [n] of documents."""
+    def measure(name: str, title: str, documents: list[bytes], kept: int, has_truth: bool = False) -> Measures:
+        """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
+        truth = originals if has_truth and is_clips else None
         identity = {
             "documents": documents_identity(documents),
             "codec": methods.run_config.codec.to_dict(),
-            "extractor": [extractor.name, extractor.size, extractor.weights_sha256]
-            + ([extractor.mode] if extractor.mode else []),
+            "extractor": _identity_of(extractor),
             "kept": kept,
         }
+        if truth:
+            identity["originals"] = documents_identity(truth)
 
         def compute() -> dict[str, np.ndarray]:
-            judged = []
+            scores = []
 
             def pictures():
-                for picture, valid, readable in judge(codec, documents, kept):
-                    judged.append((valid, readable))
-                    yield picture
+                for judged in judge(codec, documents, kept, truth):
+                    scores.append(judged.scores)
+                    yield from judged.pictures
 
-            prepared = map(extractor.prepare, pictures())
-            features = np.concatenate(list(extract(extractor, prepared, len(documents), title)))
-            valid, readable = zip(*judged, strict=True)
-            return {"features": features, "valid": np.array(valid), "readable": np.array(readable)}
+            total = len(documents) * (codec.units - kept if is_clips else 1)
+            features = np.concatenate(list(extract(extractor, map(extractor.prepare, pictures()), total, title)))
+            return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
 
-        return store.get(f"{name}.features", identity, compute)
+        found = dict(store.get(f"{name}.features", identity, compute))
+        if video_extractor and is_clips:
+            found["video"] = store.get(
+                f"{name}.video",
+                {key: identity[key] for key in ("documents", "codec")} | {"extractor": _identity_of(video_extractor)},
+                lambda: {"features": _video_features(video_extractor, codec, documents, title)},
+            )["features"]
+        return found
 
     def show(ratio: float | None, method: str, documents: list[bytes], grammar: bool = False) -> None:
         seen = list(judge(codec, documents[:SHOWN], 0))
-        pictures, valid = np.stack([entry[0] for entry in seen]), np.array([entry[1] for entry in seen])
-        shown[ratio, method, grammar] = Shown(pictures, valid)
+        pictures, valid = (
+            np.stack([judged.seen for judged in seen]),
+            np.array([judged.scores["valid"] for judged in seen]),
+        )
+        shown[ratio, method, grammar] = Shown(pictures, valid.astype(bool))
 
-    def fill(method: str, ratio: float, grammar: bool = False) -> tuple[Completed, dict[str, np.ndarray]]:
+    def fill(method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
         """The completions of one cell, and what is measured of them."""
         name = f"{method}-{ratio:g}{'-grammar' if grammar else ''}"
         identity = methods.identity(method, grammar)
@@ -210,28 +157,41 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
         arrays = store.get(name, identity, lambda: methods.complete(method, originals, ratio, grammar).to_arrays())
         completed = Completed.from_arrays(arrays)
         title = f"{title_of(method, grammar)}, ratio {ratio:g}"
-        measured = measure(name, title, completed.documents, codec.cut(originals[0], ratio)[1])
+        measured = measure(name, title, completed.documents, codec.cut(originals[0], ratio)[1], has_truth=True)
         if grammar and not measured["valid"].all():
             raise RuntimeError(
-                f"cell {name}: {np.sum(~measured['valid'])} of {num} files written with the grammar are not valid, "
-                f"which is a bug of jpeglm; they are in {config.out}/cells/{name}.npz"
+                f"cell {name}: {np.sum(measured['valid'] == 0)} of {num} files written with the grammar are not "
+                f"valid, which is a bug of jpeglm; they are in {config.out}/cells/{name}.npz"
             )
         show(ratio, method, completed.documents, grammar)
         return completed, measured
 
     ############################ Reference and floor ############################
-    target = Moments([measure("reference", "reference", reference, 0)["features"]])
+    # Of clips the frames at the places that are completed, ratio by ratio; of pictures each one whole, once.
+    places = {ratio: codec.cut(originals[0], ratio)[1] if is_clips else 0 for ratio in config.ratios}
+    suffix = {kept: f"-from-{kept}" if is_clips else "" for kept in places.values()}
+    targets = {kept: measure(f"reference{suffix[kept]}", "reference", reference, kept) for kept in suffix}
 
-    def distance_of(measured: dict[str, np.ndarray]) -> float:
-        return frechet_distance(Moments([measured["features"]]), target)
+    def distances_of(measured: Measures, kept: int) -> dict[str, float | None]:
+        """By the names of `Row`."""
+        pairs = {"distance": "features", "video_distance": "video"}
+        return {
+            name: frechet_distance(*(Moments([side[key]]) for side in (measured, targets[kept])))
+            for name, key in pairs.items()
+            if key in measured
+        }
 
-    measured = measure(FLOOR, FLOOR_TITLE, originals, 0)
-    floor = distance_of(measured)
-    rows = [Row(FLOOR, FLOOR_TITLE, None, num, float(measured["valid"].mean()), None, None, floor, None)]
+    floors = []
+    for ratio, kept in places.items() if is_clips else [(None, 0)]:
+        measured = measure(f"{FLOOR}{suffix[kept]}", FLOOR_TITLE, originals, kept)
+        valid = float(measured["valid"].mean())
+        row = Row(FLOOR, FLOOR_TITLE, ratio, num, valid, None, None, tokens=None, **distances_of(measured, kept))
+        floors.append(dataclasses.replace(row, **_clip_scores(measured)))
     show(None, FLOOR, originals)
 
     ############################ Methods by ratios ############################
-    for method in _rows(config):  # outermost, so that each model is loaded once
+    rows = []
+    for method in methods_of(config):  # outermost, so that each model is loaded once
         for ratio in config.ratios:
             completed, measured = fill(method, ratio)
             wrote = completed.ended is not None
@@ -243,24 +203,25 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
                 valid=float(measured["valid"].mean()),
                 ended=float(completed.ended.mean()) if wrote else None,
                 readable=float(measured["readable"].mean()),
-                distance=distance_of(measured),
                 tokens=float(completed.tokens.mean()) if wrote else None,
+                **distances_of(measured, places[ratio]),
+                **_clip_scores(measured),
             )
-            if method in MODELS:
+            if method in MODELS and codec.has_grammar:
                 completed, measured = fill(method, ratio, grammar=True)
                 row = dataclasses.replace(
                     row,
                     valid_with_grammar=float(measured["valid"].mean()),
-                    distance_with_grammar=distance_of(measured),
+                    distance_with_grammar=distances_of(measured, places[ratio])["distance"],
                     removed=float(completed.removed.mean()),
                 )
             rows.append(row)
-    for ratio in config.ratios:
-        show(
-            ratio, "prompt", [codec.complete_with_flat(*codec.cut(original, ratio)) for original in originals[:SHOWN]]
-        )
+    if not is_clips:
+        for ratio in config.ratios:
+            prompts = [codec.cut(original, ratio) for original in originals[:SHOWN]]
+            show(ratio, "prompt", [codec.complete_with_flat(*prompt) for prompt in prompts])
     order = {ratio: place for place, ratio in enumerate(config.ratios)}
-    rows[1:] = sorted(rows[1:], key=lambda row: order[row.ratio])  # stable: the methods keep their order
+    rows.sort(key=lambda row: order[row.ratio])  # stable: the methods keep their order
 
     ############################ The language model ############################
     history = [row for row in read_metrics(methods.workdir) if row["step"] <= methods.step]
@@ -273,16 +234,44 @@ def make(config: ConfigDict, extractor: Extractor | None = None) -> Table:
     if methods.pretrained:
         rows_of = read_metrics(methods.pretrained)
         language_models.append(_last_scores(TITLES["pretrained"], rows_of, config.pretrained))
-    notes = _verdicts(rows) + _notes(config, methods, extractor)
-    return Table(extractor.metric, methods.step, rows, language_models, history, shown, notes)
+    notes = table_notes.verdicts(rows, codec.item) + table_notes.notes(config, methods, extractor, video_extractor)
+    return Table(
+        metric=extractor.metric,
+        item=codec.item,
+        unit=codec.unit,
+        units=codec.units,
+        step=methods.step,
+        floors=floors,
+        rows=rows,
+        language_models=language_models,
+        history=history,
+        shown=shown,
+        notes=notes,
+        video_metric=video_extractor.metric if video_extractor else "",
+        fps=codec.fps if is_clips else 0,
+    )
+
+
+def _identity_of(extractor: Extractor) -> list[Any]:
+    return [extractor.name, extractor.size, extractor.weights_sha256] + ([extractor.mode] if extractor.mode else [])
+
+
+def _video_features(extractor: Extractor, codec: AvcCodec, documents: list[bytes], title: str) -> np.ndarray:
+    """float32 [n, dim] of whole clips, the given frames too."""
+    clips = (extractor.prepare(codec.see(codec.restore(document))) for document in documents)
+    return np.concatenate(list(extract(extractor, clips, len(documents), f"{title}, {extractor.name}")))
+
+
+def _clip_scores(measured: Measures) -> dict[str, float]:
+    """Means that only clips have, by the names of `Row`."""
+    scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
+    if "squared_error" in measured:
+        scores["psnr"] = psnr(float(measured["squared_error"].mean()))
+    return scores
 
 
 def _extractor(config: ConfigDict) -> Extractor:
     return Inception(config.weights, config.mode) if config.extractor == "inception" else EfficientNetLite0()
-
-
-def _rows(config: ConfigDict) -> list[str]:
-    return [row for row in config.rows if row != "pretrained" or config.pretrained]
 
 
 def _last_scores(title: str, history: list[dict[str, Any]], workdir: str) -> LanguageModel:
@@ -291,30 +280,6 @@ def _last_scores(title: str, history: list[dict[str, Any]], workdir: str) -> Lan
     if not scores:
         raise InputError(f"{workdir}: metrics.jsonl holds no held-out loss up to its checkpoint")
     return _language_model(f"{title}, step {scores[-1]['step']:,}", scores[-1], "heldout/")
-
-
-def _verdicts(rows: list[Row]) -> list[str]:
-    """Says of each trained network which controls are nearer to real pictures than it is, at which ratio.
-
-    By the plain sampling, then by that with the grammar: then the untrained network has the grammar, too.
-    """
-    verdicts = []
-    for method, grammar in itertools.product(TRAINED, (False, True)):
-        subject = f"“{title_of(method, grammar)}”"
-        own = [row for row in rows if row.method == method]
-        nearer: dict[str, list[str]] = {}
-        for row in own:
-            for other in rows:
-                ours, theirs = row.distance_by(grammar), other.distance_by(grammar)
-                if other.ratio == row.ratio and other.method not in TRAINED and theirs <= ours:
-                    place = f"at {row.ratio:g} ({theirs:,.2f} against {ours:,.2f})"
-                    nearer.setdefault(title_of(other.method, grammar and other.method in MODELS), []).append(place)
-        if nearer:
-            lost = "; ".join(f"“{title}” {', '.join(places)}" for title, places in nearer.items())
-            verdicts.append(f"{subject} is farther from real pictures than {lost}.")
-        elif own:
-            verdicts.append(f"{subject} is nearer to real pictures than every control, at every ratio.")
-    return verdicts
 
 
 def _ngram_scores(data: str) -> dict[str, np.ndarray]:
@@ -326,64 +291,3 @@ def _ngram_scores(data: str) -> dict[str, np.ndarray]:
 def _language_model(title: str, scores: dict[str, float], prefix: str) -> LanguageModel:
     units = ("nats_per_token", "bits_per_byte", "bits_per_pixel")
     return LanguageModel(title, **{unit: scores[prefix + unit] for unit in units})
-
-
-def _notes(config: ConfigDict, methods: Methods, extractor: Extractor) -> list[str]:
-    """What a reader has to know to read the numbers right."""
-    num, run, manifest = config.num, methods.run_config, methods.manifest
-    pool = min(TRAINING_PICTURES, manifest["splits"]["train"]["documents"])
-    notes = [
-        f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
-        f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
-        f"Every row has {num:,} pictures and one completion a prompt, a network's a second one with the grammar. A "
-        "file that does not decode strictly counts against “valid” and enters the distance as leniently decoded, "
-        "unreadable MCUs in mid-grey: none is dropped.",
-        "The grammar is an automaton of all legal files of the codec. With it, a network draws only tokens that lead "
-        "to a legal file which ends within the budget; without it, from all tokens, as in the paper.",
-        f"“{GRAMMAR_HEADER}” repeats the column before it for files written with the grammar, from the same prompts "
-        "and random numbers. These are all valid by construction, whoever the model. All other columns are without "
-        "it: “valid” is a property of the model and says how well it has learnt the format.",
-        "“removed” is the probability that the grammar took away from a model at a token, before temperature, top-k "
-        "and top-p: the mean over each file's tokens, then over the files. Beginnings are always legal there.",
-        f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, pictures "
-        f"stretched to {extractor.size}x{extractor.size}. "
-        + (
-            f"The weights are those of FID, the mode is {extractor.mode}: numbers of other modes are no peers."
-            if extractor.metric.startswith("FID")
-            else "It is not FID and is not to be set beside one."
-        ),
-        "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
-        "prompts' originals themselves have to the reference: no method is expected below it.",
-        "A larger share given leaves less to get wrong, so all distances fall with the ratio: compare methods "
-        "within one ratio.",
-        "“MCUs readable”: of the MCUs to be completed, the share that a tolerant decoder reads in sequence before "
-        "the first that it cannot. “Ended” means that the model wrote its end token within the budget.",
-    ]
-    if num < max(2048, extractor.dim):
-        notes.append(
-            f"With {num:,} pictures a side the distance is biased upwards and depends on that number: it compares "
-            "rows of this table and nothing else."
-        )
-    controls = {
-        "pretrained": f"“pretrained model” is the checkpoint in {config.pretrained}, not trained by this run; it held "
-        "out the same files.",
-        "untrained": "“untrained model” is the same network before its first step, sampled alike, both times.",
-        "random_bytes": "“prompt + random bytes” has uniformly random bytes behind the prompt, as many as the "
-        "original has there, no markers put among them: nearly all of it is unreadable and shows as grey.",
-        "flat": "“prompt + flat blocks” has mid-grey MCUs behind the prompt, a valid file.",
-        "training_mean": "“prompt + training mean” has the MCUs of the mean of "
-        f"{pool:,} training pictures there, a valid file.",
-        "training_picture": "“prompt + rest of a random training picture” has the MCUs of one of these "
-        f"{pool:,} there, a valid file: real strokes that know nothing of the prompt.",
-    }
-    notes += [text for row, text in controls.items() if row in _rows(config)]
-    heldout, seen = manifest["splits"]["heldout"]["chunks"], run.eval.batches * run.optim.batch_size
-    notes.append(
-        f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on the tokens that the network trained on; "
-        + (
-            "both are scored on every held-out token that follows another within a chunk."
-            if seen >= heldout
-            else f"it is scored on all {heldout:,} held-out chunks, the network on the first {seen:,}."
-        )
-    )
-    return notes

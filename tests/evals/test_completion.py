@@ -12,21 +12,22 @@ from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals.completion import (
+    CONTROLS,
     MODELS,
-    TITLES,
     Completed,
     Methods,
     Store,
-    judge,
     mean_document,
     random_others,
     with_flat_blocks,
     with_random_bytes,
     with_rest_of,
 )
+from jpeglm.evals.judging import judge
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Sampler
 
+ROWS = (*MODELS, *CONTROLS["jpeg"])
 CODECS = [JpegCodec(32, 32, "L", 25), JpegCodec(50, 70, "RGB", 25)]
 # As in test_tables.py, so that a session compiles the programs once.
 SETTINGS = Settings(max_tokens=256, temperature=0.7, top_k=40, top_p=0.9, slots=4)
@@ -115,11 +116,11 @@ def test_judging_drops_nothing_and_counts_readable_mcus():
     ends = codec.parse(original).ends
     cut_in_the_last_mcu = original[: ends[14] + 2]
     judged = list(judge(codec, [original, cut_in_the_last_mcu, b""], kept=8))
-    assert [picture.shape for picture, _, _ in judged] == [(32, 32)] * 3
-    assert [valid for _, valid, _ in judged] == [True, False, False]
-    assert judged[0][2] == 1.0
-    assert judged[1][2] == 7 / 8
-    np.testing.assert_array_equal(judged[0][0], np.asarray(codec.decode(original)))
+    assert [each.pictures.shape for each in judged] == [(1, 32, 32)] * 3
+    assert [each.scores["valid"] for each in judged] == [1.0, 0.0, 0.0]
+    assert judged[0].scores["readable"] == 1.0
+    assert judged[1].scores["readable"] == 7 / 8
+    np.testing.assert_array_equal(judged[0].seen, np.asarray(codec.decode(original)))
 
 
 def test_completions_come_back_from_their_arrays():
@@ -150,13 +151,13 @@ def completed(methods, originals):
     """By row and whether with the grammar; the trained model comes last and stays loaded."""
     return {
         (row, grammar): methods.complete(row, originals, 0.5, grammar)
-        for row in reversed(TITLES)
+        for row in reversed(ROWS)
         for grammar in ((False, True) if row in MODELS else (False,))
     }
 
 
 def test_every_method_of_a_run_completes_every_prompt(methods, originals, completed):
-    for row in TITLES:
+    for row in ROWS:
         assert len(completed[row, False].documents) == len(originals), row
         for document, original in zip(completed[row, False].documents, originals, strict=True):
             assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
@@ -215,12 +216,12 @@ def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(methods,
 
 
 def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_run, tiny_data):
-    identities = [methods.identity(row) for row in TITLES]
+    identities = [methods.identity(row) for row in ROWS]
     assert all(identities.count(identity) == 1 for identity in identities)
     other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0, pretrained=tiny_run)
-    changed = [row for row in TITLES if other.identity(row) != methods.identity(row)]
+    changed = [row for row in ROWS if other.identity(row) != methods.identity(row)]
     assert changed == ["trained", "pretrained", "untrained"]
-    assert [row for row in TITLES if methods.identity(row, grammar=True) != methods.identity(row)] == list(MODELS)
+    assert [row for row in ROWS if methods.identity(row, grammar=True) != methods.identity(row)] == list(MODELS)
 
 
 def test_data_of_another_tokenizer_is_refused(methods, tiny_run, tiny_data, tmp_path):

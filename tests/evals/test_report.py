@@ -14,7 +14,7 @@ from PIL import Image
 
 from jpeglm.evals import report
 from jpeglm.evals.completion import MODELS, TITLES
-from jpeglm.evals.tables import LanguageModel, Row, Shown, Table
+from jpeglm.evals.table_rows import LanguageModel, Row, Shown, Table
 
 METHODS = ("trained", "untrained", "flat")
 FACTS = {
@@ -33,7 +33,7 @@ def colour_table(ratios=(0.5,)) -> Table:
     def pictures() -> Shown:
         return Shown(random.integers(0, 256, (3, 24, 40, 3), np.uint8), np.array([True, False, True]))
 
-    rows = [Row("heldout", "held-out originals", None, 4, 1.0, None, None, 12.5, None)]
+    floors, rows = [Row("heldout", "held-out originals", None, 4, 1.0, None, None, 12.5, None)], []
     shown = {(None, "heldout", False): pictures()}
     for ratio in ratios:
         shown[ratio, "prompt", False] = pictures()
@@ -52,7 +52,9 @@ def colour_table(ratios=(0.5,)) -> Table:
         LanguageModel("pretrained model, step 90", 1.1111, 1.5, 0.25),
     ]
     history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
-    return Table("FD-something", 9, rows, models, history, shown, ["a note with <brackets>"])
+    return Table(
+        "FD-something", "picture", "MCU", 16, 9, floors, rows, models, history, shown, ["a note with <brackets>"]
+    )
 
 
 class Page(html.parser.HTMLParser):

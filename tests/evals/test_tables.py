@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
-from jpeglm.evals import ngram, table_text, tables
-from jpeglm.evals.completion import MODELS, TITLES, Completed, Methods, with_random_bytes
+from jpeglm.evals import ngram, table_rows, table_text, tables
+from jpeglm.evals.completion import CONTROLS, MODELS, TITLES, Completed, Methods, with_random_bytes
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Completion, Sampler
@@ -26,6 +26,7 @@ from tests.evals.projection import Projection
 
 NUM = 10  # all 20 held-out digits of the tiny data
 RATIOS = (0.25, 0.75)
+ROWS = (*MODELS, *CONTROLS["jpeg"])
 
 
 def make_config(workdir: Path, data: Path, out: Path) -> ConfigDict:
@@ -43,7 +44,7 @@ def make_config(workdir: Path, data: Path, out: Path) -> ConfigDict:
 @dataclasses.dataclass
 class Made:
     config: ConfigDict
-    table: tables.Table
+    table: table_rows.Table
     extractor: Projection
 
 
@@ -66,17 +67,17 @@ def pictures(documents: list[bytes]) -> np.ndarray:
     return np.stack([codec.decode_leniently(document)[0] for document in documents])
 
 
-def by_place(table: tables.Table) -> dict:
-    return {(row.method, row.ratio): row for row in table.rows}
+def by_place(table: table_rows.Table) -> dict:
+    return {(row.method, row.ratio): row for row in table.all_rows}
 
 
 def test_every_row_has_all_pictures_and_each_is_extracted_once(made):
-    assert [(row.method, row.ratio) for row in made.table.rows] == [("heldout", None)] + [
-        (method, ratio) for ratio in RATIOS for method in TITLES
+    assert [(row.method, row.ratio) for row in made.table.all_rows] == [("heldout", None)] + [
+        (method, ratio) for ratio in RATIOS for method in ROWS
     ]
-    assert {row.num for row in made.table.rows} == {NUM}
+    assert {row.num for row in made.table.all_rows} == {NUM}
     assert made.table.metric == "FD-projection"
-    assert made.extractor.seen == NUM * (2 + (len(TITLES) + len(MODELS)) * len(RATIOS))
+    assert made.extractor.seen == NUM * (2 + (len(ROWS) + len(MODELS)) * len(RATIOS))
 
 
 def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
@@ -95,7 +96,7 @@ def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
     assert rows["random_bytes", 0.25].valid == 0.0
     assert rows["random_bytes", 0.25].readable < 0.5
     of_networks = ("ended", "tokens", "valid_with_grammar", "distance_with_grammar", "removed")
-    for row in made.table.rows:
+    for row in made.table.all_rows:
         assert {getattr(row, field) is None for field in of_networks} == {row.method not in MODELS}
 
 
@@ -168,15 +169,15 @@ def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made
 @pytest.mark.parametrize("suffix", ["", " with grammar"])
 @pytest.mark.parametrize("method", ["trained", "pretrained"])
 def test_the_notes_say_which_controls_are_nearer_than_the_model(made, method, suffix):
-    rows = [row for row in made.table.rows if row.ratio is not None]
+    rows = made.table.rows
     own = by_place(made.table)
 
-    def distance(row: tables.Row) -> float:
+    def distance(row: table_rows.Row) -> float:
         return row.distance_with_grammar if suffix and row.method in MODELS else row.distance
 
     start = f"“{TITLES[method]}{suffix}” is "
     [verdict] = [note for note in made.table.notes if note.startswith(start) and "real pictures than" in note]
-    names = {other: TITLES[other] + (suffix if other in MODELS else "") for other in TITLES}
+    names = {other: TITLES[other] + (suffix if other in MODELS else "") for other in ROWS}
     parts = dict.fromkeys(("every control", *names.values()), "")
     for part in verdict.partition(" than ")[2].split("; "):
         parts[part.strip("“").partition("”")[0].partition(",")[0]] = part
@@ -194,7 +195,7 @@ def test_a_second_time_everything_is_taken_from_the_cells(made, monkeypatch):
     extractor = Projection()
     again = tables.make(made.config, extractor)
     assert extractor.seen == 0
-    assert again.rows == made.table.rows
+    assert again.all_rows == made.table.all_rows
     assert again.language_models == made.table.language_models
 
 
@@ -248,8 +249,8 @@ def test_files_hold_the_same_numbers(made, tmp_path):
     with open(tmp_path / "files/table.csv") as file:
         lines = list(csv.DictReader(file))
     text = (tmp_path / "files/table.md").read_text()
-    assert len(lines) == len(content["rows"]) == len(table.rows)
-    for row, line, entry in zip(table.rows, lines, content["rows"], strict=True):
+    assert len(lines) == len(content["rows"]) == len(table.all_rows)
+    for row, line, entry in zip(table.all_rows, lines, content["rows"], strict=True):
         assert float(line["distance"]) == entry["distance"] == row.distance
         assert (line["ratio"] == "") == (row.ratio is None)
         assert f"{row.distance:,.2f} |" in text

@@ -1,0 +1,121 @@
+"""What a completion table holds."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+FLOOR = "heldout"
+FLOOR_TITLE = "held-out originals"
+NGRAM_ORDER = 4
+GRAMMAR_HEADER = "+ grammar"  # of the column that repeats the one before it, for files written with the grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table. Of a network, all but the last three tell of the plain sampling, without the grammar.
+
+    Attributes:
+      method: a key of `TITLES`, or "heldout" for the originals themselves.
+      title: what the table calls it.
+      ratio: share of the units (MCUs, frames) that were given; None for original pictures.
+      num: pictures, or clips.
+      valid: share of the files that decode strictly.
+      ended: share of the files that the model ended itself within its budget of tokens; None where no model wrote.
+      readable: mean share of the units to be completed that are readable in sequence, leniently; None for originals.
+      distance: between the features of these pictures, or completed frames, and of the reference.
+      tokens: mean number that the model wrote; None where no model wrote.
+      valid_with_grammar: share of the files written with the grammar that decode strictly; None where no model wrote.
+      distance_with_grammar: between the features of those files' pictures and of the reference; None likewise.
+      removed: the share of its probability that the grammar took away from the model at a token, the mean over each
+        file's tokens and then over the files; None likewise.
+      concealed: of clips, the mean share of the macroblocks to be completed that a decoder made up or never gave.
+      psnr: of clips, decibels of the squared error of all their completed frames together, against the originals'.
+      ssim: of clips, the mean structural similarity of these frames; None for originals, as `psnr`.
+      video_distance: of clips, between I3D's features of whole clips and of the reference; None without its weights.
+    """
+
+    method: str
+    title: str
+    ratio: float | None
+    num: int
+    valid: float
+    ended: float | None
+    readable: float | None
+    distance: float
+    tokens: float | None
+    valid_with_grammar: float | None = None
+    distance_with_grammar: float | None = None
+    removed: float | None = None
+    concealed: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    video_distance: float | None = None
+
+    def distance_by(self, grammar: bool) -> float:
+        """The distance by the sampling with the grammar, or by the plain one; what no model wrote has only one."""
+        return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Held-out loss of a model of the tokens, in the field's three units."""
+
+    title: str
+    nats_per_token: float
+    bits_per_byte: float
+    bits_per_pixel: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Of a cell for the report: pictures uint8 [n, h, w] or [n, h, w, 3], or clips [n, frames, h, w, 3], and which of
+    their files are valid."""
+
+    pictures: np.ndarray
+    valid: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What `make` found out.
+
+    Attributes:
+      metric: what the distance is called.
+      item: what a document is of, "picture" or "clip".
+      unit: what is given whole, "MCU" or "frame"; `units` of them are an item.
+      floors: of the originals themselves; of clips one a ratio, since their frames' places depend on it.
+      rows: of the methods, ratio by ratio.
+      language_models: the trained model at `step`, the n-gram model, and the pretrained model if there is one.
+      history: the rows of the run's metrics up to `step`.
+      shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and, of
+        pictures, by (ratio, "prompt") what was given over grey.
+      notes: how to read it.
+      video_metric: what the distance between clips is called; "" where there is none.
+      fps: of clips, frames a second; 0 of pictures.
+    """
+
+    metric: str
+    item: str
+    unit: str
+    units: int
+    step: int
+    floors: list[Row]
+    rows: list[Row]
+    language_models: list[LanguageModel]
+    history: list[dict[str, Any]]
+    shown: dict[tuple[float | None, str, bool], Shown]
+    notes: list[str]
+    video_metric: str = ""
+    fps: int = 0
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """Floors, then methods."""
+        return [*self.floors, *self.rows]
+
+
+def methods_of(config: ConfigDict) -> list[str]:
+    """The methods that a table's config asks for."""
+    return [row for row in config.rows if row != "pretrained" or config.pretrained]
