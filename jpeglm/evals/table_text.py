@@ -60,6 +60,7 @@ def columns(table: Table) -> list[Column]:
         distance(table.metric, "distance"),
         distance(GRAMMAR_HEADER, "distance_with_grammar"),
         distance(table.video_metric, "video_distance"),
+        Column("to true frames", lambda row: number(row.true_distance, 3)),
         Column("PSNR, dB", lambda row: number(row.psnr, 2)),
         Column("SSIM", lambda row: number(row.ssim, 4)),
     ]

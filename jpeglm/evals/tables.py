@@ -181,12 +181,12 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
             if key in measured
         }
 
-    floors = []
+    floors, truths = [], {}
     for ratio, kept in places.items() if is_clips else [(None, 0)]:
-        measured = measure(f"{FLOOR}{suffix[kept]}", FLOOR_TITLE, originals, kept)
+        measured = truths[kept] = measure(f"{FLOOR}{suffix[kept]}", FLOOR_TITLE, originals, kept)
         valid = float(measured["valid"].mean())
         row = Row(FLOOR, FLOOR_TITLE, ratio, num, valid, None, None, tokens=None, **distances_of(measured, kept))
-        floors.append(dataclasses.replace(row, **_clip_scores(measured)))
+        floors.append(dataclasses.replace(row, **_clip_scores(measured, None)))
     show(None, FLOOR, originals)
 
     ############################ Methods by ratios ############################
@@ -205,7 +205,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
                 readable=float(measured["readable"].mean()),
                 tokens=float(completed.tokens.mean()) if wrote else None,
                 **distances_of(measured, places[ratio]),
-                **_clip_scores(measured),
+                **_clip_scores(measured, truths[places[ratio]]),
             )
             if method in MODELS and codec.has_grammar:
                 completed, measured = fill(method, ratio, grammar=True)
@@ -262,11 +262,13 @@ def _video_features(extractor: Extractor, codec: AvcCodec, documents: list[bytes
     return np.concatenate(list(extract(extractor, clips, len(documents), f"{title}, {extractor.name}")))
 
 
-def _clip_scores(measured: Measures) -> dict[str, float]:
-    """Means that only clips have, by the names of `Row`."""
+def _clip_scores(measured: Measures, truth: Measures | None) -> dict[str, float]:
+    """What only clips have, by the names of `Row`; `truth`: of the originals, for clips made of them."""
     scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
     if "squared_error" in measured:
         scores["psnr"] = psnr(float(measured["squared_error"].mean()))
+        apart = np.linalg.norm(measured["features"] - truth["features"], axis=1)
+        scores["true_distance"] = float(apart.mean())
     return scores
 
 
