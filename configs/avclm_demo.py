@@ -7,6 +7,9 @@ or by hand:
     ./launch/clips.sh CLIPS demo
     python -m jpeglm.prepare --config=configs/avclm_demo.py --source=CLIPS/demo --out=DATA
     python -m jpeglm.train --config=configs/avclm_demo.py --config.data.path=DATA --workdir=WORKDIR
+
+Expect: 577K training tokens of 1,433 windows; a held-out loss below the 4-gram model's only just; a third of the
+completions valid.
 """
 
 from configs import jpeglm_demo
@@ -15,16 +18,19 @@ from jpeglm.config import avc
 
 def get_config():
     config = jpeglm_demo.get_config()
-    config.steps = 500
+    config.steps = 1_400
     config.codec = avc()
     config.codec.height = 32
     config.codec.width = 32
     config.codec.fps = 8  # an emoji moves for three seconds
-    config.codec.strip_headers = True  # they would be a third of so small a clip
+    config.codec.strip_headers = True  # they would be half of so small a clip
     config.tokenizer.vocab_size = 1_024
-    config.data.seq_len = 768
-    config.data.augment = 12  # windows of a film, at most
+    config.data.seq_len = 768  # nine in ten clips are shorter
+    config.data.augment = 12  # windows more of each training film, at most; an emoji has room for three
     config.data.stride = 3
     config.data.holdout = 96  # films, of each its first clip
-    config.optim.batch_size = 4
+    config.model.mask_documents = True  # a clip begins at position 0, as in sampling
+    config.optim.batch_size = 2
+    config.eval.every = 350
+    config.checkpoint.every = 350
     return config
