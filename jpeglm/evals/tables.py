@@ -93,7 +93,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
     codec, num = methods.codec, config.num
     is_clips = isinstance(codec, AvcCodec)
     _check_rows(config.rows, (*MODELS, *CONTROLS[methods.run_config.codec.name]))
-    if is_clips and any(int(ratio * codec.frames) < 1 for ratio in config.ratios):
+    if is_clips and any(ratio * codec.frames + 1e-9 < 1 for ratio in config.ratios):
         raise InputError(f"config.ratios={tuple(config.ratios)}: of a clip of {codec.frames} frames one must be given")
     if config.get("video_weights") and not is_clips:
         raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on pictures")
@@ -142,12 +142,9 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
         return found
 
     def show(ratio: float | None, method: str, documents: list[bytes], grammar: bool = False) -> None:
-        seen = list(judge(codec, documents[:SHOWN], 0))
-        pictures, valid = (
-            np.stack([judged.seen for judged in seen]),
-            np.array([judged.scores["valid"] for judged in seen]),
-        )
-        shown[ratio, method, grammar] = Shown(pictures, valid.astype(bool))
+        judged = list(judge(codec, documents[:SHOWN], 0))
+        valid = np.array([each.scores["valid"] == 1 for each in judged])
+        shown[ratio, method, grammar] = Shown(np.stack([each.seen for each in judged]), valid)
 
     def fill(method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
         """The completions of one cell, and what is measured of them."""
@@ -232,8 +229,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
         _language_model(f"interpolated {NGRAM_ORDER}-gram", {name: float(x) for name, x in counted.items()}, ""),
     ]
     if methods.pretrained:
-        rows_of = read_metrics(methods.pretrained)
-        language_models.append(_last_scores(TITLES["pretrained"], rows_of, config.pretrained))
+        scores = read_metrics(methods.pretrained)
+        language_models.append(_last_scores(TITLES["pretrained"], scores, config.pretrained))
     notes = table_notes.verdicts(rows, codec.item) + table_notes.notes(config, methods, extractor, video_extractor)
     return Table(
         metric=extractor.metric,

@@ -12,6 +12,7 @@ from jpeglm.errors import InputError
 from jpeglm.evals import i3d
 from jpeglm.evals.i3d import I3D
 from tests.evals import peers
+from tests.evals.inceptions import edited
 from tests.photographs import photographs
 
 FRAMES = {0: (9, 15, 16), 1: (16,)}  # by seed
@@ -145,13 +146,6 @@ def test_no_weights_are_called_fvd_s_and_their_hash_is_that_of_the_file(weights,
     for seed, path in weights.items():
         assert extractors[seed].weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (extractors[seed].name, extractors[seed].metric) == ("Inception-I3D", "FD-I3D")
-
-
-def edited(path, target, change):
-    state = torch.load(path)
-    change(state)
-    torch.save(state, target)
-    return target
 
 
 @pytest.mark.parametrize(

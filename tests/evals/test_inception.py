@@ -15,7 +15,7 @@ from jpeglm.errors import InputError
 from jpeglm.evals import inception
 from jpeglm.evals.inception import Inception
 from tests.evals import inceptions, peers
-from tests.evals.inceptions import MODES
+from tests.evals.inceptions import MODES, edited
 from tests.photographs import photographs
 
 SEEDS = pytest.mark.parametrize("seed", [0, 1], ids=["small", "large"])
@@ -147,13 +147,6 @@ def test_the_known_hash_is_the_one_in_the_file_s_name():
 def test_an_unknown_mode_is_refused(weights):
     with pytest.raises(InputError, match="mode 'legacy' is none of clean, legacy_tensorflow, legacy_pytorch"):
         Inception(weights[0], "legacy")
-
-
-def edited(path, target, change):
-    state = torch.load(path)
-    change(state)
-    torch.save(state, target)
-    return target
 
 
 @pytest.mark.parametrize(
