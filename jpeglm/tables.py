@@ -1,4 +1,4 @@
-r"""Completes held-out pictures by a trained model and by controls, and tells how far each is from real ones.
+r"""Completes held-out pictures or clips by a trained model and by controls, and tells how far each is from real ones.
 
     python -m jpeglm.tables --config=configs/eval/demo.py \
         --config.workdir=WORKDIR --config.data=DATA --config.out=OUT

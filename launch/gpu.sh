@@ -49,9 +49,10 @@ fi
 missing=$("$python" - <<'PYTHON'
 import importlib.util
 
-needed = """absl=absl-py array_record=array-record cloudpickle etils=etils[epath] flax grain jinja2 matplotlib
-ml_collections=ml-collections optax orbax.checkpoint=orbax-checkpoint PIL=pillow portpicker yaml=pyyaml pytest
-safetensors scipy sentencepiece tabulate tensorboardX tokenizers tqdm"""
+needed = """absl=absl-py array_record=array-record cloudpickle etils=etils[epath] flax grain
+imageio_ffmpeg=imageio-ffmpeg jinja2 lazy_loader=lazy-loader matplotlib ml_collections=ml-collections optax
+orbax.checkpoint=orbax-checkpoint PIL=pillow portpicker yaml=pyyaml pytest safetensors scipy sentencepiece
+skimage=scikit-image tabulate tensorboardX tokenizers tqdm"""
 
 
 def lacks(module):
