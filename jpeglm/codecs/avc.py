@@ -43,6 +43,7 @@ __all__ = ["AvcCodec", "AvcError", "Decoded"]
 _MACROBLOCK = 16  # pixels
 _MOST_MACROBLOCKS = 36_864  # of a frame: levels 5.1 and 5.2, Table A-1 of ITU-T H.264
 _OVER_WHITE = "split[white][clip];[white]drawbox=c=white:t=fill:replace=1[white];[white][clip]overlay=format=auto,"
+_FILM = ("-format_whitelist", ffmpeg.DEMUXERS)  # how a source is opened
 _CONCEALED = re.compile(r"\[h264 @ (\w+)\] \[info\] concealing (\d+) DC")
 _COMPLAINT = re.compile(r"(?:\[[^\]]*h264[^\]]*\] )+\[(?:warning|error|fatal|panic)\] ")  # of H.264's decoder
 # ffmpeg has room for the references of 32 slices a picture when it filters edges. All slices of one of our pictures
@@ -151,15 +152,34 @@ class AvcCodec:
         Raises:
           Refused: by the table above.
         """
-        is_animation = data[:4] in (b"GIF8", b"\x89PNG") or data[8:12] == b"WEBP"
-        before = ("-format_whitelist", ffmpeg.DEMUXERS)
+        return self._document(self._run(_FILM, data, self._options(_over_white(data), first)))
+
+    def encode_windows(self, data: bytes, count: int, stride: int) -> Iterator[bytes]:
+        """Yields the documents of `count` windows, from frame `stride`, 2 * `stride`, ... on, as `encode` gives them.
+
+        The film is decoded once, not once a window: its resampled and scaled frames are kept as H.264 without loss,
+        which has a place for every tag that the windows' own header has.
+
+        Raises:
+          Refused: as `encode` does; "short" behind the last window.
+        """
+        last = ("-frames:v", str(count * stride + self.frames))
+        lossless = ("-pix_fmt", "yuv420p", "-an", "-sn", "-c:v", "libx264", "-qp", "0", "-preset", "ultrafast")
+        filters = self._filters(_over_white(data))
+        film = self._run(_FILM, data, ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264"))
+        for number in range(1, 1 + count):
+            kept = ("-framerate", str(self.fps), "-f", "h264")
+            yield self._document(self._run(kept, film, self._options("", number * stride)))
+
+    def _run(self, before: tuple[str, ...], data: bytes, options: tuple[str, ...]) -> bytes:
+        """What ffmpeg makes of a film without a complaint of its decoder; raises `Refused`."""
         try:
-            stream, said = ffmpeg.run(before, data, self._options(_OVER_WHITE if is_animation else "", first))
+            written, said = ffmpeg.run(before, data, options)
         except ffmpeg.FfmpegError as error:
             raise _refusal(str(error)) from error
         if complaints := ffmpeg.errors(said):
             raise Refused("broken", complaints[0])
-        return self._document(stream)
+        return written
 
     def encode_frames(self, frames: Iterable[np.ndarray]) -> bytes:
         """Returns the canonical document of pictures, uint8 [height, width, 3] each, `fps` of them a second.
@@ -381,19 +401,21 @@ class AvcCodec:
         before = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps))
         return ffmpeg.run(before, (frame.tobytes() for frame in frames), self._options(first_filters))[0]
 
-    def _options(self, first_filters: str = "", first: int = 0) -> tuple[str, ...]:
-        """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""
+    def _filters(self, first_filters: str = "", first: int = 0) -> str:
         size = f"{self.width}:{self.height}"
         scale = f"scale={size}:force_original_aspect_ratio=decrease"
         if self.strip_headers:
             scale += ":out_range=tv"  # the tag that would tell of full range is left out; nearly all films have none
         # A filter and no -ss: what seeking finds differs from container to container, and WebP cannot seek.
         window = f"trim=start_frame={first},setpts=PTS-STARTPTS," if first else ""
-        filters = f"fps={self.fps},{window}{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
+        return f"{first_filters}fps={self.fps},{window}{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
+
+    def _options(self, first_filters: str = "", first: int = 0) -> tuple[str, ...]:
+        """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""
         seconds = math.floor(1e6 * self.frames / self.fps) / 1e6
         return (
-            *("-vf", first_filters + filters, "-t", f"{seconds:g}", "-c:v", "libx264", "-pix_fmt", "yuv420p"),
-            *("-profile:v", "baseline", "-qp", str(self.qp), "-bf", "0", "-an", "-sn"),
+            *("-vf", self._filters(first_filters, first), "-t", f"{seconds:g}", "-c:v", "libx264"),
+            *("-pix_fmt", "yuv420p", "-profile:v", "baseline", "-qp", str(self.qp), "-bf", "0", "-an", "-sn"),
             *("-x264opts", "slice-max-mbs=1", "-trellis", "0", "-me_method", "dia", "-threads", "1", "-subq", "0"),
             *("-psy", "0", "-mixed-refs", "0", "-fast-pskip", "0", "-partitions", "none", "-refs", "3"),
             *("-bsf:v", "h264_mp4toannexb", "-f", "h264"),
@@ -408,6 +430,12 @@ class AvcCodec:
             return self.strip(stream)
         except AvcError as error:
             raise Refused("other header", str(error)) from error
+
+
+def _over_white(data: bytes) -> str:
+    """The filters that an animation begins with."""
+    is_animation = data[:4] in (b"GIF8", b"\x89PNG") or data[8:12] == b"WEBP"
+    return _OVER_WHITE if is_animation else ""
 
 
 def _content(stream: bytes, nal: Nal) -> bytes:

@@ -5,8 +5,8 @@ tif) is one clip. Its frames are all the stills that lie in it directly, in the 
 compared as numbers, `codec.fps` of them a second; each becomes RGB by the rules of `sources`.
 
 A clip is the first frames of its film, as many as the codec has. Its variants are later windows, which begin at frame
-`stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. For each window the film is decoded
-from its beginning: of hours of film, cut scenes first.
+`stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. They lie in memory until the film is
+done, and ffmpeg has five minutes for it: of hours of film, cut scenes first.
 """
 
 import os
@@ -75,24 +75,30 @@ def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int =
       stride: frames from the beginning of one window of a clip to that of the next; 0: as many as a clip has.
     """
     if isinstance(codec, AvcCodec):
-        found = [_window(source, name, codec, 0)]
-        for number in range(1, variants + 1):
-            try:
-                found.append(_window(source, name, codec, number * (stride or codec.frames)))
-            except Refused as refusal:
-                if refusal.reason != "short":  # which is the film's end
-                    logging.warning("%s: %d windows kept, then: %s", printable(name), number, refusal)
-                break
+        windows, found = _windows(source, name, codec, 1 + variants, stride or codec.frames), []
+        try:
+            for window in windows:
+                found.append(window)
+        except Refused as refusal:
+            if not found:
+                raise
+            if refusal.reason != "short":  # which is the film's end
+                logging.warning("%s: %d of its windows kept, then: %s", printable(name), len(found), refusal)
         return found
     image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
     return [codec.encode(augment.variant(image, number) if number else image) for number in range(1 + variants)]
 
 
-def _window(source: Source, name: str, codec: AvcCodec, first: int) -> bytes:
-    """The document of a clip's window that begins at frame `first`."""
+def _windows(source: Source, name: str, codec: AvcCodec, count: int, stride: int) -> Iterator[bytes]:
+    """The documents of a clip and of its later windows, `count` in all, unless `Refused` ends them."""
     if isinstance(source, Folder) and name.endswith("/"):
-        return codec.encode_frames(_frames(source, name, codec, first))
-    return codec.encode(source.read(name), first)
+        for number in range(count):
+            yield codec.encode_frames(_frames(source, name, codec, number * stride))
+        return
+    data = source.read(name)
+    yield codec.encode(data)
+    if count > 1:
+        yield from codec.encode_windows(data, count - 1, stride)
 
 
 def _frames(source: Folder, name: str, codec: AvcCodec, first: int) -> Iterator[np.ndarray]:

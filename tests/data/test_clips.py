@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from jpeglm import codecs, tokenizer
+from jpeglm.codecs.avc import AvcCodec
 from jpeglm.config import avc as avc_section
 from jpeglm.config import base
 from jpeglm.data import documents, packing, pipeline, sources
 from jpeglm.data.verify import verify
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, Refused
 from tests.clips import FILMS, ffmpeg, papers_command
 from tests.commands import run
 
@@ -175,6 +176,30 @@ def test_a_window_is_what_the_paper_s_command_makes_of_the_film_from_that_frame_
         assert found[number] == papers_command(cut, "64:64", 5, "3")
     assert documents.of(source, film, codec) == found[:1]
     assert documents.of(source, film, codec, variants=1)[1:] == documents.of(source, film, codec, 1, stride=15)[1:]
+
+
+TAGS = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "pc")
+
+
+@pytest.mark.parametrize("size, fps, strip_headers", [((64, 64), 5, False), ((48, 80), 7, True), ((32, 32), 3, False)])
+def test_a_film_decoded_once_gives_the_windows_of_one_decoded_each_time(tmp_path, size, fps, strip_headers):
+    """Tags of colour, range and aspect, a variable frame rate, a rotation: the same bytes."""
+    height, width = size
+    codec = AvcCodec(height, width, fps, 15, 37, strip_headers)
+    strange = ("-vf", "select=not(mod(n\\,7))+gt(n\\,90),setsar=16/15,scale=out_range=pc", "-fps_mode", "vfr", *TAGS)
+    ffmpeg("-i", FILMS / "bikes.mp4", "-c:v", "libx264", *strange, "-an", tmp_path / "strange.mp4")
+    ffmpeg("-display_rotation", 90, "-i", tmp_path / "strange.mp4", "-c", "copy", tmp_path / "turned.mp4")
+    for film in (tmp_path / "strange.mp4", tmp_path / "turned.mp4", FILMS / "screenshot.gif"):
+        data = film.read_bytes()
+        windows = codec.encode_windows(data, 3, 2)
+        for number in range(1, 4):
+            try:
+                expected = codec.encode(data, 2 * number)
+            except Refused as refusal:
+                with pytest.raises(Refused, match=f"^{refusal}$"):
+                    next(windows)
+                break
+            assert next(windows) == expected
 
 
 def test_windows_of_a_folder_of_frames(tmp_path):
