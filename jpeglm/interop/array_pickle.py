@@ -1,0 +1,80 @@
+"""NumPy arrays in a pickle of nested dicts, read without running anything that the file asks for."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jpeglm.errors import InputError
+
+
+class _Dtype:
+    """What stands for a numpy.dtype while it is read: its kind and size, as "f4", and its byte order."""
+
+    def __init__(self, kind: str, *_align_copy: Any):
+        self.kind, self.order = kind, "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    """What stands for a numpy.ndarray while it is read."""
+
+    def __init__(self, *_class_shape_kind: Any):
+        self.state: tuple = ()
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+
+_GLOBALS = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): "numpy.ndarray",  # an argument of the next, and nothing that could be called
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _GLOBALS:
+            raise InputError(f"refused: the file asks for {module}.{name}, which is not needed to hold arrays")
+        return _GLOBALS[module, name]
+
+
+def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
+    """The float32 arrays of a pickle of dicts of dicts ... of arrays, by their keys from the outermost on.
+
+    Raises:
+      InputError: the file is absent, truncated, no such pickle, or asks for a global that is not on the list.
+    """
+    try:
+        with open(path, "rb") as file:
+            return dict(_flat(_Unpickler(file).load(), ()))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is our bug to trace
+        raise InputError(f"{path}: not a readable pickle of arrays ({type(error).__name__}: {error})") from error
+
+
+def _flat(tree: Any, keys: tuple[str, ...]):
+    if type(tree) is dict:
+        for key, value in tree.items():
+            if not isinstance(key, str):
+                raise InputError(f"{key!r} is a key and not a name")
+            yield from _flat(value, (*keys, key))
+    elif isinstance(tree, _Array):
+        yield keys, _array("/".join(keys), tree.state)
+    else:
+        raise InputError(f"{'/'.join(keys) or 'the whole'} is a {type(tree).__name__}, neither a dict nor an array")
+
+
+def _array(name: str, state: tuple) -> np.ndarray:
+    _version, shape, dtype, is_fortran, data = state
+    if not isinstance(dtype, _Dtype) or (dtype.order, dtype.kind) != ("<", "f4") or type(data) is not bytes:
+        raise InputError(f"{name} is no array of float32")
+    return np.frombuffer(data, "<f4").reshape(shape, order="F" if is_fortran else "C")
