@@ -37,9 +37,8 @@ def base() -> ConfigDict:
     config.data.verify = True  # compare the checksum of every shard at each start; False: its size
     config.data.shards = 256
     config.data.holdout = 0.001  # fraction of the documents, or (an integer) their number
-    config.data.augment = (
-        0  # variants to add of each training picture (jpeglm/data/augment.py); of clips, later windows
-    )
+    # Variants to add of each training picture (jpeglm/data/augment.py); of clips, at most so many later windows.
+    config.data.augment = 0
     config.data.stride = 0  # frames from the beginning of one window of a clip to the next; 0: as many as a clip has
     config.data.seed = 0  # order of documents and held-out split
 

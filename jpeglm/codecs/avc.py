@@ -158,7 +158,8 @@ class AvcCodec:
         """Yields the documents of `count` windows, from frame `stride`, 2 * `stride`, ... on, as `encode` gives them.
 
         The film is decoded once, not once a window: its resampled and scaled frames are kept as H.264 without loss,
-        which has a place for every tag that the windows' own header has.
+        which has a place for every tag that the windows' own header has. Of a film with damage anywhere, each window
+        is decoded by itself, up to the damage.
 
         Raises:
           Refused: as `encode` does; "short" behind the last window.
@@ -166,10 +167,16 @@ class AvcCodec:
         last = ("-frames:v", str(count * stride + self.frames))
         lossless = ("-pix_fmt", "yuv420p", "-an", "-sn", "-c:v", "libx264", "-qp", "0", "-preset", "ultrafast")
         filters = self._filters(_over_white(data))
-        film = self._run(_FILM, data, ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264"))
-        for number in range(1, 1 + count):
-            kept = ("-framerate", str(self.fps), "-f", "h264")
-            yield self._document(self._run(kept, film, self._options("", number * stride)))
+        try:
+            film = self._run(_FILM, data, ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264"))
+        except Refused:
+            film = None
+        kept = ("-framerate", str(self.fps), "-f", "h264")
+        for first in range(stride, (1 + count) * stride, stride):
+            if film is None:
+                yield self.encode(data, first)
+            else:
+                yield self._document(self._run(kept, film, self._options("", first)))
 
     def _run(self, before: tuple[str, ...], data: bytes, options: tuple[str, ...]) -> bytes:
         """What ffmpeg makes of a film without a complaint of its decoder; raises `Refused`."""

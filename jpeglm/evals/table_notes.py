@@ -7,25 +7,26 @@ from ml_collections import ConfigDict
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.evals.completion import MODELS, TITLES, TRAINED, TRAINING_PICTURES, Methods, title_of
 from jpeglm.evals.features import Extractor
-from jpeglm.evals.table_rows import GRAMMAR_HEADER, NGRAM_ORDER, Row, methods_of
+from jpeglm.evals.table_rows import GRAMMAR_HEADER, NGRAM_ORDER, Table, methods_of
+from jpeglm.evals.table_text import given, number
 
 
-def verdicts(rows: list[Row], item: str = "picture") -> list[str]:
+def verdicts(table: Table) -> list[str]:
     """Says of each trained network which controls are nearer to real pictures than it is, at which ratio.
 
     By the plain sampling, then by that with the grammar, where there is one: then the untrained network has it, too.
     """
-    sentences = []
+    rows, sentences = table.rows, []
     for method, grammar in itertools.product(TRAINED, (False, True)):
         own = [row for row in rows if row.method == method and (row.distance_with_grammar is not None or not grammar)]
         subject = f"“{title_of(method, grammar)}”"
-        real = "real pictures" if item == "picture" else "frames of real clips"
+        real = "real pictures" if table.item == "picture" else "frames of real clips"
         nearer: dict[str, list[str]] = {}
         for row in own:
             for other in rows:
                 ours, theirs = row.distance_by(grammar), other.distance_by(grammar)
                 if other.ratio == row.ratio and other.method not in TRAINED and theirs <= ours:
-                    place = f"at {row.ratio:.4g} ({theirs:,.2f} against {ours:,.2f})"
+                    place = f"at {given(table, row.ratio)} ({theirs:,.2f} against {ours:,.2f})"
                     nearer.setdefault(title_of(other.method, grammar and other.method in MODELS), []).append(place)
         if nearer:
             lost = "; ".join(f"“{title}” {', '.join(places)}" for title, places in nearer.items())
@@ -35,7 +36,7 @@ def verdicts(rows: list[Row], item: str = "picture") -> list[str]:
     for row, still in itertools.product(rows, rows):
         if row.method in TRAINED and still.method == "last_frame" and still.ratio == row.ratio:
             compared = [
-                f"{what} {getattr(row, name):,.{digits}f} against {getattr(still, name):,.{digits}f}"
+                f"{what} {number(getattr(still, name), digits)} against {number(getattr(row, name), digits)}"
                 for what, name, digits in (
                     ("distance", "distance", 2),
                     ("to true frames", "true_distance", 3),
@@ -43,12 +44,18 @@ def verdicts(rows: list[Row], item: str = "picture") -> list[str]:
                     ("SSIM", "ssim", 4),
                 )
             ]
-            sentences.append(f"“{row.title}” beside “{still.title}” at {row.ratio:.4g}: {', '.join(compared)}.")
+            sentences.append(
+                f"“{still.title}” against “{row.title}” at {given(table, row.ratio)}: {', '.join(compared)}."
+            )
     return sentences
 
 
 def notes(
-    config: ConfigDict, methods: Methods, extractor: Extractor, video_extractor: Extractor | None = None
+    table: Table,
+    config: ConfigDict,
+    methods: Methods,
+    extractor: Extractor,
+    video_extractor: Extractor | None = None,
 ) -> list[str]:
     """What a reader has to know to read the numbers right."""
     codec, num = methods.codec, config.num
@@ -105,15 +112,22 @@ def notes(
             f"{video_extractor.metric} is the Fréchet distance between {video_extractor.dim:,} features of "
             f"{video_extractor.name} of whole clips, the given frames too; it is FVD with FVD's weights alone."
         )
-    pictures = num * (codec.units - int(max(config.ratios) * codec.units + 1e-9) if is_clips else 1)
-    if pictures < max(2048, extractor.dim):
-        lines.append(
-            f"With {pictures:,} {'frames' if is_clips else 'pictures'} a side the distance is biased upwards and "
-            "depends on that number: it compares rows of this table and nothing else."
-        )
+    counts = sorted({num * (table.units - kept) for kept in table.kept.values()}) if is_clips else [num]
+    if counts[0] < max(2048, extractor.dim):
+        size = f"{' or '.join(f'{count:,}' for count in counts)} {'frames' if is_clips else 'pictures'}"
+        lines.append(_biased(extractor.metric, size))
+    if video_extractor and num < 2048:
+        lines.append(_biased(video_extractor.metric, f"{num:,} clips"))
     controls = _controls(config, methods)
     lines += [controls[row] for row in methods_of(config) if row in controls]
     return [*lines, _language_models(methods)]
+
+
+def _biased(metric: str, size: str) -> str:
+    return (
+        f"With {size} a side {metric} is biased upwards and depends on that number: it compares rows of this table "
+        "and nothing else."
+    )
 
 
 def _controls(config: ConfigDict, methods: Methods) -> dict[str, str]:

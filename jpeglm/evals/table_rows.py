@@ -33,7 +33,8 @@ class Row:
       concealed: of clips, the mean share of the macroblocks to be completed that a decoder made up or never gave.
       true_distance: of clips, the mean Euclidean distance between the features of each completed frame and of the true
         one; None for originals.
-      psnr: of clips, decibels of the squared error of all their completed frames together, against the originals'.
+      psnr: of clips, decibels of the squared error of all their completed frames together, against the originals';
+        None where there is no error.
       ssim: of clips, the mean structural similarity of these frames; None for originals, as the two before.
       video_distance: of clips, between I3D's features of whole clips and of the reference; None without its weights.
     """
@@ -88,6 +89,7 @@ class Table:
       metric: what the distance is called.
       item: what a document is of, "picture" or "clip".
       unit: what is given whole, "MCU" or "frame"; `units` of them are an item.
+      kept: how many of them are given, by ratio.
       floors: of the originals themselves; of clips one a ratio, since their frames' places depend on it.
       rows: of the methods, ratio by ratio.
       language_models: the trained model at `step`, the n-gram model, and the pretrained model if there is one.
@@ -97,12 +99,14 @@ class Table:
       notes: how to read it.
       video_metric: what the distance between clips is called; "" where there is none.
       fps: of clips, frames a second; 0 of pictures.
+      extractors: names and hashes of the weights of the networks whose features are compared.
     """
 
     metric: str
     item: str
     unit: str
     units: int
+    kept: dict[float, int]
     step: int
     floors: list[Row]
     rows: list[Row]
@@ -112,6 +116,7 @@ class Table:
     notes: list[str]
     video_metric: str = ""
     fps: int = 0
+    extractors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def all_rows(self) -> list[Row]:

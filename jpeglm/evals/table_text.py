@@ -71,7 +71,7 @@ def given(table: Table, ratio: float | None) -> str:
     """How much was given: of pictures the share of their MCUs, of clips the number of frames."""
     if ratio is None:
         return NOTHING
-    return f"{ratio:g}" if table.item == "picture" else f"{round(ratio * table.units)} of {table.units} frames"
+    return f"{ratio:g}" if table.item == "picture" else f"{table.kept[ratio]} of {table.units} frames"
 
 
 def main_lines(table: Table) -> list[list[str]]:
@@ -107,9 +107,9 @@ def as_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     fields = [field.name for field in dataclasses.fields(Row)]
-    writer.writerow(["metric", *fields])
+    writer.writerow(["metric", "video_metric", *fields])
     for row in table.all_rows:
-        writer.writerow([table.metric, *(getattr(row, field) for field in fields)])
+        writer.writerow([table.metric, table.video_metric, *(getattr(row, field) for field in fields)])
     return file.getvalue()
 
 
@@ -118,6 +118,8 @@ def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "metric": table.metric,
+        "video_metric": table.video_metric,
+        "extractors": table.extractors,
         "step": table.step,
         "rows": [dataclasses.asdict(row) for row in table.all_rows],
         "language_models": [dataclasses.asdict(model) for model in table.language_models],

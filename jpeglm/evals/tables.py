@@ -36,7 +36,7 @@ from jpeglm.evals.completion import (
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments, frechet_distance
-from jpeglm.evals.i3d import I3D
+from jpeglm.evals.i3d import I3D, MIN_FRAMES
 from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.judging import judge, psnr
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
@@ -97,6 +97,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
         raise InputError(f"config.ratios={tuple(config.ratios)}: of a clip of {codec.frames} frames one must be given")
     if config.get("video_weights") and not is_clips:
         raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on pictures")
+    if config.get("video_weights") and codec.frames < MIN_FRAMES:
+        raise InputError(f"config.video_weights: the network needs clips of {MIN_FRAMES} frames, not {codec.frames}")
     there = methods.manifest["splits"]["heldout"]["documents"]
     if there < 2 * num:
         raise InputError(f"config.num={num} takes {2 * num} held-out documents, {config.data} has {there}")
@@ -110,6 +112,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
 
     def measure(name: str, title: str, documents: list[bytes], kept: int, has_truth: bool = False) -> Measures:
         """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
+        behind = f"-from-{kept}" if is_clips and not has_truth else ""  # the originals stand behind all ratios
         truth = originals if has_truth and is_clips else None
         identity = {
             "documents": documents_identity(documents),
@@ -117,6 +120,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
             "extractor": _identity_of(extractor),
             "kept": kept,
         }
+        if is_clips:
+            identity["decoder"] = codec.encoder_versions()["ffmpeg"]
         if truth:
             identity["originals"] = documents_identity(truth)
 
@@ -132,11 +137,12 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
             features = np.concatenate(list(extract(extractor, map(extractor.prepare, pictures()), total, title)))
             return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
 
-        found = dict(store.get(f"{name}.features", identity, compute))
+        found = dict(store.get(f"{name}{behind}.features", identity, compute))
         if video_extractor and is_clips:
             found["video"] = store.get(
                 f"{name}.video",
-                {key: identity[key] for key in ("documents", "codec")} | {"extractor": _identity_of(video_extractor)},
+                {key: identity[key] for key in ("documents", "codec", "decoder")}
+                | {"extractor": _identity_of(video_extractor)},
                 lambda: {"features": _video_features(video_extractor, codec, documents, title)},
             )["features"]
         return found
@@ -154,7 +160,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
         arrays = store.get(name, identity, lambda: methods.complete(method, originals, ratio, grammar).to_arrays())
         completed = Completed.from_arrays(arrays)
         title = f"{title_of(method, grammar)}, ratio {ratio:g}"
-        measured = measure(name, title, completed.documents, codec.cut(originals[0], ratio)[1], has_truth=True)
+        measured = measure(name, title, completed.documents, given[ratio], has_truth=True)
         if grammar and not measured["valid"].all():
             raise RuntimeError(
                 f"cell {name}: {np.sum(measured['valid'] == 0)} of {num} files written with the grammar are not "
@@ -165,9 +171,9 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
 
     ############################ Reference and floor ############################
     # Of clips the frames at the places that are completed, ratio by ratio; of pictures each one whole, once.
-    places = {ratio: codec.cut(originals[0], ratio)[1] if is_clips else 0 for ratio in config.ratios}
-    suffix = {kept: f"-from-{kept}" if is_clips else "" for kept in places.values()}
-    targets = {kept: measure(f"reference{suffix[kept]}", "reference", reference, kept) for kept in suffix}
+    given = {ratio: codec.cut(originals[0], ratio)[1] for ratio in config.ratios}
+    places = given if is_clips else dict.fromkeys(given, 0)
+    targets = {kept: measure("reference", "reference", reference, kept) for kept in places.values()}
 
     def distances_of(measured: Measures, kept: int) -> dict[str, float | None]:
         """By the names of `Row`."""
@@ -180,7 +186,7 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
 
     floors, truths = [], {}
     for ratio, kept in places.items() if is_clips else [(None, 0)]:
-        measured = truths[kept] = measure(f"{FLOOR}{suffix[kept]}", FLOOR_TITLE, originals, kept)
+        measured = truths[kept] = measure(FLOOR, FLOOR_TITLE, originals, kept)
         valid = float(measured["valid"].mean())
         row = Row(FLOOR, FLOOR_TITLE, ratio, num, valid, None, None, tokens=None, **distances_of(measured, kept))
         floors.append(dataclasses.replace(row, **_clip_scores(measured, None)))
@@ -231,22 +237,26 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
     if methods.pretrained:
         scores = read_metrics(methods.pretrained)
         language_models.append(_last_scores(TITLES["pretrained"], scores, config.pretrained))
-    notes = table_notes.verdicts(rows, codec.item) + table_notes.notes(config, methods, extractor, video_extractor)
-    return Table(
+    extractors = [extractor, video_extractor] if video_extractor else [extractor]
+    table = Table(
         metric=extractor.metric,
         item=codec.item,
         unit=codec.unit,
         units=codec.units,
+        kept=given,
         step=methods.step,
         floors=floors,
         rows=rows,
         language_models=language_models,
         history=history,
         shown=shown,
-        notes=notes,
+        notes=[],
         video_metric=video_extractor.metric if video_extractor else "",
         fps=codec.fps if is_clips else 0,
+        extractors={each.name: each.weights_sha256 for each in extractors},
     )
+    table.notes.extend(table_notes.verdicts(table) + table_notes.notes(table, config, methods, *extractors))
+    return table
 
 
 def _identity_of(extractor: Extractor) -> list[Any]:
@@ -263,7 +273,8 @@ def _clip_scores(measured: Measures, truth: Measures | None) -> dict[str, float]
     """What only clips have, by the names of `Row`; `truth`: of the originals, for clips made of them."""
     scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
     if "squared_error" in measured:
-        scores["psnr"] = psnr(float(measured["squared_error"].mean()))
+        error = float(measured["squared_error"].mean())
+        scores["psnr"] = psnr(error) if error else None
         apart = np.linalg.norm(measured["features"] - truth["features"], axis=1)
         scores["true_distance"] = float(apart.mean())
     return scores

@@ -1,12 +1,17 @@
 """NumPy arrays in a pickle of nested dicts, read without running anything that the file asks for."""
 
+import os
 import pickle
+import pickletools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jpeglm.errors import InputError
+
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Dtype:
@@ -52,7 +57,12 @@ def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
     """
     try:
         with open(path, "rb") as file:
-            return dict(_flat(_Unpickler(file).load(), ()))
+            size = os.fstat(file.fileno()).st_size
+            for code, argument, _ in pickletools.genops(file):
+                if code.name in _PUTS and argument > size:  # the unpickler makes room for all numbers below it
+                    raise InputError(f"asks for {argument:,} places in memory")
+            file.seek(0)
+            return dict(_flat(_Unpickler(file).load(), (), set()))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except OSError as error:
@@ -61,12 +71,15 @@ def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
         raise InputError(f"{path}: not a readable pickle of arrays ({type(error).__name__}: {error})") from error
 
 
-def _flat(tree: Any, keys: tuple[str, ...]):
+def _flat(tree: Any, keys: tuple[str, ...], met: set[int]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     if type(tree) is dict:
+        if id(tree) in met:  # or a few bytes could name a tree without end
+            raise InputError(f"{'/'.join(keys)} stands there twice")
+        met.add(id(tree))
         for key, value in tree.items():
             if not isinstance(key, str):
                 raise InputError(f"{key!r} is a key and not a name")
-            yield from _flat(value, (*keys, key))
+            yield from _flat(value, (*keys, key), met)
     elif isinstance(tree, _Array):
         yield keys, _array("/".join(keys), tree.state)
     else:

