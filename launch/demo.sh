@@ -4,7 +4,7 @@
 #
 #   ./launch/demo.sh [--avc] [DIR]      DIR: where everything goes (runs/demo, runs/demo-avc)
 #
-# --avc: the same with clips, animated emoji and a few films, in about a quarter of an hour; wants npm, which has them.
+# --avc: the same with clips, animated emoji and a few films, in about ten minutes, too; wants npm, which has them.
 # Interrupted, it goes on where it stood.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
