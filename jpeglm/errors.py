@@ -52,6 +52,23 @@ def writing(folder: object) -> Iterator[None]:
         raise InputError(f"cannot write {folder}: {why}") from error
 
 
+@contextlib.contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+    """Whatever goes wrong while a file from others is taken apart becomes a line that names it.
+
+    Raises:
+      InputError: instead of any exception: a damaged or hostile file can make a reader fail in any way.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise InputError(f"{path}: not a readable {what} ({type(error).__name__}: {error})") from error
+
+
 def printable(name: object) -> str:
     """`str(name)` for a terminal or a log: control characters, line ends and bytes that are not UTF-8 as escapes."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))

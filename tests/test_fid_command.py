@@ -116,6 +116,14 @@ def test_devices_and_processes_change_the_number_by_less_than_a_millionth(folder
     assert [(done.returncode, done.stdout) for done in others] == [(0, "")] * (processes - 1)
 
 
+@pytest.mark.slow
+def test_the_batch_size_changes_the_number_by_less_than_a_millionth(folders, weights, features):
+    for batch_size in (1, 2, 7, 64):
+        done = run("jpeglm.fid", *sides(folders), *inception(weights), f"--batch_size={batch_size}")
+        print(batch_size, number(done))
+        assert number(done) == pytest.approx(distance(features), rel=1e-6)
+
+
 def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_path):
     stats = tmp_path / "real.npz"
     made = run("jpeglm.fid", sides(folders)[0], f"--save_stats={stats}", "--spatial", *inception(weights))

@@ -46,8 +46,9 @@ def check(source: Source, codec: Codec) -> None:
 
 
 def items_a_minute(codec: Codec, variants: int) -> int:
-    """How many items one core encodes in about a minute; ffmpeg takes a tenth of a second for a window."""
-    return max(1, 512 // (1 + variants)) if isinstance(codec, AvcCodec) else 1024
+    """How many items one core encodes in about a minute, but no fewer than 16: each unit of them is three files."""
+    # ffmpeg takes a tenth of a second for a window.
+    return max(16, 512 // (1 + variants)) if isinstance(codec, AvcCodec) else 1024
 
 
 def names(source: Source, codec: Codec) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, reading
 
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
@@ -55,20 +55,13 @@ def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
     Raises:
       InputError: the file is absent, truncated, no such pickle, or asks for a global that is not on the list.
     """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            for code, argument, _ in pickletools.genops(file):
-                if code.name in _PUTS and argument > size:  # the unpickler makes room for all numbers below it
-                    raise InputError(f"asks for {argument:,} places in memory")
-            file.seek(0)
-            return dict(_flat(_Unpickler(file).load(), (), set()))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is our bug to trace
-        raise InputError(f"{path}: not a readable pickle of arrays ({type(error).__name__}: {error})") from error
+    with reading(path, "pickle of arrays"), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for code, argument, _ in pickletools.genops(file):
+            if code.name in _PUTS and argument > size:  # the unpickler makes room for all numbers below it
+                raise InputError(f"asks for {argument:,} places in memory")
+        file.seek(0)
+        return dict(_flat(_Unpickler(file).load(), (), set()))
 
 
 def _flat(tree: Any, keys: tuple[str, ...], met: set[int]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:

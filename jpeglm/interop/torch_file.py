@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, reading
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -61,18 +61,11 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             asks for a global that is not on the list.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            contents, storages = _read_zip(file) if is_zip else _read_legacy(file)
+    with reading(path, "torch file"), path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        contents, storages = _read_zip(file) if is_zip else _read_legacy(file)
         return _arrays(contents, storages)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is our bug to trace
-        raise InputError(f"{path}: not a readable torch file ({type(error).__name__}: {error})") from error
 
 
 def check_state_dict(
