@@ -33,7 +33,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from jpeglm.codecs import avc_header, avc_parser, ffmpeg
+from jpeglm.codecs import avc_decoder, avc_header, avc_parser, ffmpeg
+from jpeglm.codecs.avc_decoder import Decoded
 from jpeglm.codecs.avc_header import IDR, PPS, SEI, SPS, AvcError, Nal
 from jpeglm.codecs.avc_parser import Clip
 from jpeglm.errors import InputError, Refused
@@ -44,26 +45,6 @@ _MACROBLOCK = 16  # pixels
 _MOST_MACROBLOCKS = 36_864  # of a frame: levels 5.1 and 5.2, Table A-1 of ITU-T H.264
 _OVER_WHITE = "split[white][clip];[white]drawbox=c=white:t=fill:replace=1[white];[white][clip]overlay=format=auto,"
 _FILM = ("-format_whitelist", ffmpeg.DEMUXERS)  # how a source is opened
-_CONCEALED = re.compile(r"\[h264 @ (\w+)\] \[info\] concealing (\d+) DC")
-_COMPLAINT = re.compile(r"(?:\[[^\]]*h264[^\]]*\] )+\[(?:warning|error|fatal|panic)\] ")  # of H.264's decoder
-# ffmpeg has room for the references of 32 slices a picture when it filters edges. All slices of one of our pictures
-# share their references, so the warning is void; openh264 decodes the same pixels.
-_VOID = "Possibly too many slices"
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """What ffmpeg makes of a stream.
-
-    Attributes:
-      frames: uint8 [frames, height, width, 3].
-      concealed: macroblocks that it had to make up.
-      complaints: what it said at level "warning" and above.
-    """
-
-    frames: np.ndarray
-    concealed: int
-    complaints: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,23 +311,7 @@ class AvcCodec:
 
     def decode_stream(self, stream: bytes) -> Decoded:
         """What ffmpeg makes of an ordinary stream, however damaged; perhaps no frame at all."""
-        before = ("-framerate", str(self.fps), "-f", "h264")
-        # swscale's own fast paths round otherwise on other processors.
-        exact = ("-sws_flags", "bitexact+accurate_rnd+full_chroma_int", "-pix_fmt", "rgb24", "-f", "rawvideo")
-        try:
-            raw, said = ffmpeg.run(
-                before, stream, ("-fps_mode", "passthrough", "-frames:v", f"{self.frames + 1}", *exact)
-            )
-        except ffmpeg.FfmpegError as error:
-            return Decoded(np.empty((0, self.height, self.width, 3), np.uint8), 0, [str(error)])
-        size = self.height * self.width * 3
-        frames = np.frombuffer(raw[: len(raw) // size * size], np.uint8).reshape(-1, self.height, self.width, 3)
-        concealed = {}  # by decoder: ffmpeg looks at the first frames with one, then decodes all with another
-        for line in said:
-            if found := _CONCEALED.match(line):
-                concealed[found[1]] = concealed.get(found[1], 0) + int(found[2])
-        complaints = [line for line in said if _COMPLAINT.match(line) and _VOID not in line]
-        return Decoded(frames, max(concealed.values(), default=0), complaints)
+        return avc_decoder.decode(stream, self.frames, self.height, self.width, self.fps)
 
     def cut(self, document: bytes, ratio: float | None = None, *, frames: int | None = None) -> tuple[bytes, int]:
         """Returns the beginning of a canonical document, up to the end of a frame, and how many frames it keeps.

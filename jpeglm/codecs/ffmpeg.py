@@ -19,7 +19,7 @@ from jpeglm.errors import InputError
 DEMUXERS = "mov,matroska,avi,gif,webp_anim,apng,mpegts,mpeg,ogg,flv,asf"
 MAX_PIXELS = 8192 * 4320  # of a frame; decoding one takes up to 1.3 GB
 _SECONDS = 300  # that one clip may take
-_MOST_SAID = 1 << 20  # bytes that are kept of what it says: a damaged file can make it talk for hours
+_MOST_SAID = 1 << 23  # bytes that are kept of what it says: a damaged file can make it talk for hours
 _STOPPED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # "[h264 @ 0x5581] [error] ...", where nobody named himself "[error] ..."; metadata are lines of level info.
 _LINE = re.compile(r"(?:\[([^\] ]*) @ [^\]]*\] )*\[(\w+)\] (.*)")
