@@ -44,7 +44,7 @@ def decode(stream: bytes, frames: int, height: int, width: int, fps: int) -> Dec
       frames: how many are asked for; one more is returned where there are more.
       height: of the frames, in pixels; those of another size are scaled.
       width: likewise.
-      fps: frames a second, which an error names a time by.
+      fps: frames a second; what damage looks like can depend on it.
     """
     # `reverse` gives nothing before the end, and holds each frame until then. `select` is for streams without end. A
     # size that changes midway goes to `scale`: filters that were made anew would lose what `reverse` holds.
