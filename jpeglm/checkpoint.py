@@ -13,6 +13,7 @@ slim copy of a run has one of its own step.
 """
 
 import datetime
+import hashlib
 import json
 import os
 import socket
@@ -187,6 +188,32 @@ def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh
         others = ", ".join(str(other) for other in saved_steps(workdir) if other != step) or "none"
         raise InputError(f"{workdir}: step {step} cannot be restored: {why} (other steps: {others})")
     return restored["params"]
+
+
+def weights_hash(workdir: epath.Path, step: int) -> str:
+    """SHA-256 over the fingerprints of a checkpoint's parameters, in hexadecimal: the identity of the weights.
+
+    Equal weights give the same hash wherever and whenever they were saved: in a copy, in a slim run, in another
+    training that came to the same bits. Only the fingerprints are read, unless an old import has none.
+
+    Raises:
+      InputError: the checkpoint is damaged.
+    """
+    try:
+        stored = _saved(workdir, step).get("fingerprints", {}).get("params")
+        if stored is not None:
+            item = {"fingerprints": {"params": np.zeros(stored.shape, np.uint32)}}
+            as_numpy = {"fingerprints": {"params": ocp.RestoreArgs(restore_type=np.ndarray)}}
+            args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
+            path = _folder(workdir) / str(step) / "default"
+            prints = ocp.PyTreeCheckpointHandler().restore(path, args=args)["fingerprints"]["params"]
+    except Exception as error:
+        raise InputError(f"{workdir}: step {step} cannot be read: {_in_short(error)}") from error
+    if stored is None:
+        config = read_config(workdir)
+        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=False)
+        prints = jax.device_get(fingerprints(restore_model(workdir, step, config, mesh)))
+    return hashlib.sha256(np.asarray(prints, "<u4").tobytes()).hexdigest()
 
 
 def _saved(workdir: epath.Path, step: int) -> dict[str, Any]:

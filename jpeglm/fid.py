@@ -24,7 +24,6 @@ import jax
 from absl import flags, logging
 
 from jpeglm import cli, runtime
-from jpeglm.data.shards import write_whole
 from jpeglm.errors import InputError, writing
 from jpeglm.evals import images
 from jpeglm.evals.efficientnet import EfficientNetLite0
@@ -34,6 +33,7 @@ from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.kid import kernel_distance
 from jpeglm.evals.measure import LONGEST, Measured, measure
 from jpeglm.evals.statistics import check_comparable, holds_statistics, load_statistics, save_statistics
+from jpeglm.files import write_whole
 
 FLAGS = flags.FLAGS
 

@@ -59,6 +59,16 @@ def wait_for_all(what: str, seconds: int = LONGEST_COMPILATION) -> None:
     multihost.get_barrier_sync_fn()(key=what, timeout_ms=seconds * 1000)
 
 
+def refuse_several(command: str) -> None:
+    """Refuses a job of several processes, in which each would write all that one has to.
+
+    Raises:
+      InputError: this process is one of several.
+    """
+    if jax.process_count() > 1:
+        raise InputError(f"{command} runs in one process, and this job has {jax.process_count()}: start it once")
+
+
 def from_each(content: bytes) -> Iterator[bytes]:
     """What each process of the job gives, in their order, in every process; each holds one at a time."""
     sizes = multihost_utils.process_allgather(np.array(divmod(len(content), _PIECE), np.int32)).reshape(-1, 2)

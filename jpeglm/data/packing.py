@@ -38,6 +38,7 @@ from jpeglm.config import base
 from jpeglm.data import documents, shards, sources
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError, Refused, writing
+from jpeglm.files import write_whole
 from jpeglm.tokenizer import Tokenizer
 
 REFUSED = "refused.jsonl"
@@ -139,7 +140,7 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
             for split in shards.SPLITS
         },
     }
-    shards.write_whole(job.work / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    write_whole(job.work / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     os.replace(job.work / shards.MANIFEST, Path(job.out) / shards.MANIFEST)
     shutil.rmtree(job.work)
     return manifest
@@ -187,7 +188,7 @@ def _begin(job: Job, identity: dict) -> None:
         job.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {job.work}: {error.strerror}") from error
-    shards.write_whole(record, json.dumps(identity).encode())
+    write_whole(record, json.dumps(identity).encode())
 
 
 # Stage 1: encode
@@ -252,8 +253,8 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
         encoded += found
         is_variant += [False] + [True] * (len(found) - 1)
     keys = [document_key(job.data["seed"], document) for document in encoded]
-    shards.write_whole(_documents_path(job, unit), b"".join(encoded))
-    shards.write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
+    write_whole(_documents_path(job, unit), b"".join(encoded))
+    write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
     temporary = job.work / f".unit-{unit:06d}.{os.getpid()}.npz"
     np.savez(
         temporary,
@@ -410,5 +411,5 @@ def _pack_shard(job: Job, split: str, index: int, count: int, places: np.ndarray
     entry = {"name": path.name, "bytes": int(places["length"].sum(dtype=np.int64))}
     entry |= shards.write_shard(temporary, documents, job.data["seq_len"])
     os.replace(temporary, path)
-    shards.write_whole(record, json.dumps(entry).encode())
+    write_whole(record, json.dumps(entry).encode())
     return split, entry

@@ -22,9 +22,10 @@ import safetensors.numpy
 from absl import logging
 from flax import nnx
 
-from jpeglm.data.shards import sha256_of, write_whole
+from jpeglm.data.shards import sha256_of
 from jpeglm.errors import InputError
 from jpeglm.evals import features
+from jpeglm.files import write_whole
 from jpeglm.interop.torch_file import check_state_dict, load_state_dict
 
 SIZE = 299  # pixels a side

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jpeglm import checkpoint, codecs, views
-from jpeglm.data.shards import write_whole
 from jpeglm.evals.completion import TITLES, title_of
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
 from jpeglm.evals.table_text import columns, fine_percent, given, number, percent
+from jpeglm.files import write_whole
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from jpeglm.data.shards import write_whole
 from jpeglm.errors import InputError, printable, writing
 from jpeglm.evals.fid import Moments
+from jpeglm.files import write_whole
 
 _ROUNDING = 1e-5  # of the largest entry: an asymmetry that the sums of float32 explain
 _MOST_BYTES = 1 << 30  # of one array, unpacked; a covariance of 2,048 features takes 32 MiB

@@ -11,8 +11,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from jpeglm.data.shards import write_whole
 from jpeglm.evals.table_rows import GRAMMAR_HEADER, Row, Table
+from jpeglm.files import write_whole
 
 NOTHING = "–"
 
