@@ -1,0 +1,97 @@
+"""Writing whole files, outside the input and one command at a time."""
+
+import fcntl
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jpeglm import files
+from jpeglm.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("out", "given"),
+    [
+        ("pictures", "pictures"),
+        ("pictures/out", "pictures"),
+        ("pictures/a/b/out.json", "pictures/"),
+        ("pictures/../pictures/out", "pictures"),
+        ("link/out", "pictures"),
+        ("pictures/out", "link"),
+        ("sub/link/out", "pictures"),
+    ],
+)
+def test_an_output_inside_an_input_is_refused_by_the_flag_that_names_it(tmp_path, monkeypatch, out, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures/a").mkdir(parents=True)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to("pictures")
+    (tmp_path / "sub/link").symlink_to("../pictures")
+    with pytest.raises(InputError, match=f"^{out} lies in --images={given}: "):
+        files.check_outside(out, images=given, workdir=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pictures", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("out", "given"),
+    [
+        ("out", "pictures"),
+        ("pictures-out", "pictures"),
+        ("out/pictures", "pictures"),
+        ("pictures/../out", "pictures"),
+        ("pictures.zip.out", "pictures.zip"),
+        ("out", "tfds:mnist"),
+        ("out", "gs://bucket/out"),
+    ],
+)
+def test_an_output_beside_an_input_is_fine(tmp_path, monkeypatch, out, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures.zip").touch()
+    files.check_outside(out, images=given)
+
+
+def test_a_folder_is_held_by_one_command_and_let_go_when_that_is_killed(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(tmp_path / "a/out")], stdout=subprocess.PIPE, cwd=os.getcwd()
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(InputError, match="a/out: another command is writing here"):
+        with files.owned(tmp_path / "a/out"):
+            pytest.fail("two commands hold one folder")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with files.owned(tmp_path / "a/out"):
+        pass
+    with files.owned(tmp_path / "a/out"):  # and again, behind one that ended well
+        pass
+
+
+_HOLDS = """
+import sys, time
+from jpeglm import files
+with files.owned(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/out"):
+        with pytest.raises(InputError, match=f"cannot write {path}: "):
+            with files.owned(path):
+                pass
+
+
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(files.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with files.owned(tmp_path / "out"):
+        pass
+    assert "this file system has no locks" in caplog.text
