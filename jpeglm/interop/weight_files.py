@@ -66,13 +66,14 @@ def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) ->
         named.setdefault(file_name, set()).add(name)
     with reading(index.parent, "folder"):
         beside = {path.name for path in index.parent.iterdir() if path.is_file()}
-    tensors: dict[str, Tensor] = {}
     for file_name in sorted(named):
-        path = index.parent / file_name
         if file_name in ("", ".", "..") or "/" in file_name:
             raise InputError(f"{index}: {shown(file_name)} is not the name of a file beside it")
         if file_name not in beside:
             raise InputError(f"{index.parent / file_name[:255]} is missing; {index.name} names it")
+    tensors: dict[str, Tensor] = {}
+    for file_name in sorted(named):
+        path = index.parent / file_name
         found = open_file(path)
         for name in sorted(found.keys() ^ named[file_name]):
             where = "is in it but not in" if name in found else "is not in it but in"
