@@ -171,8 +171,8 @@ class Program:
         self, computation: str, loop: _Instruction, condition: dict[str, _Instruction], compared: _Instruction
     ) -> int | None:
         """The counter before the first round: 1 where the compiler has moved the first round in front of the loop."""
-        counter = condition[compared.operands[0]]
-        place = re.search(r"index=(\d+)", counter.rest)
+        counter = condition.get(compared.operands[0])
+        place = counter and re.search(r"index=(\d+)", counter.rest)
         around = self._computations[computation]
         found = around.get(loop.operands[0])
         if place and found and found.operation == "tuple":

@@ -52,7 +52,7 @@ _PLAIN = {
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
     "sliding_window": (None,),
-    "partial_rotary_factor": (None, 1),
+    "partial_rotary_factor": (None, 1, 1.0),
     "quantization_config": (None,),
     "bos_token_id": (None, BOS),
     "eos_token_id": (None, [EOS], EOS),
@@ -227,7 +227,8 @@ def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
     for key, plain in _PLAIN.items():
         value = theirs.get(key)
         if not any(type(value) is type(allowed) and value == allowed for allowed in plain):
-            raise InputError(f"{path}: {key}={shown(value)} is not supported, only {plain[-1]!r}")
+            known = " or ".join(repr(allowed) for allowed in plain if allowed is not None) or "null"
+            raise InputError(f"{path}: {key}={shown(value)} is not supported, only {known}")
     # transformers 5 has rope_parameters; before, there were rope_theta and rope_scaling.
     for key in ("rope_scaling", "rope_parameters"):
         rope = {} if theirs.get(key) is None else theirs[key]
@@ -291,7 +292,7 @@ def _check_layers(source: Path, theirs: dict[str, Tensor], num_layers: int) -> N
 
 def _check_frequencies(table: Tensor, model: llama.LlamaConfig) -> None:
     """A stored table of rotary frequencies must be that of the base."""
-    fits = table.shape == (model.head_dim // 2,) and table.dtype in _WEIGHTS
+    fits = table.shape == (model.head_dim // 2,)
     if fits:
         expected = model.rope_theta ** (-np.arange(0, model.head_dim, 2) / model.head_dim)
         fits = np.allclose(table.read(), expected, rtol=2**-7)  # bfloat16's precision
