@@ -22,7 +22,6 @@ def get_config():
     config.model.head_dim = 64
     config.model.ffn_width = 2_816  # 8/3 of the width, rounded up to a multiple of 256
     config.optim.batch_size = 32
-    config.optim.accumulate = 8
     config.optim.lr = 6e-4
     config.optim.warmup_steps = 500
     return config

@@ -4,16 +4,19 @@ python -m jpeglm.aot --config=configs/jpeglm_7b.py --topology=v5p:4x4x4
 
 compiles the very step that `jpeglm.train` would run on that slice of a TPU, without having one: libtpu, the TPU's own
 compiler, works anywhere (`pip install -r requirements-tpu.txt`). --what=sample compiles prefill and decoding instead.
---search tries each microbatch that divides the global batch, and each remat policy, and names the fastest that fits.
+--search tries each microbatch that divides the global batch, and each remat policy, and names the fastest that fits;
+what the config says of both does not count. --slices=2 compiles for two such slices, and counts what crosses them.
 For GPUs, as in --topology=h100:32, no compiler works without the card: the bytes are an estimate from the shapes.
 Every key of the config is a flag, as in `jpeglm.train`; no data are needed.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +35,7 @@ from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import STEPS_A_CALL, Engine, Settings
 
+POLICIES = ("full", "attention", "none")  # of remat: from the least memory to the least computing
 SPARE = 0.1  # of the memory, which --search leaves free
 MFUS = (0.3, 0.4, 0.5, 0.6)
 MOST_SLOTS = 4096
@@ -67,7 +71,7 @@ class Cost:
     Attributes:
       held: bytes of arguments and results.
       temporary: bytes more while it runs.
-      sent: bytes sent over the network, by mesh axes.
+      sent: bytes sent over the network, by mesh axes, and to other slices under hlo.SLICES.
       awaited: those of them for which the chip waits, instead of computing meanwhile.
       traffic: bytes between the chip and its memory.
       seconds: of compiling.
@@ -85,8 +89,13 @@ class Cost:
         return self.held + self.temporary
 
 
-def describe(topology: str, slices: int = 1) -> Target:
+def describe(topology: str, slices: int = 1, dcn_bandwidth: float | None = None) -> Target:
     """Devices that need not be in this machine.
+
+    Args:
+      topology: CHIP:SHAPE of a TPU slice, or CHIP:NUMBER of GPUs.
+      slices: how many of that shape.
+      dcn_bandwidth: GB/s (1e9 bytes) that a chip can send to other slices; None takes the maker's figure.
 
     Raises:
       InputError: there is no such chip or slice, or libtpu is missing.
@@ -94,26 +103,53 @@ def describe(topology: str, slices: int = 1) -> Target:
     name, _, shape = topology.partition(":")
     chip = next((chip for chip in hardware.CHIPS if chip.name == name), None)
     if chip is None or not shape:
-        names = ", ".join(dict.fromkeys(chip.name for chip in hardware.CHIPS))
+        names = ", ".join(chip.name for chip in hardware.CHIPS)
         raise InputError(f"--topology={topology}: CHIP:SHAPE, as v5p:4x4x4 or h100:32; CHIP is one of {names}")
+    if dcn_bandwidth is not None:
+        if slices == 1 or not 0 < dcn_bandwidth < math.inf:
+            raise InputError(f"--dcn_bandwidth={dcn_bandwidth}: GB/s of a chip, above 0, with --slices of 2 or more")
+        chip = dataclasses.replace(chip, dcn=1e9 * dcn_bandwidth)
     if not chip.is_tpu:
         if not shape.isdecimal() or int(shape) < 1 or slices != 1:
             raise InputError(f"--topology={topology}: of GPUs their number, as {name}:32, and no slices")
         return Target(topology, chip, int(shape), [])
+    devices = _describe_tpu(topology, slices)
+    chips = slices * math.prod(map(int, shape.split("_")[0].split("x")))  # 4x4x8_twisted is a shape, too
+    if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
+        raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
+    return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices, slices)
+
+
+def _describe_tpu(topology: str, slices: int) -> list[jax.Device]:
     os.environ.update(LIBTPU | os.environ)
     from jax.experimental import topologies
 
     options = {"num_slices": slices} if slices > 1 else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except (RuntimeError, ValueError) as error:
         if "not installed" in str(error):
             raise InputError("the TPU's compiler is not here: pip install -r requirements-tpu.txt") from error
         raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
-    chips = slices * math.prod(map(int, shape.split("_")[0].split("x")))  # 4x4x8_twisted is a shape, too
-    if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
-        raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
-    return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices, slices)
+
+
+class Tries:
+    """Says which program is compiled, of how many at most, and afterwards how long that took."""
+
+    def __init__(self, at_most: int):
+        self.at_most, self._number = at_most, 0
+
+    def still(self, at_most: int) -> None:
+        """So many more are left at most."""
+        self.at_most = self._number + at_most
+
+    @contextlib.contextmanager
+    def next(self, what: str) -> Iterator[None]:
+        self._number += 1
+        logging.info("try %d of at most %d: %s", self._number, self.at_most, what)
+        started = time.monotonic()
+        yield
+        logging.info("try %d took %s", self._number, _seconds(time.monotonic() - started))
 
 
 def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
@@ -133,9 +169,15 @@ def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
     seconds = time.monotonic() - started
     program = hlo.Program(compiled.as_text())
     held, temporary = metrics.device_memory(compiled)
-    found = program.collectives(mesh)
+    found = program.collectives(_one_slice(mesh))
     awaited = sum(collective.bytes * collective.times for collective in found if not collective.is_overlapped)
     return Cost(held, temporary, hlo.by_axis(found), awaited, program.memory_traffic(), seconds)
+
+
+def _one_slice(mesh: Mesh) -> Mesh:
+    """The part of a mesh that lies in its first slice; data alone runs across slices."""
+    data = mesh.devices.shape[0] // sharding.num_slices(list(mesh.devices.flat))
+    return Mesh(mesh.devices[:data], mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def train_cost(config: ConfigDict, target: Target) -> Cost:
@@ -184,23 +226,28 @@ class Roofline:
     """The least time that a program can take on a chip.
 
     Each resource works at the maker's peak, and all at once, but for the part of the network's time that the chip, as
-    the program is compiled, waits for.
+    the program is compiled, waits for. What crosses slices is sent while the program goes on. "network" is inside of a
+    slice, "dcn" the data centre's, between slices.
     """
 
     def __init__(self, chip: Chip, flops: float, cost: Cost):
+        across = cost.sent.get(hlo.SLICES, 0.0)
         self.seconds = {
             "compute": flops / chip.flops,
             "memory": cost.traffic / chip.bandwidth,
-            "network": sum(cost.sent.values()) / chip.network,
+            "network": sum(size for axes, size in cost.sent.items() if axes != hlo.SLICES) / chip.network,
+            "dcn": across / chip.dcn if across else 0.0,
         }
         self.binds = max(self.seconds, key=self.seconds.get)
         self.awaited = cost.awaited / chip.network
         busy = max(self.seconds["compute"], self.seconds["memory"])
-        self.bound = max(busy + self.awaited, self.seconds["network"])
+        self.bound = max(busy + self.awaited, self.seconds["network"], self.seconds["dcn"])
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_seconds(value)}" for name, value in self.seconds.items())
-        return f"{_seconds(self.bound)}: {self.binds} binds ({parts}, of it awaited {_seconds(self.awaited)})"
+        parts = {name: _seconds(value) for name, value in self.seconds.items() if name != "dcn" or value}
+        parts["network"] += f", of it awaited {_seconds(self.awaited)}"
+        words = ", ".join(f"{name} {value}" for name, value in parts.items())
+        return f"{_seconds(self.bound)}: {self.binds} binds ({words})"
 
     def facts(self) -> dict[str, Any]:
         """For programs: all in seconds."""
@@ -238,16 +285,11 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
     rows += [(f"at MFU {mfu:.0%}", _days(config, step, tokens)) for mfu, step in facts["seconds_at_mfu"].items()]
     if target.devices:
         roofline = Roofline(target.chip, executed, cost)
-        if target.slices > 1:
-            rows.append(("between slices", "the data centre's network; the times below take it for the slice's own"))
-        facts |= {
-            "sent_bytes": cost.sent,
-            "traffic_bytes": cost.traffic,
-            "roofline": roofline.facts(),
-        }
+        facts |= {"sent_bytes": cost.sent, "traffic_bytes": cost.traffic, "roofline": roofline.facts()}
+        facts |= {"slices": target.slices, "dcn_bandwidth": target.chip.dcn}
         mfu = flops / target.chip.flops / roofline.bound
         rows += [
-            *_traffic(cost),
+            *_traffic(cost, target),
             ("least time of a step", str(roofline)),
             (f"there, MFU {mfu:.0%}", _days(config, roofline.bound, tokens)),
             ("compiled in", f"{cost.seconds:.0f} s"),
@@ -272,6 +314,7 @@ def sample_report(
         "chips": used, "mesh": dict(mesh.shape), "slots": slots, "capacity": seq_len, "peak_bytes": peak,
         "memory_bytes": target.chip.memory, "prefill_roofline": prompts.facts(), "step_roofline": steps.facts(),
         "sent_bytes": step.sent, "traffic_bytes": step.traffic, "compile_seconds": prefill.seconds + step.seconds,
+        "slices": target.slices, "dcn_bandwidth": target.chip.dcn,
     }  # fmt: skip
     rows = [
         *_opening(target, mesh, model),
@@ -280,7 +323,7 @@ def sample_report(
         ("while decoding", f"{human_bytes(step.temporary)} more"),
         ("while prefilling", f"{human_bytes(prefill.temporary)} more, a prompt of {seq_len - 1:,} tokens"),
         ("peak", _peak(peak, target.chip)),
-        *_traffic(step),
+        *_traffic(step, target),
         ("least time of a prefill", str(prompts)),
         ("least time of a step", str(steps)),
         ("there", f"{human_count(slots / steps.bound)} tokens/s of all slots, {1 / steps.bound:,.0f} of each"),
@@ -293,47 +336,58 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, 
     """The microbatch and the remat policy that are fastest by the roofline of those that fit.
 
     Policies go from the one that needs least memory to the one that computes least; what does not fit under one is
-    not tried under the next.
+    not tried under the next. The config's own `optim.accumulate` and `model.remat` do not count.
 
     Returns:
       the config with them, what they cost, and by policy the largest microbatch (chunks a member of the batch's mesh
       axes) that fits.
 
     Raises:
-      InputError: nothing fits with SPARE of the memory to spare.
+      InputError: the batch does not divide over the mesh, or nothing fits with SPARE of the memory to spare.
     """
     mesh = target.mesh(config.mesh)
-    sharding.check_divides(config, mesh)
+    sharding.check_divides(_with(config, accumulate=1), mesh)
     each = config.optim.batch_size // sharding.num_parts(mesh, "batch")
-    sizes = [size for size in range(1, each + 1) if each % size == 0]
+    sizes = [each // parts for parts in reversed(sharding.microbatches_that_fit(each, 1))]
+    tries = Tries(len(sizes) + len(POLICIES) - 1)
     tried, largest, best = [], {}, None
-    for policy in ("full", "attention", "none"):
-        fitting = None
-        while sizes and fitting is None:
-            trial = ConfigDict(config.to_dict())
-            trial.model.remat, trial.optim.accumulate = policy, each // sizes[-1]
-            logging.info("trying remat %s, %s", policy, _chunks(sizes[-1], mesh))
-            try:
-                cost = train_cost(trial, target)
-                words = _peak(cost.peak, target.chip)
-                fits = cost.peak <= (1 - SPARE) * target.chip.memory
-            except InputError as error:
-                if not str(error).startswith("does not fit"):
-                    raise
-                words, fits = str(error), False
-            if fits:
-                largest[policy] = sizes[-1]
-                fitting = Roofline(target.chip, _flops(trial, target)[1], cost).bound
-                if best is None or fitting < best[0]:
-                    best = fitting, trial, cost
-            else:
+    for policy in POLICIES:
+        while sizes and policy not in largest:
+            trial = _with(config, accumulate=each // sizes[-1], remat=policy)
+            with tries.next(f"remat {policy}, {_chunks(sizes[-1], mesh)}"):
+                cost, words = _fitting(trial, target)
+            bound = cost and Roofline(target.chip, _flops(trial, target)[1], cost).bound
+            tried.append((policy, trial.optim.accumulate, words, _seconds(bound) if cost else ""))
+            if cost is None:
                 sizes.pop()
-            tried.append((policy, trial.optim.accumulate, words, f"{_seconds(fitting)}" if fitting else ""))
+                continue
+            largest[policy] = sizes[-1]
+            if best is None or bound < best[0]:
+                best = bound, trial, cost
     headers = ["remat", "microbatches", "peak", "least time of a step"]
     logging.info("tried, largest microbatch first:\n%s", tabulate(tried, headers, tablefmt="plain"))
     if best is None:
         raise InputError(f"{target.name}: no microbatch and no remat policy fits with {SPARE:.0%} to spare")
     return best[1], best[2], largest
+
+
+def _with(config: ConfigDict, accumulate: int, remat: str | None = None) -> ConfigDict:
+    """A copy of the config with these."""
+    changed = ConfigDict(config.to_dict())
+    changed.optim.accumulate = accumulate
+    changed.model.remat = remat or changed.model.remat
+    return changed
+
+
+def _fitting(trial: ConfigDict, target: Target) -> tuple[Cost | None, str]:
+    """The cost of a step that leaves SPARE of the memory free, or None; and in words what it needs."""
+    try:
+        cost = train_cost(trial, target)
+    except InputError as error:
+        if not str(error).startswith("does not fit"):
+            raise
+        return None, str(error)
+    return cost if cost.peak <= (1 - SPARE) * target.chip.memory else None, _peak(cost.peak, target.chip)
 
 
 def sampling_peak(prefill: Cost, step: Cost) -> float:
@@ -352,21 +406,28 @@ def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
     """
     limit = (1 - SPARE) * target.chip.memory
     least = sharding.num_parts(sharding.inference_mesh(config.model.num_kv_heads, True, target.devices), "batch")
-    prefill = prefill_cost(config, target, least)
-    steps = {slots: decode_cost(config, target, slots) for slots in (least, 2 * least)}
-    if sampling_peak(prefill, steps[least]) > limit:
+    tries = Tries(3 + max(0, int(math.log2(MOST_SLOTS / (2 * least)))))
+    steps: dict[int, Cost] = {}
+
+    def step_of(slots: int) -> Cost:
+        if slots not in steps:
+            with tries.next(f"decoding, {slots} slots"):
+                steps[slots] = decode_cost(config, target, slots)
+        return steps[slots]
+
+    with tries.next("prefill"):
+        prefill = prefill_cost(config, target, least)
+    first, second = (sampling_peak(prefill, step_of(slots)) for slots in (least, 2 * least))
+    if first > limit:
         raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} to spare")
     # The caches grow with the slots and hardly anything else does: two sizes tell where the limit lies.
-    first, second = (sampling_peak(prefill, step) for step in steps.values())
     each, slots = (second - first) / least, 2 * least
     while 2 * slots <= MOST_SLOTS and first + each * (2 * slots - least) <= limit:
         slots *= 2
-    while slots > least:
-        step = steps.get(slots) or decode_cost(config, target, slots)
-        if sampling_peak(prefill, step) <= limit:
-            return slots, prefill, step
+    tries.still(round(math.log2(slots / (2 * least))))
+    while slots > least and sampling_peak(prefill, step_of(slots)) > limit:
         slots //= 2
-    return least, prefill, steps[least]
+    return slots, prefill, steps[slots]
 
 
 def _flops(config: ConfigDict, target: Target) -> tuple[float, float]:
@@ -379,7 +440,7 @@ def _flops(config: ConfigDict, target: Target) -> tuple[float, float]:
 
 def _opening(target: Target, mesh: Mesh | AbstractMesh, model: LlamaConfig) -> list[tuple[str, str]]:
     return [
-        ("target", f"{target.num_chips} x {target.chip.kind} ({target.name})"),
+        ("target", f"{target.num_chips} x {target.chip.kinds[0]} ({target.name})"),
         ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
         ("parameters", f"{model.num_parameters:,}"),
     ]
@@ -396,9 +457,16 @@ def _chunks(microbatch: int, mesh: Mesh | AbstractMesh) -> str:
     return f"{microbatch} chunk(s) a chip" if devices == 1 else f"{microbatch} chunk(s) for each {devices} chips"
 
 
-def _traffic(cost: Cost) -> list[tuple[str, str]]:
-    sent = ", ".join(f"{human_bytes(size)} over {axes}" for axes, size in cost.sent.items()) or "nothing"
-    return [("sent by a chip", sent), ("memory traffic", f"{human_bytes(cost.traffic)} a chip")]
+def _traffic(cost: Cost, target: Target) -> list[tuple[str, str]]:
+    inside = {axes: size for axes, size in cost.sent.items() if axes != hlo.SLICES}
+    sent = ", ".join(f"{human_bytes(size)} over {axes}" for axes, size in inside.items()) or "nothing"
+    rows = [("sent by a chip", sent), ("memory traffic", f"{human_bytes(cost.traffic)} a chip")]
+    if target.slices > 1:
+        across = human_bytes(cost.sent.get(hlo.SLICES, 0))
+        rows.insert(
+            1, ("sent to other slices", f"{across} a chip, at {target.chip.dcn / 1e9:g} GB/s (--dcn_bandwidth)")
+        )
+    return rows
 
 
 def _days(config: ConfigDict, seconds: float, tokens: int) -> str:
@@ -418,7 +486,7 @@ def main() -> None:
     config = FLAGS.config
     jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none needs to be there
     jax.config.update("jax_enable_compilation_cache", False)  # which cannot read such programs again
-    target = describe(FLAGS.topology, FLAGS.slices)
+    target = describe(FLAGS.topology, FLAGS.slices, FLAGS.dcn_bandwidth)
     if FLAGS.what == "sample" and not target.devices:
         raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")
     if FLAGS.what == "train":
@@ -426,7 +494,8 @@ def main() -> None:
         if FLAGS.search:
             config, cost, largest = search_train(config, target)
         else:
-            cost = train_cost(config, target)
+            with Tries(1).next("the step"):
+                cost = train_cost(config, target)
         rows, facts = train_report(config, target, cost)
         facts["largest_microbatch"] = largest
     else:
@@ -434,7 +503,11 @@ def main() -> None:
         if FLAGS.search:
             slots, prefill, step = search_slots(config, target)
         else:
-            prefill, step = (cost(config, target, slots) for cost in (prefill_cost, decode_cost))
+            tries = Tries(2)
+            with tries.next("prefill"):
+                prefill = prefill_cost(config, target, slots)
+            with tries.next(f"decoding, {slots} slots"):
+                step = decode_cost(config, target, slots)
         rows, facts = sample_report(config, target, slots, prefill, step)
     if not target.devices:
         rows.insert(0, ("ESTIMATE", "from the shapes alone (jpeglm/estimate.py), not compiled"))
@@ -450,6 +523,9 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "File with get_config(); single keys as --config.KEY=VALUE.")
     flags.DEFINE_string("topology", None, "CHIP:SHAPE of a TPU slice, as v5p:4x4x4, or CHIP:NUMBER of GPUs.")
     flags.DEFINE_integer("slices", 1, "Of that shape each; mesh.data runs across them.", lower_bound=1)
+    flags.DEFINE_float(
+        "dcn_bandwidth", None, "GB/s that a chip sends to other slices; v5e 3.125, v5p 6.25, v6e 12.5 if not given."
+    )
     flags.DEFINE_enum("what", "train", ["train", "sample"], "Which program.")
     flags.DEFINE_integer("slots", 8, "Sequences sampled at once.", lower_bound=1)
     flags.DEFINE_bool("search", False, "Find the fastest microbatch and remat policy that fit, or the most slots.")

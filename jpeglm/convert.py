@@ -23,6 +23,7 @@ from jpeglm import checkpoint, cli, runtime
 from jpeglm import config as config_lib
 from jpeglm.errors import InputError, writing
 from jpeglm.evals import inception
+from jpeglm.files import check_outside
 from jpeglm.interop import huggingface
 
 FLAGS = flags.FLAGS
@@ -38,6 +39,7 @@ def main(direction: str, source: str, target: str) -> None:
             raise InputError(f"--{name} belongs to {owners}, not to {direction}")
     if "://" in target:
         raise InputError(f"{target}: not a local folder; write to one, then copy it there")
+    check_outside(target, SRC=source)
     if direction == "inception":
         return _convert_inception(Path(source), Path(target))
     runtime.start("cpu")

@@ -30,8 +30,8 @@ def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) ->
 
     Args:
       out: a folder or file to be written.
-      **inputs: paths by the names of their flags. None, and what is no folder here (an archive, `tfds:`, `gs://`), is
-        passed over: nothing can be written into it.
+      **inputs: paths by the names of their flags, or of positional arguments in capitals. None, and what is no folder
+        here (an archive, `tfds:`, `gs://`), is passed over: nothing can be written into it.
 
     Raises:
       InputError: `out` is one of the folders or lies below one, links followed.
@@ -41,7 +41,8 @@ def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) ->
         if path is None or not os.path.isdir(path):
             continue
         if written.is_relative_to(os.path.realpath(path)):
-            raise InputError(f"{out} lies in --{name}={path}: what is written there would be read as input next time")
+            named = f"{name}={path}" if name.isupper() else f"--{name}={path}"
+            raise InputError(f"{out} lies in {named}: what is written there would be read as input next time")
 
 
 @contextlib.contextmanager

@@ -13,45 +13,52 @@ class Chip:
 
     Attributes:
       name: as `jpeglm.aot --topology` and people call it.
-      kind: how the device's own `device_kind` begins, after the maker's name.
+      kinds: what JAX gives as the `device_kind` of such a device, each in full: a name that only begins or ends the
+        same way (GH200, H20, a MIG share of a card) is another chip.
       flops: multiply-adds in bf16 a second, times two.
       memory: bytes that a program can have. Of TPUs what libtpu 0.0.42 says when a program asks for more, of GPUs
         three quarters of the card, JAX's share (XLA_PYTHON_CLIENT_MEM_FRACTION).
       bandwidth: bytes a second between a chip and its memory.
       network: bytes a second that a chip can send over all its links to its neighbours together (ICI, NVLink).
+      dcn: bytes a second that a chip can send to other slices over the data centre's network; 0 where Google
+        publishes none, and of GPUs, which have no slices. From docs.cloud.google.com/tpu/docs, pages v5e (6.4 Tbit/s
+        for a pod of 256 chips), v5p (50 Gbit/s a chip) and v6e (25.6 Tbit/s for a pod of 256).
     """
 
     name: str
-    kind: str
+    kinds: tuple[str, ...]
     flops: float
     memory: float
     bandwidth: float
     network: float
+    dcn: float = 0.0
 
     @property
     def is_tpu(self) -> bool:
-        return self.kind.startswith("TPU")
+        return self.kinds[0].startswith("TPU")
 
 
-# From the makers' data sheets; where one `kind` begins another, the longer stands first.
+# From the makers' data sheets.
 CHIPS = (
-    Chip("v4", "TPU v4", 275e12, 31.25 * GIB, 1228e9, 300e9),
-    Chip("v5e", "TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 200e9),
-    Chip("v5e", "TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9),
-    Chip("v5p", "TPU v5", 459e12, 95.74 * GIB, 2765e9, 600e9),
-    Chip("v6e", "TPU v6", 918e12, 31.25 * GIB, 1640e9, 400e9),
-    Chip("a100-40gb", "A100-SXM4-40GB", 312e12, 0.75 * 40 * GIB, 1555e9, 300e9),
-    Chip("a100", "A100", 312e12, 0.75 * 80 * GIB, 2039e9, 300e9),
-    Chip("h100-pcie", "H100 PCIe", 756e12, 0.75 * 80 * GIB, 2000e9, 64e9),
-    Chip("h100-nvl", "H100 NVL", 835e12, 0.75 * 94 * GIB, 3900e9, 300e9),
-    Chip("h100", "H100", 989e12, 0.75 * 80 * GIB, 3350e9, 450e9),
-    Chip("h200", "H200", 989e12, 0.75 * 141e9, 4800e9, 450e9),
+    Chip("v4", ("TPU v4",), 275e12, 31.25 * GIB, 1228e9, 300e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95.74 * GIB, 2765e9, 600e9, 6.25e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GIB, 1640e9, 400e9, 12.5e9),
+    Chip("a100-40gb", ("NVIDIA A100-SXM4-40GB",), 312e12, 0.75 * 40 * GIB, 1555e9, 300e9),
+    Chip("a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 0.75 * 80 * GIB, 2039e9, 300e9),
+    Chip("a100-pcie-40gb", ("NVIDIA A100-PCIE-40GB",), 312e12, 0.75 * 40 * GIB, 1555e9, 32e9),
+    Chip("a100-pcie", ("NVIDIA A100 80GB PCIe",), 312e12, 0.75 * 80 * GIB, 1935e9, 32e9),
+    Chip("h100-pcie", ("NVIDIA H100 PCIe",), 756e12, 0.75 * 80 * GIB, 2000e9, 64e9),
+    Chip("h100-nvl", ("NVIDIA H100 NVL",), 835e12, 0.75 * 94 * GIB, 3900e9, 300e9),
+    Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 0.75 * 80 * GIB, 3350e9, 450e9),
+    Chip("h200", ("NVIDIA H200",), 989e12, 0.75 * 141e9, 4800e9, 450e9),
+    Chip("h200-nvl", ("NVIDIA H200 NVL",), 835e12, 0.75 * 141e9, 4800e9, 450e9),
 )
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The chip that a device is, or None where it is not known (a CPU)."""
-    return next((chip for chip in CHIPS if chip.kind in device.device_kind), None)
+    """The chip that a device is, or None where its `device_kind` is none of those above (a CPU, another card)."""
+    return next((chip for chip in CHIPS if device.device_kind in chip.kinds), None)
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -2,6 +2,10 @@
 
 XLA's own cost analysis counts the body of a loop once and names no mesh axes. The text tells both: how often each loop
 runs, and which devices take part in each collective.
+
+A program that is compiled for several slices of a TPU is that of one slice: its collectives stay inside the slice and
+number its devices alone. What crosses slices goes through the hosts, by pairs of send and recv whose attributes name a
+collective of libtpu's megascale runtime.
 """
 
 import collections
@@ -12,12 +16,14 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
+SLICES = "slices"  # stands for a mesh axis where a communication crosses slices
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # What names, regroups or only waits for arrays, and the instructions whose callees are walked through themselves.
 MOVES_NOTHING = {
     "parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "while", "call", "conditional", "opt-barrier", "async-start", "async-update", "async-done",
     "copy-done", "slice-done", "dynamic-slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done",
+    "send-done", "recv-done",
 }  # fmt: skip
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0}
 
@@ -28,11 +34,14 @@ _IN_VMEM = re.compile(r"S\([1-9]\)")  # of a layout: not in the chip's main memo
 _CALLED = re.compile(
     r"(?:calls|body|condition|branch_computations|to_apply|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
-_NAMED_GROUPS = re.compile(
-    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}"
-)
 _SLICED = {"dynamic-slice", "slice", "gather"}
 _REPLACING = {"dynamic-update-slice": 1, "scatter": 2}  # in place; the number of the operand that is put in
+# Of megascale: its names for our kinds, and the first number of a slice's devices is the slice's times this.
+_TRANSFERS = {
+    "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute",
+}  # fmt: skip
+_IDS_A_SLICE = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Collective:
 
     Attributes:
       kind: of COLLECTIVES.
-      axes: names of the mesh axes along which its participants lie.
+      axes: names of the mesh axes along which its participants lie, or SLICES alone.
       bytes: what one device sends, each time, if rings are used: of an array of `size` bytes spread over n devices
         (n-1)/n size for all-gather, reduce-scatter and all-to-all, twice that for all-reduce.
       times: how often the program runs it.
@@ -85,13 +94,16 @@ class Program:
                 current[name] = _Instruction(bool(root), name, shape, operation, operands, rest)
 
     def collectives(self, mesh: Mesh) -> list[Collective]:
-        """Every communication between devices, with the number of times that it runs.
+        """Every communication between devices, with the number of times that it runs. `mesh`: of one slice.
 
         One that the compiler overlaps with products stands in several fusions, from its start to its end, with the
         same attributes: it runs once.
         """
         found = {}
         for _, instruction, times in self._walk(self._entry, 1, into_fusions=True):
+            if instruction.operation == "send":
+                found[instruction] = _between_slices(instruction, times)
+                continue
             kind = instruction.operation.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
@@ -139,20 +151,35 @@ class Program:
             operation = instruction.operation
             follow = {"while", "call", "conditional", "async-start"} | ({"fusion"} if into_fusions else set())
             if operation in follow:  # what others call, a reduction or a sort, only combines two numbers
-                inner = times * (self._trips(instruction) if operation == "while" else 1)
+                inner = times * (self._trips(name, instruction) if operation == "while" else 1)
                 for called in instruction.called:
                     yield from self._walk(called, inner, into_fusions)
 
-    def _trips(self, loop: _Instruction) -> int:
-        """How often a loop runs: as XLA says, or up to the bound with which its counter, from 0 by 1, is compared."""
+    def _trips(self, computation: str, loop: _Instruction) -> int:
+        """How often a loop runs: as XLA says, or from where its counter starts up to the bound of its comparison."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known[1])
         condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
-        bounds = [i for i in condition.values() if i.operation == "constant" and re.match(r"\d+\)", i.rest)]
+        bounds = [value for i in condition.values() if (value := _constant(i)) is not None]
         compared = [i for i in condition.values() if "direction=LT" in i.rest]
-        if len(bounds) != 1 or len(compared) != 1:
+        start = self._start(computation, loop, condition, compared[0]) if len(compared) == 1 else None
+        if len(bounds) != 1 or start is None:
             raise ValueError(f"{loop.name}: a loop whose number of rounds the program does not tell")
-        return int(bounds[0].rest.split(")")[0])
+        return bounds[0] - start
+
+    def _start(
+        self, computation: str, loop: _Instruction, condition: dict[str, _Instruction], compared: _Instruction
+    ) -> int | None:
+        """The counter before the first round: 1 where the compiler has moved the first round in front of the loop."""
+        counter = condition.get(compared.operands[0])
+        place = counter and re.search(r"index=(\d+)", counter.rest)
+        around = self._computations[computation]
+        found = around.get(loop.operands[0])
+        if place and found and found.operation == "tuple":
+            found = around.get(found.operands[int(place[1])])
+        while found and found.operation in ("copy", "bitcast"):
+            found = around.get(found.operands[0])
+        return _constant(found) if found else None
 
     def _traffic(self, computation: str, instruction: _Instruction) -> float:
         known = self._computations[computation]
@@ -163,6 +190,8 @@ class Program:
             return 2 * _main_memory(shapes[_REPLACING[instruction.operation]])
         if instruction.operation == "copy-start":  # results: the copy, the original, a token
             return sum(map(_main_memory, _arrays(instruction.shape)[:2]))
+        if instruction.operation in ("send", "recv"):  # results: the array, a handle, a token
+            return _main_memory(_arrays(instruction.shape)[0])
         if instruction.operation in ("slice-start", "dynamic-slice-start"):  # operands, the slice, a token
             part = _arrays(instruction.shape)[len(shapes)]
             return (_bytes(part) if _main_memory(shapes[0]) else 0.0) + _main_memory(part)
@@ -218,6 +247,38 @@ def by_axis(found: list[Collective]) -> dict[str, float]:
     for collective in found:
         total[" x ".join(collective.axes)] += collective.bytes * collective.times
     return dict(total.most_common())
+
+
+def _between_slices(send: _Instruction, times: int) -> Collective:
+    """What a chip hands to its host for other slices. The program goes on meanwhile, up to recv-done."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
+    target = re.search(r'_xla_megascale_target="?(\{[-\d{},:x>]*\})', send.rest)
+    if not kind or kind[1] not in _TRANSFERS or not target:
+        raise ValueError(f"{send.name}: a send whose target is written in an unknown way: {send.rest[:200]}")
+    kind, members = _TRANSFERS[kind[1]], _slices_of_members(target[1])
+    others = 1 - members.count(members[0]) / len(members)  # the share of the participants in other slices
+    share = {"all-reduce": 2 * others, "all-gather": others * len(members), "collective-permute": 1}.get(kind, others)
+    return Collective(kind, (SLICES,), share * _bytes(_arrays(send.shape)[0]), times, is_overlapped=True)
+
+
+def _slices_of_members(target: str) -> list[int]:
+    """In which slice each participant of a transfer lies, of the first group if there are several.
+
+    Written as {1,2}x{0:3}, slices and devices of each of which every one meets its like in the other slices, or as
+    groups of devices {{100000,200000},{100001,200001}}, or as pairs {{100000->200000}}.
+    """
+    if alike := re.fullmatch(r"\{([\d,]+)\}x\{[\d:,]+\}", target):
+        return list(_numbers(alike[1]))
+    first = re.match(r"\{\{(\d+(?:(?:,|->)\d+)*)\}", target)
+    if not first:
+        raise ValueError(f"a transfer between slices whose participants are written in an unknown way: {target[:200]}")
+    return [int(number) // _IDS_A_SLICE for number in re.findall(r"\d+", first[1])]
+
+
+def _constant(instruction: _Instruction) -> int | None:
+    """The value of a whole number that the program holds; None for anything else."""
+    value = re.match(r"(-?\d+)\)", instruction.rest)
+    return int(value[1]) if value and instruction.operation == "constant" else None
 
 
 def _until_closed(text: str) -> str:

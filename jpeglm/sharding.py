@@ -242,23 +242,40 @@ def dealt_order(length: int, members: int) -> np.ndarray:
     return np.stack([stripes[:members], stripes[: members - 1 : -1]], axis=1).reshape(-1)
 
 
-def check_divides(config: ConfigDict, mesh: Mesh) -> None:
+def check_divides(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
     """Batch and sequence must divide over the mesh; parameters are checked where their shardings are made.
 
-    Raises InputError with the keys to change.
+    Raises InputError with the keys to change, and the values that would fit.
     """
     batch_size, accumulate = config.optim.batch_size, config.optim.accumulate
     members = num_parts(mesh, "batch")
     if batch_size % (accumulate * members):
         raise InputError(
             f"optim.batch_size={batch_size} does not divide into optim.accumulate={accumulate} microbatches "
-            f"over {members} devices (mesh data x fsdp)"
+            f"over {members} devices (mesh data x fsdp): {_what_divides(batch_size, accumulate, members)}"
         )
     members = num_parts(mesh, "sequence")
     if members > 1 and config.data.seq_len % (2 * members):
         raise InputError(
             f"data.seq_len={config.data.seq_len} does not divide into two stripes for each of mesh.context={members}"
         )
+
+
+def microbatches_that_fit(batch_size: int, members: int) -> list[int]:
+    """The values of optim.accumulate with which a batch divides over so many devices, ascending; there may be none."""
+    each, rest = divmod(batch_size, members)
+    return [] if rest else [parts for parts in range(1, each + 1) if each % parts == 0]
+
+
+def _what_divides(batch_size: int, accumulate: int, members: int) -> str:
+    """Which changes of one key would do."""
+    fitting = ", ".join(map(str, microbatches_that_fit(batch_size, members)))
+    unit = accumulate * members
+    sizes = ", ".join(str(size) for size in (batch_size // unit * unit, (batch_size // unit + 1) * unit) if size)
+    with_accumulate = f"with this optim.accumulate, optim.batch_size={sizes} or another multiple of {unit}"
+    if not fitting:
+        return f"no optim.accumulate fits; {with_accumulate}"
+    return f"optim.accumulate={fitting} fits; {with_accumulate}"
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

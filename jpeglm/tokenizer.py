@@ -49,10 +49,13 @@ class Tokenizer:
     def __init__(self, text: str):
         """Reads the text of a `tokenizer.json`; `InputError` if it is none of the two kinds above."""
         self.text = text
+        _check_model(text)
         try:
             self._model = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"not a tokenizer.json: {error}") from error
+        self._model.no_truncation()  # a document is never cut or filled up
+        self._model.no_padding()
         vocab = self._model.get_vocab(with_added_tokens=True)
         tokens = sorted(vocab, key=vocab.__getitem__)
         if [vocab[token] for token in tokens] != list(range(len(tokens))):
@@ -148,6 +151,18 @@ def train(
 def file_text(model: tokenizers.Tokenizer) -> str:
     """The text of `tokenizer.json`: through json once more, so that it depends on the content alone."""
     return json.dumps(json.loads(model.to_str()), indent=1) + "\n"
+
+
+def _check_model(text: str) -> None:
+    """Refuses what would make ids random, and affixes, at which the library can panic."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not a tokenizer.json: {error}") from error
+    model = content.get("model") if isinstance(content, dict) else None
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if isinstance(model, dict) and model.get(key) not in (None, 0, ""):
+            raise InputError(f"tokenizer.json: its model has a {key}, which is not supported")
 
 
 def _to_text(data: bytes) -> str:

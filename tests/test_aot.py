@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from benchmarks import pods
-from jpeglm import aot, estimate, hardware, sharding, train_step
+from jpeglm import aot, estimate, hardware, hlo, sharding, train_step
 from jpeglm.config import base
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
@@ -231,3 +235,100 @@ def test_the_kind_of_every_described_tpu_is_known():
     two = aot.describe("v5p:2x2x1", slices=2)
     assert two.num_chips == 8
     assert sharding.num_slices(two.devices) == 2
+
+
+BETWEEN = {  # by the collective: bytes that a chip sends to other slices, of an array of `size` bytes on each chip
+    "all_reduce": (lambda x: jax.lax.psum(x, "data"), lambda size, slices: 2 * (slices - 1) / slices * size),
+    "all_gather": (lambda x: jax.lax.all_gather(x, "data"), lambda size, slices: (slices - 1) * size),
+    "reduce_scatter": (
+        lambda x: jax.lax.psum_scatter(x, "data", tiled=True),
+        lambda size, slices: (slices - 1) / slices * size,
+    ),
+    "all_to_all": (
+        lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True),
+        lambda size, slices: (slices - 1) / slices * size,
+    ),
+    "permute": (lambda x: jax.lax.ppermute(x, "data", [(0, 1), (1, 0)]), lambda size, slices: size),
+}
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+@pytest.mark.parametrize("kind", BETWEEN)
+def test_each_collective_between_slices_that_libtpu_compiles_is_counted(kind, slices):
+    function, expected = BETWEEN[kind]
+    mesh = aot.describe("v5e:2x2", slices).mesh(ConfigDict({"data": slices, "fsdp": -1}))
+    spread = PartitionSpec("data", "fsdp")
+    array = jax.ShapeDtypeStruct((slices * 1536, 4096), jnp.bfloat16, sharding=NamedSharding(mesh, spread))
+    run_each = jax.shard_map(function, mesh=mesh, in_specs=spread, out_specs=PartitionSpec(), check_vma=False)
+    cost = aot.cost_of(jax.jit(run_each).lower(array), mesh)
+    assert cost.sent == {hlo.SLICES: expected(1536 * 1024 * 2, slices)}
+    assert cost.awaited == 0
+
+
+@pytest.mark.slow
+def test_a_step_on_two_slices_sends_each_gradient_once_to_the_other():
+    config, target = small(mesh__data=2, optim__batch_size=16), aot.describe("v5e:2x2", 2)
+    cost = aot.train_cost(config, target)
+    model = LlamaConfig.of(config)
+    # Each chip's quarter: matrices of the layers in bfloat16, embedding and head in float32. An all-reduce over two
+    # sends as much as the array has. Norms and the loss come on top.
+    layers = 4 * (4 * 256 * 512 + 3 * 256 * 512) * 2 / 4
+    outer = 2 * model.padded_vocab_size * 256 * 4 / 4
+    assert layers + outer < cost.sent[hlo.SLICES] < 1.01 * (layers + outer)
+    _, facts = aot.train_report(config, target, cost)
+    assert facts["roofline"]["dcn"] == cost.sent[hlo.SLICES] / 3.125e9 == facts["roofline"]["least"]
+    # Three slices send four thirds of the array instead of all of it, and need a batch of three parts.
+    config.optim.batch_size, config.mesh.data = 24, 3
+    third = aot.train_cost(config, aot.describe("v5e:2x2", 3))
+    assert third.sent[hlo.SLICES] == pytest.approx(4 / 3 * cost.sent[hlo.SLICES], rel=1e-6)
+    assert third.sent["fsdp"] == cost.sent["fsdp"]
+
+
+@pytest.mark.parametrize("bandwidth, seconds", [(None, 2.0), (3.125, 4.0), (25.0, 0.5)])
+def test_the_bandwidth_between_slices_bounds_a_step(bandwidth, seconds):
+    target = aot.describe("v5p:2x2x1", 2, bandwidth)  # 6.25 GB/s a chip
+    cost = aot.Cost(1e9, 1e9, {"fsdp": 60e9, hlo.SLICES: 12.5e9}, awaited=6e9, traffic=0.1 * 2765e9)
+    roofline = aot.Roofline(target.chip, 0.3 * 459e12, cost)
+    assert roofline.facts() == {
+        "compute": pytest.approx(0.3), "memory": pytest.approx(0.1), "network": pytest.approx(0.1), "dcn": seconds,
+        "awaited": pytest.approx(0.01), "least": seconds, "binds": "dcn",
+    }  # fmt: skip
+    words = "dcn binds (compute 300 ms, memory 100 ms, network 100 ms, of it awaited 10 ms, dcn "
+    assert words in str(roofline)
+    _, facts = aot.train_report(small(mesh__data=2, optim__batch_size=16), target, cost)
+    assert facts["slices"] == 2 and facts["dcn_bandwidth"] == 1e9 * (bandwidth or 6.25)
+
+
+def test_one_slice_has_no_data_centres_network_in_its_table():
+    roofline = aot.Roofline(aot.describe("v5p:2x2x1").chip, 0.3 * 459e12, aot.Cost(1e9, 1e9, {"fsdp": 60e9}))
+    assert "dcn" not in str(roofline) and roofline.facts()["dcn"] == 0
+
+
+@pytest.mark.parametrize("slices, bandwidth", [(1, 5.0), (2, 0.0), (2, -1.0), (2, float("nan")), (2, float("inf"))])
+def test_a_bandwidth_between_slices_that_means_nothing_is_refused(slices, bandwidth):
+    with pytest.raises(InputError, match="--dcn_bandwidth=.* above 0, with --slices of 2 or more"):
+        aot.describe("v5p:2x2x1", slices, bandwidth)
+
+
+@pytest.mark.parametrize("devices, accumulate", [(1, 8), (8, 8), (16, 8), (32, 8), (16, 5), (8, 32)])
+def test_the_search_ignores_the_microbatches_that_it_is_to_find(devices, accumulate, caplog):
+    config = base()
+    config.update_from_flattened_dict({"optim.batch_size": 32, "optim.accumulate": accumulate, "model.num_layers": 2})
+    caplog.set_level("INFO", logger="absl")
+    found, cost, largest = aot.search_train(config, aot.describe(f"h100:{devices}"))
+    assert config.optim.accumulate == accumulate  # the caller's own stays
+    assert 32 % (found.optim.accumulate * devices) == 0
+    assert max(largest.values()) <= 32 // devices and cost.peak < 0.9 * 60 * 2**30
+    # Each try is told, of how many at most, and how long it took.
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("try ")]
+    tries = len(told) // 2
+    assert tries <= int(re.match(r"try 1 of at most (\d+): remat full, \d+ chunk", told[0])[1]) < 10
+    assert [line.split()[1] for line in told] == [str(1 + i // 2) for i in range(2 * tries)]
+    assert all(re.fullmatch(r"try \d+ took [\d.]+ m?s", line) for line in told[1::2])
+
+
+def test_the_search_names_what_fits_where_the_batch_does_not_divide():
+    config = base()
+    config.optim.update({"batch_size": 32, "accumulate": 8})
+    with pytest.raises(InputError, match="over 5 devices .*no optim.accumulate fits; .* optim.batch_size=30, 35"):
+        aot.search_train(config, aot.describe("h100:5"))

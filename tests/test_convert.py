@@ -138,8 +138,9 @@ def test_training_goes_on_from_imported_weights_with_the_imported_tokenizer(work
         (["slim", "{public}", "{new}"], "llama/config.json: not the config of a run"),
         (["import", "{public}", "gs://bucket/run"], "gs://bucket/run: not a local folder"),
         (["import", "{damaged}", "{new}", TINY], "pytorch_model.bin: .*truncated"),
+        (["slim", "{public}", "{public}/slim"], "llama/slim lies in SRC=.*llama: what is written there"),
     ],
-    ids=["no direction", "flag of the other", "no run", "not local", "damaged weights"],
+    ids=["no direction", "flag of the other", "no run", "not local", "damaged weights", "inside of the source"],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, named, public, tmp_path):
     damaged = shutil.copytree(public, tmp_path / "in" / "llama")

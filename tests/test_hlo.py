@@ -173,3 +173,89 @@ def test_all_ways_in_which_xla_writes_who_takes_part(written, groups):
 
     instruction = hlo._Instruction(False, "x", "f32[8]", "all-reduce", (), f"%y), channel_id=1, {written}, more=1")
     assert hlo._groups(instruction, Mesh).tolist() == groups
+
+
+def sent(kind, target, array):
+    """A send to other slices and its recv, as libtpu writes them."""
+    attributes = (
+        'channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_'
+        f'runtime",_xla_host_transfer_rendezvous="x_0",_xla_megascale_target={target},'
+        f'_xla_megascale_transfer_type="{kind}"}}, backend_config={{"flag_configs":[]}}'
+    )
+    return f"""  %send.1 = ({array}, u32[], token[]) send(%x, %token), {attributes}
+  %recv.1 = ({array}, u32[], token[]) recv(%token), {attributes}
+  %send-done.1 = token[] send-done(%send.1), channel_id=2, is_host_transfer=true
+  %recv-done.1 = ({array}, token[]) recv-done(%recv.1), channel_id=1, is_host_transfer=true
+"""
+
+
+TWO, FOUR = '"{1,2}x{0:3}"', '"{1,2,3,4}x{0:3}"'
+SIZE = 64 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    "kind, target, name, size",
+    [
+        ("ALL_REDUCE", TWO, "all-reduce", SIZE),
+        ("ALL_REDUCE", FOUR, "all-reduce", 1.5 * SIZE),
+        ("ALL_GATHER", TWO, "all-gather", SIZE),
+        ("ALL_GATHER", FOUR, "all-gather", 3 * SIZE),
+        ("REDUCE_SCATTER", TWO, "reduce-scatter", 0.5 * SIZE),
+        ("REDUCE_SCATTER", FOUR, "reduce-scatter", 0.75 * SIZE),
+        ("ALL_TO_ALL", "{{100000,200000},{100001,200001}}", "all-to-all", 0.5 * SIZE),
+        ("ALL_TO_ALL", "{{100000,100003,200000,200003},{100001,100002,200001,200002}}", "all-to-all", 0.5 * SIZE),
+        ("ALL_TO_ALL", "{{100000,200000,300000,400000}}", "all-to-all", 0.75 * SIZE),
+        ("ONE_TO_ONE", "{{100000->200000},{200000->100000}}", "collective-permute", SIZE),
+    ],
+)
+def test_what_goes_to_other_slices_counts_as_the_collective_that_it_is_part_of(kind, target, name, size):
+    array = "bf16[64,128]{1,0:T(8,128)(2,1)}"
+    text = f"""
+ENTRY %main (x: bf16[64,128]) -> bf16[64,128] {{
+  %x = {array} parameter(0)
+  %token = token[] after-all()
+{sent(kind, target, array)}  ROOT %y = {array} get-tuple-element(%recv-done.1), index=0
+}}
+"""
+    program = hlo.Program(text)
+    found = program.collectives(None)  # no mesh is asked: the program names the slices
+    assert found == [hlo.Collective(name, ("slices",), size, 1, is_overlapped=True)]
+    assert hlo.by_axis(found) == {"slices": size}
+    assert program.memory_traffic() == 2 * SIZE  # read to be sent, and written when it has come
+
+
+@pytest.mark.parametrize(
+    "kind, target", [("RAGGED_ALL_TO_ALL", TWO), ("ALL_REDUCE", '"all"'), ("ALL_REDUCE", "{{a}}"), ("", "")]
+)
+def test_a_send_that_is_written_in_an_unknown_way_is_an_error(kind, target):
+    text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n{sent(kind, target, 'f32[8]')}}}\n"
+    with pytest.raises(ValueError, match="unknown way"):
+        hlo.Program(text).collectives(None)
+
+
+@pytest.mark.parametrize("start, moved", [("constant(0)", ""), ("constant(1)", ""), ("constant(1)", "copy")])
+def test_a_loop_whose_first_round_stands_in_front_of_it_runs_one_less(start, moved):
+    array = "bf16[64,128]{1,0}"
+    copied = "  %start.1 = s32[] copy(%start.0)\n" if moved else ""
+    text = f"""
+%body (p: (s32[], {array})) -> (s32[], {array}) {{
+  %p = (s32[], {array}) parameter(0)
+  %x = {array} get-tuple-element(%p), index=1
+{sent("ALL_REDUCE", TWO, array)}}}
+
+%condition (p: (s32[], {array})) -> pred[] {{
+  %p = (s32[], {array}) parameter(0)
+  %counter = s32[]{{:T(128)}} get-tuple-element(%p), index=0
+  %bound = s32[]{{:T(128)}} constant(4)
+  ROOT %less = pred[] compare(%counter, %bound), direction=LT
+}}
+
+ENTRY %main (x: {array}) -> {array} {{
+  %x = {array} parameter(0)
+  %start.0 = s32[] {start}
+{copied}  %carried = (s32[], {array}) tuple(%start.{1 if moved else 0}, %x)
+  %loop = (s32[], {array}) while(%carried), condition=%condition, body=%body
+}}
+"""
+    [found] = hlo.Program(text).collectives(None)
+    assert found.times == 4 - int(start[9])

@@ -9,9 +9,17 @@ from jpeglm import hardware, metrics
 from jpeglm.model.llama import LlamaConfig
 
 KINDS = {  # as the devices name themselves
-    "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H200": 989,
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
+    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835,
+    "NVIDIA H200": 989, "NVIDIA H200 NVL": 835, "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459,
+    "TPU v5p": 459, "TPU v6 lite": 918, "TPU v6e": 918,
 }  # fmt: skip
+# Whose names hold, begin or end with another's.
+OTHERS = [
+    "cpu", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e", "NVIDIA H20", "NVIDIA H800", "NVIDIA A100X",
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA GH100", "TPU v4 lite", "TPU v3",
+    "TPU7x", "TPU v50", "H200", "",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -19,8 +27,15 @@ def test_each_accelerator_has_its_peak(kind):
     assert hardware.peak_flops(SimpleNamespace(device_kind=kind)) == KINDS[kind] * 1e12
 
 
-def test_a_cpu_has_no_peak_and_so_no_mfu():
-    assert hardware.peak_flops(SimpleNamespace(device_kind="cpu")) is None
+def test_no_two_chips_share_a_name_or_a_kind():
+    kinds = [kind for chip in hardware.CHIPS for kind in chip.kinds]
+    assert len({chip.name for chip in hardware.CHIPS}) == len(hardware.CHIPS) and len(set(kinds)) == len(kinds)
+    assert set(kinds) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_chip_has_no_peak_and_so_no_mfu(kind):
+    assert hardware.peak_flops(SimpleNamespace(device_kind=kind)) is None
     assert "mfu" not in metrics.speed(100, 1.0, 1, 1e9, None)
 
 

@@ -116,6 +116,36 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(mesh, changes, me
         sharding.check_divides(config, mesh)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "devices", "accumulates", "batch_sizes"),
+    [
+        (32, 8, 8, [1, 2, 4], [64]),
+        (32, 8, 16, [1, 2], [128]),
+        (32, 1, 5, [], [30, 35]),
+        (8, 3, 1, [1, 2, 4, 8], [6, 9]),
+        (12, 5, 3, [1, 2, 4], [15]),
+        (256, 3, 64, [1, 2, 4], [192, 384]),
+    ],
+)
+def test_the_refusal_of_a_batch_names_what_fits(batch_size, accumulate, devices, accumulates, batch_sizes):
+    config, mesh = get_config(), mesh_of(fsdp=devices)
+    config.optim.update({"batch_size": batch_size, "accumulate": accumulate})
+    named = ", ".join(map(str, accumulates))
+    words = f"optim.accumulate={named} fits;" if accumulates else "no optim.accumulate fits;"
+    sizes = ", ".join(map(str, batch_sizes))
+    with pytest.raises(InputError, match=f"{words} with this optim.accumulate, optim.batch_size={sizes} or another"):
+        sharding.check_divides(config, mesh)
+    for key, values in (("accumulate", accumulates), ("batch_size", batch_sizes)):
+        for value in values:
+            changed = config.copy_and_resolve_references()
+            changed.optim[key] = value
+            sharding.check_divides(changed, mesh)
+    changed = config.copy_and_resolve_references()
+    for changed.optim.accumulate in set(range(1, batch_size + 1)) - set(accumulates):
+        with pytest.raises(InputError):
+            sharding.check_divides(changed, mesh)
+
+
 def slices_of_a_tpu(slices: int, devices: int) -> list[SimpleNamespace]:
     return [
         SimpleNamespace(

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from jpeglm import checkpoint
 from jpeglm.errors import InputError, writing
 from jpeglm.interop import sentencepiece
-from jpeglm.interop.weight_files import SHARD_BYTES, SafetensorsWriter, Tensor, open_folder, read_json
+from jpeglm.interop.weight_files import SHARD_BYTES, SafetensorsWriter, Tensor, open_folder, read_json, shown
 from jpeglm.model import llama
 from jpeglm.tokenizer import BOS, DUMMY_PREFIX, EOS, SPECIALS, UNK, Tokenizer
 
@@ -52,12 +52,16 @@ _PLAIN = {
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
     "sliding_window": (None,),
-    "partial_rotary_factor": (None, 1),
+    "partial_rotary_factor": (None, 1, 1.0),
     "quantization_config": (None,),
     "bos_token_id": (None, BOS),
-    "eos_token_id": (None, EOS, [EOS]),
+    "eos_token_id": (None, [EOS], EOS),
+    "tie_word_embeddings": (None, False, True),
 }
 _PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_MOST = 1 << 20  # of any size of the model
+_RANGES = {"rms_norm_eps": (1e-12, 0.1), "rope_theta": (1.0, 1e12)}
 _WEIGHTS = ("float32", "float16", "bfloat16")
 _BLOCK = 1 << 16  # elements that are hashed at once
 _FILE_BYTES = 1 << 26  # of the checkpoint's files; as much of it waits in memory to be written
@@ -159,7 +163,7 @@ def import_model(source: Path, workdir: Path, config: ConfigDict) -> llama.Llama
                 path = scratch / ".".join(leaf.path)
                 with path.open("wb") as file:
                     for name in leaf.names:
-                        array = leaf.to_ours(theirs[name].read().astype(np.float32))
+                        array = leaf.to_ours(theirs[name].read())
                         file.write(np.ascontiguousarray(array).view(np.uint8))
                         bar.update()
                 _put(params, leaf.path, np.memmap(path, np.float32, "r", shape=leaf.shape))
@@ -173,49 +177,66 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
     """A run's config with the model and the vocabulary of a Hugging Face directory's config.json.
 
     Raises:
-      InputError: a key asks for what jpeglm's Llama cannot express.
+      InputError: a key asks for what jpeglm's Llama cannot express, or is no number in its range.
     """
     path = source / "config.json"
     theirs = read_json(path)
-    if theirs.get("model_type") != "llama" or theirs.get("architectures") not in (None, ["LlamaForCausalLM"]):
-        architecture = theirs.get("architectures") or theirs.get("model_type")
-        raise InputError(f"{path}: architecture {architecture}, only LlamaForCausalLM can be imported")
-    for key, plain in _PLAIN.items():
-        if theirs.get(key) not in plain:
-            raise InputError(f"{path}: {key}={theirs[key]!r} is not supported, only {plain[-1]!r}")
-    # transformers 5 has rope_parameters; before, there were rope_theta and rope_scaling.
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = theirs.get(key) or {}
-        if not isinstance(rope, dict) or rope.keys() - _PLAIN_ROPE.keys() - {"rope_theta"}:
-            raise InputError(f"{path}: {key}={rope!r} is not supported, only plain rotary embedding")
-        if any(rope.get(name) not in (None, value) for name, value in _PLAIN_ROPE.items()):
-            raise InputError(f"{path}: {key}={rope!r} is not supported, only plain rotary embedding")
-        theirs["rope_theta"] = rope.get("rope_theta", theirs.get("rope_theta"))
+    _check_plain(path, theirs)
 
-    def number(key: str, kind: type, default: float | None = None) -> Any:
-        value = theirs.get(key)
-        value = default if value is None else value
-        if value is None or isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0:
-            raise InputError(f"{path}: {key}={theirs.get(key)!r} is no positive {kind.__name__}")
-        return kind(value)
+    def whole(key: str, default: int | None = None, most: int = _MOST) -> int:
+        value = default if theirs.get(key) is None else theirs[key]
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(f"{path}: {key}={shown(theirs.get(key))} is no whole number from 1 to {most:,}")
+        return value
 
-    heads, width = number("num_attention_heads", int), number("hidden_size", int)
+    def real(key: str, default: float) -> float:
+        value = default if theirs.get(key) is None else theirs[key]
+        least, most = _RANGES[key]
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise InputError(f"{path}: {key}={shown(value)} is no number from {least:g} to {most:g}")
+        return float(value)
+
+    heads, width = whole("num_attention_heads"), whole("hidden_size")
+    if width < heads and theirs.get("head_dim") is None:
+        raise InputError(
+            f"{path}: hidden_size={width} is less than num_attention_heads={heads}, and no head_dim is given"
+        )
     config = config.copy_and_resolve_references()
-    config.tokenizer.vocab_size = number("vocab_size", int)
-    config.model.num_layers = number("num_hidden_layers", int)
+    config.tokenizer.vocab_size = whole("vocab_size")
+    config.model.num_layers = whole("num_hidden_layers")
     config.model.width = width
     config.model.num_heads = heads
-    config.model.num_kv_heads = number("num_key_value_heads", int, heads)
-    config.model.head_dim = number("head_dim", int, width // heads)
-    config.model.ffn_width = number("intermediate_size", int)
-    config.model.norm_eps = number("rms_norm_eps", float, 1e-6)  # what an absent key means there
-    config.model.rope_theta = number("rope_theta", float, 10_000.0)
+    config.model.num_kv_heads = whole("num_key_value_heads", heads)
+    config.model.head_dim = whole("head_dim", width // heads)
+    config.model.ffn_width = whole("intermediate_size")
+    config.model.norm_eps = real("rms_norm_eps", 1e-6)  # what an absent key means there
+    config.model.rope_theta = real("rope_theta", 10_000.0)
     config.model.qk_norm = False
     config.data.path = ""
-    limit = number("max_position_embeddings", int, config.data.seq_len)
+    limit = whole("max_position_embeddings", config.data.seq_len, most=2**31 - 1)
     if limit < config.data.seq_len:
         logging.warning("%s: made for %d positions, data.seq_len is %d", path, limit, config.data.seq_len)
     return config
+
+
+def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
+    """Refuses by name what changes the function and is not ours; leaves the rotary base in `rope_theta`."""
+    if theirs.get("model_type") != "llama" or theirs.get("architectures") not in (None, ["LlamaForCausalLM"]):
+        architecture = shown(theirs.get("architectures") or theirs.get("model_type"))
+        raise InputError(f"{path}: architecture {architecture}, only LlamaForCausalLM can be imported")
+    for key, plain in _PLAIN.items():
+        value = theirs.get(key)
+        if not any(type(value) is type(allowed) and value == allowed for allowed in plain):
+            known = " or ".join(repr(allowed) for allowed in plain if allowed is not None) or "null"
+            raise InputError(f"{path}: {key}={shown(value)} is not supported, only {known}")
+    # transformers 5 has rope_parameters; before, there were rope_theta and rope_scaling.
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = {} if theirs.get(key) is None else theirs[key]
+        if not isinstance(rope, dict) or rope.keys() - _PLAIN_ROPE.keys() - {"rope_theta"}:
+            raise InputError(f"{path}: {key}={shown(rope)} is not supported, only plain rotary embedding")
+        if any(rope.get(name) not in (None, value) for name, value in _PLAIN_ROPE.items()):
+            raise InputError(f"{path}: {key}={shown(rope)} is not supported, only plain rotary embedding")
+        theirs["rope_theta"] = rope.get("rope_theta", theirs.get("rope_theta"))
 
 
 def read_tokenizer(source: Path) -> Tokenizer:
@@ -228,22 +249,19 @@ def read_tokenizer(source: Path) -> Tokenizer:
     content = read_json(path) | {"decoder": None}  # from their ids to text; ours go to bytes
     try:
         return Tokenizer(json.dumps(content, indent=1) + "\n")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    except (InputError, RecursionError) as error:
+        raise InputError(f"{path}: {str(error)[:300]}") from error
 
 
 def _needed(source: Path, theirs: dict[str, Tensor], model: llama.LlamaConfig) -> dict[str, Tensor]:
     """Exactly the tensors of the model, a tied head untied by reading the embedding twice."""
-    embedding, head, theirs = "model.embed_tokens.weight", "lm_head.weight", dict(theirs)
-    if read_json(source / "config.json").get("tie_word_embeddings") and embedding in theirs:
-        tied = theirs.setdefault(head, theirs[embedding])
-        if not np.array_equal(tied.read(), theirs[embedding].read()):
-            raise InputError(f"{source}: tie_word_embeddings is true, yet {head} differs from {embedding}")
+    theirs = dict(theirs)
+    _check_layers(source, theirs, model.num_layers)
+    is_tied = bool(read_json(source / "config.json").get("tie_word_embeddings")) and _EMBEDDING in theirs
+    if is_tied:
+        theirs.setdefault(_HEAD, theirs[_EMBEDDING])
     for name in [name for name in theirs if name.endswith(".rotary_emb.inv_freq")]:  # older files hold them
-        table = theirs.pop(name).read().astype(np.float64)
-        expected = model.rope_theta ** (-np.arange(0, model.head_dim, 2) / model.head_dim)
-        if table.shape != expected.shape or not np.allclose(table, expected, rtol=2**-7):  # bfloat16's precision
-            raise InputError(f"{source}: tensor {name} does not fit rope_theta={model.rope_theta}")
+        _check_frequencies(theirs.pop(name), model)
     shapes = {name: leaf.their_shape for leaf in leaves(model) for name in leaf.names}
     for name, shape in shapes.items():
         if name not in theirs:
@@ -254,8 +272,32 @@ def _needed(source: Path, theirs: dict[str, Tensor], model: llama.LlamaConfig) -
         if found.dtype not in _WEIGHTS:
             raise InputError(f"{found.file}: tensor {name} is {found.dtype}, none of {', '.join(_WEIGHTS)}")
     for name in sorted(theirs.keys() - shapes.keys()):
-        raise InputError(f"{theirs[name].file}: tensor {name} has no place in a Llama of config.json's shape")
+        raise InputError(f"{theirs[name].file}: tensor {name[:100]} has no place in a Llama of config.json's shape")
+    if is_tied and theirs[_HEAD] is not theirs[_EMBEDDING]:
+        if not np.array_equal(theirs[_HEAD].read(), theirs[_EMBEDDING].read()):
+            raise InputError(f"{source}: tie_word_embeddings is true, yet {_HEAD} differs from {_EMBEDDING}")
     return theirs
+
+
+def _check_layers(source: Path, theirs: dict[str, Tensor], num_layers: int) -> None:
+    """Before the names of so many layers are made: the files must hold as many at least."""
+    there = {name.split(".")[2] for name in theirs if name.startswith("model.layers.")}
+    if num_layers > len(there):
+        first = next(number for number in range(len(there) + 1) if str(number) not in there)
+        raise InputError(
+            f"{source}: tensor model.layers.{first}.* is missing: num_hidden_layers={num_layers} in config.json, the "
+            f"files hold {len(there)}"
+        )
+
+
+def _check_frequencies(table: Tensor, model: llama.LlamaConfig) -> None:
+    """A stored table of rotary frequencies must be that of the base."""
+    fits = table.shape == (model.head_dim // 2,)
+    if fits:
+        expected = model.rope_theta ** (-np.arange(0, model.head_dim, 2) / model.head_dim)
+        fits = np.allclose(table.read(), expected, rtol=2**-7)  # bfloat16's precision
+    if not fits:
+        raise InputError(f"{table.file}: tensor {table.name} does not fit rope_theta={model.rope_theta}")
 
 
 def _save(workdir: Path, params: dict[str, Any]) -> None:
@@ -430,11 +472,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _made_beside(path: Path) -> Iterator[Path]:
     """PATH.partial, which becomes `path` if all goes well and is removed if not."""
     partial = path.with_name(path.name + ".partial")
-    if path.exists():
-        raise InputError(f"{path} exists; nothing is overwritten")
-    if partial.exists():
-        raise InputError(f"{partial} exists: another conversion is under way, or was killed; then remove it")
     with writing(path):
+        if path.exists():
+            raise InputError(f"{path} exists; nothing is overwritten")
+        if partial.exists():
+            raise InputError(f"{partial} exists: another conversion is under way, or was killed; then remove it")
         partial.mkdir(parents=True)
         try:
             yield partial

@@ -8,6 +8,7 @@ becomes a piece is decided by that text alone (no symbol has crossed its ends), 
 and encoding the piece by itself finds it.
 """
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def _check(model: pb.ModelProto, processor: SentencePieceProcessor) -> None:
         if piece.type != _PIECE.NORMAL:
             kind = _PIECE.Type.Name(piece.type).lower().replace("_", "-")
             raise InputError(f"piece {number}, {piece.piece!r}, is {kind}, which is not supported")
+    for number, piece in enumerate(model.pieces):
+        if not math.isfinite(piece.score):
+            raise InputError(f"piece {number}, {piece.piece!r}, has the score {piece.score}")
     missing = set(ALPHABET) - {piece.piece for piece in model.pieces}
     if missing:
         byte = ALPHABET.index(min(missing))

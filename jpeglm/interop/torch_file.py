@@ -71,7 +71,7 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def check_state_dict(
     path: str | Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], network: str
 ) -> None:
-    """Raises InputError unless keys and shapes are those expected, and all but batch norms' counters are float32."""
+    """Raises InputError unless keys and shapes are as expected, and all but batch norms' counters finite float32."""
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         first = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}"
@@ -84,6 +84,15 @@ def check_state_dict(
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
             raise InputError(f"{path}: {name} is {found}, expected {np.dtype(dtype)} {list(shape)}")
+        with reading(path, "file of weights"):
+            check_finite(name, tensors[name])
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Raises InputError, with the tensor's name and how many, where numbers are NaN or infinite."""
+    odd = array.size - np.count_nonzero(np.isfinite(array))
+    if odd:
+        raise InputError(f"tensor {name} holds {odd:,} numbers of {array.size:,} that are NaN or infinite")
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:

@@ -5,30 +5,41 @@ Neither direction holds more than a tensor in memory: files are mapped when read
 """
 
 import json
+import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  gives NumPy the name bfloat16, which safetensors asks for
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jpeglm.errors import InputError
-from jpeglm.interop.torch_file import load_state_dict
+from jpeglm.errors import InputError, reading
+from jpeglm.interop.torch_file import check_finite, load_state_dict
 
 SHARD_BYTES = 5 * 10**9  # as transformers' max_shard_size="5GB"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 class Tensor(NamedTuple):
-    """A tensor in a file; `read()` gives its numbers. `dtype` is NumPy's name, or the file's where there is none."""
+    """A tensor in a file. `dtype` is NumPy's name, or the file's where there is none."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    stored: Callable[[], np.ndarray]
+
+    def read(self) -> np.ndarray:
+        """Its numbers, in float32. Raises InputError where they cannot be read, or are not finite."""
+        with reading(self.file, "file of weights"):
+            array = self.stored().astype(np.float32)
+            check_finite(self.name, array)
+        return array
 
 
 def open_folder(folder: Path) -> dict[str, Tensor]:
@@ -50,33 +61,38 @@ def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) ->
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index}: no weight_map from the names of tensors to files")
+    named: dict[str, set[str]] = {}  # by file
+    for name, file_name in places.items():
+        named.setdefault(file_name, set()).add(name)
+    with reading(index.parent, "folder"):
+        beside = {path.name for path in index.parent.iterdir() if path.is_file()}
+    for file_name in sorted(named):
+        if file_name in ("", ".", "..") or "/" in file_name:
+            raise InputError(f"{index}: {shown(file_name)} is not the name of a file beside it")
+        if file_name not in beside:
+            raise InputError(f"{index.parent / file_name[:255]} is missing; {index.name} names it")
     tensors: dict[str, Tensor] = {}
-    for file_name in sorted(set(places.values())):
+    for file_name in sorted(named):
         path = index.parent / file_name
-        if Path(file_name).name != file_name:
-            raise InputError(f"{index}: {file_name!r} is not the name of a file beside it")
-        if not path.exists():
-            raise InputError(f"{path} is missing; {index.name} names it")
         found = open_file(path)
-        named = {name for name, place in places.items() if place == file_name}
-        for name in sorted(found.keys() ^ named):
+        for name in sorted(found.keys() ^ named[file_name]):
             where = "is in it but not in" if name in found else "is not in it but in"
-            raise InputError(f"{path}: tensor {name} {where} {index.name}")
+            raise InputError(f"{path}: tensor {name[:100]} {where} {index.name}")
         tensors |= found
     return tensors
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
-    def tensor(array: np.ndarray) -> Tensor:
-        return Tensor(path, array.shape, array.dtype.name, lambda: array)
+    def tensor(name: str, array: np.ndarray) -> Tensor:
+        return Tensor(path, name, array.shape, array.dtype.name, lambda: array)
 
-    return {name: tensor(array) for name, array in load_state_dict(path).items()}
+    return {name: tensor(name, array) for name, array in load_state_dict(path).items()}
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     # Opened for each tensor anew: what has been read does not stay mapped.
     def tensor(name: str, shape: list[int], dtype: str) -> Tensor:
-        return Tensor(path, tuple(shape), _DTYPES.get(dtype, dtype), lambda: read(name))
+        return Tensor(path, name, tuple(shape), _DTYPES.get(dtype, dtype), lambda: read(name))
 
     def read(name: str) -> np.ndarray:
         with safe_open(path, framework="numpy") as file:
@@ -96,11 +112,18 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not JSON that can be read: too many brackets inside each other") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object")
     return content
+
+
+def shown(value: Any) -> str:
+    """A value from a JSON file for a message: shortened where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 class SafetensorsWriter:

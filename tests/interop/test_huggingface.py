@@ -29,17 +29,6 @@ TOKENS = np.random.default_rng(0).integers(0, 320, (2, 200)).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
-def text():
-    return llamas.tokenizer_text()
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory, text):
-    """A Hugging Face directory of a small Llama; tests copy it before they damage it."""
-    return llamas.save(llamas.make(), tmp_path_factory.mktemp("theirs") / "llama", "safetensors", text)
-
-
-@pytest.fixture(scope="module")
 def workdir(theirs, tmp_path_factory):
     target = tmp_path_factory.mktemp("ours") / "run"
     huggingface.import_model(theirs, target, llamas.run_config())
@@ -166,7 +155,8 @@ def test_a_config_for_fewer_positions_than_a_chunk_is_told(theirs, tmp_path, mon
         ({"hidden_size": None}, "hidden_size=None"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers='3'"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3"),
-        ({"num_hidden_layers": 4}, r"model\.layers\.3\..* is missing"),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\..* is missing.*files hold 3"),
+        ({"hidden_size": 2, "head_dim": None}, "hidden_size=2 is less than num_attention_heads=4"),
         ({"num_hidden_layers": 2}, r"model\.safetensors: tensor model\.layers\.2\..* has no place"),
         ({"intermediate_size": 97}, r"mlp\.\w+_proj\.weight is \[.*96.*\], config.json asks for \[.*97"),
         ({"tie_word_embeddings": True}, "lm_head.weight differs"),
@@ -206,11 +196,6 @@ def test_a_malicious_bin_is_refused_and_nothing_is_executed(tmp_path, text):
     with pytest.raises(InputError, match="refused: the file asks for .*system"):
         import_into(tmp_path, source)
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory, text):
-    return llamas.save(llamas.make(), tmp_path_factory.mktemp("sharded") / "llama", "shards", text)
 
 
 def first_shard(folder):

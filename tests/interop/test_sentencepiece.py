@@ -161,6 +161,8 @@ def without_byte(proto):
         ({}, without_byte, "no piece for 1 of the 256 bytes, the first is 0x07"),
         ({}, lambda proto: setattr(proto.pieces[10], "piece", "abc"), "not written in the 256 Braille"),
         ({}, lambda proto: setattr(proto.pieces[10], "type", 5), "piece 10, .*, is unused"),
+        ({}, lambda proto: setattr(proto.pieces[270], "score", float("nan")), "piece 270, .*, has the score nan"),
+        ({}, lambda proto: setattr(proto.pieces[4], "score", float("-inf")), "piece 4, .*, has the score -inf"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )

@@ -1,16 +1,20 @@
-"""The JobSets fit their published schema and end, or restart, where they should."""
+"""The JobSets fit their published schema, end or restart where they should, and train what their devices take."""
 
 import functools
+import re
 import runpy
 from operator import getitem
 
 import jsonschema
 import pytest
 import yaml
+from jax.sharding import AbstractMesh
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from jpeglm import runtime
+from jpeglm import runtime, sharding
 from jpeglm.cli import EXIT_BAD_INPUT
+from jpeglm.model import llama
+from jpeglm.model.llama import LlamaConfig
 from tests.commands import ROOT
 
 JOBSETS = [*ROOT.glob("launch/*.yaml")]
@@ -95,3 +99,37 @@ def test_the_flags_of_a_jobset_are_those_of_its_config(path):
     assert values.pop("config.platform") in runtime.PLATFORMS
     for key in values:
         functools.reduce(getitem, key.split(".")[1:], config)
+
+
+@pytest.mark.parametrize("path", JOBSETS, ids=lambda path: path.name)
+def test_the_batch_of_a_jobset_divides_over_its_devices(path):
+    [replicated] = yaml.safe_load(path.read_text())["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    [each] = container["resources"]["limits"].values()
+    [file] = [flag.removeprefix("--config=") for flag in container["args"] if flag.startswith("--config=")]
+    config = runpy.run_path(ROOT / file)["get_config"]()
+    devices = replicated["replicas"] * job["completions"] * each
+    shape = sharding.mesh_shape(config.mesh, devices)
+    sharding.check_divides(config, AbstractMesh(tuple(shape), sharding.MESH_AXES))
+
+
+CONFIGS = [*ROOT.glob("configs/*.py")]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_config_trains_on_each_number_of_devices_that_divides_its_batch(path):
+    config = runpy.run_path(ROOT / path)["get_config"]()
+    abstract = llama.abstract(LlamaConfig.of(config))[1]
+    for devices in sharding.microbatches_that_fit(config.optim.batch_size, 1):
+        mesh = AbstractMesh(tuple(sharding.mesh_shape(config.mesh, devices)), sharding.MESH_AXES)
+        sharding.check_divides(config, mesh)
+        sharding.parameter_shardings(abstract, mesh)
+
+
+def test_what_the_slurm_script_shows_divides():
+    text = (ROOT / "launch" / "slurm.sbatch").read_text()
+    nodes, file = re.search(r"sbatch --nodes=(\d+) \S+ --config=(\S+)", text).groups()
+    each = re.search(r"#SBATCH --gpus-per-node=(\d+)", text)[1]
+    config = runpy.run_path(ROOT / file)["get_config"]()
+    assert config.optim.batch_size % (config.optim.accumulate * int(nodes) * int(each)) == 0
