@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import jax
 from absl import logging
 
 from jpeglm.errors import InputError
@@ -88,10 +87,9 @@ def is_damage(error: BaseException) -> bool:
         return False
     if any(words in text for words in _OF_THE_SYSTEM):
         return False
-    if status := _STATUS.match(text):
-        return status[1] in _DAMAGE
     if isinstance(errors[-1], _BY_PARSERS):
-        return True
+        status = _STATUS.match(text)
+        return not status or status[1] in _DAMAGE
     return isinstance(errors[-1], RuntimeError) and any(words in text for words in _BY_RECORDS)
 
 
@@ -103,10 +101,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _SPECIFICATION = re.compile(r" \[tensorstore_spec='(?:[^'\\]|\\.)*'\]")
-# Of the system, of memory, of a device: no damage, but for a missing file. Libraries repeat the system's words.
-_OTHER = (OSError, MemoryError, jax.errors.JaxRuntimeError)
+# Of the system and of memory: no damage, but for a missing file. Libraries repeat the system's words.
+_OTHER = (OSError, MemoryError)
 _OF_THE_SYSTEM = [os.strerror(code) for code in errno.errorcode if code != errno.ENOENT]
-# TensorStore begins with the status, as in "DATA_LOSS: ..."; errors of its decoders are ValueErrors without one.
+# TensorStore raises ValueErrors that begin with a status, as "DATA_LOSS: ...", but for those of its decoders.
 _STATUS = re.compile(r"([A-Z]+(?:_[A-Z]+)*): ")
 _DAMAGE = {"NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}
 # What parsers raise that meet changed bytes in JSON, names, shapes or compressed data.
@@ -114,7 +112,7 @@ _BY_PARSERS = (
     ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     NotImplementedError, RecursionError, FileNotFoundError,
 )  # fmt: skip
-# ArrayRecord raises RuntimeError for everything.
+# ArrayRecord raises RuntimeErrors for everything; JAX raises them too.
 _BY_RECORDS = (
     "Corrupted ",
     "Invalid Riegeli",
