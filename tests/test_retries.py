@@ -234,7 +234,12 @@ def listing(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("case", REFUSALS)
+QUICK = {"no permission", "unknown", "a disk's error in the names", "links in a circle"}
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in REFUSALS]
+)
 def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_used_and_else_left_as_it_is(
     saved, tmp_path, monkeypatch, case
 ):
