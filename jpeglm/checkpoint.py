@@ -357,8 +357,9 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> ll
             saver.save(step, {"params": params})
             saver.close()
             for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
-                if (workdir / name).exists():  # an imported model has no data and no metrics
-                    (beside / name).write_text((workdir / name).read_text())
+                text = retries.read_text(workdir / name)
+                if text is not None:  # an imported model has no data and no metrics
+                    (beside / name).write_text(text)
             for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
                 (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
             config.data.path = ""
@@ -408,7 +409,7 @@ def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> 
         workdir.mkdir(parents=True, exist_ok=True)
         claim = Claim(workdir)
         for name in ("tokenizer.json", "manifest.json"):
-            _write_whole(workdir / name, (data_dir / name).read_text())
+            _write_whole(workdir / name, retries.read((data_dir / name).read_text, data_dir / name))
         _write_whole(workdir / "config.json", json.dumps(stored, indent=2) + "\n")
     return claim
 

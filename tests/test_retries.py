@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from jpeglm import checkpoint, retries, sharding
+from jpeglm import checkpoint, metrics, retries, sharding
 from jpeglm.data import shards
 from jpeglm.data.pipeline import Chunks
 from jpeglm.errors import InputError
@@ -167,6 +167,7 @@ def saved(tmp_path_factory) -> Path:
         saver.save(step, jax.tree.map(jax.numpy.asarray, arrays))
     saver.close()
     (workdir / "config.json").write_text(json.dumps(get_config().to_dict()))
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5}\n')
     return workdir
 
 
@@ -267,8 +268,12 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_used_and_else_left_as_
 
 def test_too_many_open_files_are_not_an_empty_folder_or_no_run(saved, monkeypatch):
     workdir = epath.Path(saved)
-    reads = (lambda: checkpoint.saved_steps(workdir), lambda: checkpoint.read_config(workdir).steps)
-    for read, answer in zip(reads, ([10, 20], 20), strict=True):
+    reads = {
+        "steps": (lambda: checkpoint.saved_steps(workdir), [10, 20]),
+        "config": (lambda: checkpoint.read_config(workdir).steps, 20),
+        "metrics": (lambda: metrics.read_metrics(workdir), [{"step": 1, "loss": 5.5}]),
+    }
+    for read, answer in reads.values():
         with no_more_open_files() as end:
             monkeypatch.setattr(retries.time, "sleep", lambda _: None)
             with pytest.raises(InputError, match="cannot read .*Too many open files"):
