@@ -22,11 +22,15 @@ _T = TypeVar("_T")
 
 
 class Damaged(InputError):
-    """Bytes are missing, or are not those that were written. `why`: the cause without the file's name."""
+    """Bytes of `what` are missing, or are not those that were written. `why`: the cause."""
 
     def __init__(self, what: str, why: str):
         super().__init__(f"{what}: {why}")
+        self.what = what
         self.why = why
+
+    def __reduce__(self):
+        return Damaged, (self.what, self.why)
 
 
 def read(action: Callable[[], _T], what: object) -> _T:

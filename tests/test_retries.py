@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -134,6 +135,11 @@ def test_any_other_error_is_tried_again_and_then_told_whole(error, waits):
     assert " ".join(str(root).replace(SPEC, "").split()) in str(told.value) and "tensorstore_spec" not in str(
         told.value
     )
+
+
+def test_damage_found_by_a_worker_reaches_its_parent_whole():
+    sent = pickle.loads(pickle.dumps(retries.Damaged("shard 3", "RuntimeError: Corrupted")))
+    assert (str(sent), sent.why) == ("shard 3: RuntimeError: Corrupted", "RuntimeError: Corrupted")
 
 
 def test_a_long_cause_is_not_cut():
