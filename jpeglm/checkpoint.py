@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jpeglm import config as config_lib
-from jpeglm import sharding
+from jpeglm import retries, runtime, sharding
 from jpeglm.errors import InputError, writing
 from jpeglm.model import llama
 from jpeglm.tokenizer import Tokenizer
@@ -65,18 +65,43 @@ def _folder(workdir: epath.Path) -> epath.Path:
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:
-    """The steps that were saved to their end, in order."""
+    """The steps that were saved to their end, in order.
+
+    Raises:
+      InputError: the folder cannot be listed; that is not the same as an empty one.
+    """
     folder = _folder(workdir)
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+    def steps() -> list[int]:
+        try:
+            list(folder.iterdir())  # Orbax takes one that cannot be listed for an empty one
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(ocp.utils.checkpoint_steps(folder))
+
+    return retries.read(steps, folder)
 
 
 # Saving
 
 
 class _Manager(ocp.CheckpointManager):
+    failure: BaseException | None = None  # of a save in the background
+
     def reached_preemption(self, step: int) -> bool:
         """Never asks: with another's steps, from another thread, it would disturb `faults.Preemption`."""
         return False
+
+    def _wait_for_checkpointers(self) -> None:
+        """Called by the thread that ends a save. It keeps a failure to itself until the next save.
+
+        In a job of several processes it then waits for the others, which wait for this one.
+        """
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self.failure = error
+            raise
 
 
 class Saver:
@@ -105,9 +130,12 @@ class Saver:
             self._manager.save(step, args=ocp.args.StandardSave(state | {"fingerprints": prints}))
 
     def check(self) -> None:
-        """Raises what went wrong in the background, an InputError if the system refused to write."""
+        """Raises what went wrong in the background, an InputError if the system refused to write. Does not wait."""
         with writing(self._folder):
-            self._manager.check_for_errors()
+            if self._manager.failure:
+                raise self._manager.failure
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()  # raises what went wrong after the arrays were written
 
     def close(self) -> None:
         """Waits for the last save."""
@@ -151,19 +179,14 @@ def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple
       (step, state), or (0, None) where nothing has been saved.
 
     Raises:
-      InputError: checkpoints are there and none can be restored.
+      InputError: checkpoints are there and none can be restored, or one that may be good cannot be read.
     """
     damaged = {}
     for step in reversed(_agreed_steps(workdir)):
-        try:
-            state, why = _read(workdir, step, abstract_state), None
-        except Exception as error:  # whatever Orbax, TensorStore or a JSON parser makes of damaged bytes
-            state, why = None, _in_short(error)
-        why = _any_process_says(why) or _altered(state)
+        state, why = _restore(workdir, step, abstract_state)
         if why is None:
             _set_aside(workdir, damaged, step)
             return step, state
-        state = None  # its memory is needed
         damaged[step] = why
     if damaged:
         whys = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
@@ -175,15 +198,11 @@ def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh
     """Only the parameters of a run, laid out on `mesh`, as a pure dict; the optimiser's moments are not read.
 
     Raises:
-      InputError: the checkpoint is damaged.
+      InputError: the checkpoint is damaged, or cannot be read.
     """
     _, model = llama.abstract(llama.LlamaConfig.of(config))
     item = {"params": abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))}
-    try:
-        restored, why = _read(workdir, step, item), None
-    except Exception as error:
-        restored, why = None, _in_short(error)
-    why = _any_process_says(why) or _altered(restored)
+    restored, why = _restore(workdir, step, item)
     if why:
         others = ", ".join(str(other) for other in saved_steps(workdir) if other != step) or "none"
         raise InputError(f"{workdir}: step {step} cannot be restored: {why} (other steps: {others})")
@@ -197,19 +216,24 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
     training that came to the same bits. Only the fingerprints are read, unless an old import has none.
 
     Raises:
-      InputError: the checkpoint is damaged.
+      InputError: the checkpoint is damaged, or cannot be read.
     """
-    try:
+
+    def read() -> Any:
         stored = _saved(workdir, step).get("fingerprints", {}).get("params")
-        if stored is not None:
-            item = {"fingerprints": {"params": np.zeros(stored.shape, np.uint32)}}
-            as_numpy = {"fingerprints": {"params": ocp.RestoreArgs(restore_type=np.ndarray)}}
-            args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-            path = _folder(workdir) / str(step) / "default"
-            prints = ocp.PyTreeCheckpointHandler().restore(path, args=args)["fingerprints"]["params"]
-    except Exception as error:
-        raise InputError(f"{workdir}: step {step} cannot be read: {_in_short(error)}") from error
-    if stored is None:
+        if stored is None:
+            return None
+        item = {"fingerprints": {"params": np.zeros(stored.shape, np.uint32)}}
+        as_numpy = {"fingerprints": {"params": ocp.RestoreArgs(restore_type=np.ndarray)}}
+        args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
+        path = _folder(workdir) / str(step) / "default"
+        return ocp.PyTreeCheckpointHandler().restore(path, args=args)["fingerprints"]["params"]
+
+    try:
+        prints = retries.read(read, _name(workdir, step))
+    except retries.Damaged as error:
+        raise InputError(f"{workdir}: step {step} cannot be read: {error.why}") from error
+    if prints is None:
         config = read_config(workdir)
         mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=False)
         prints = jax.device_get(fingerprints(restore_model(workdir, step, config, mesh)))
@@ -219,6 +243,30 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
 def _saved(workdir: epath.Path, step: int) -> dict[str, Any]:
     """What a checkpoint holds, as a tree of its arrays' metadata (shape, dtype)."""
     return ocp.PyTreeCheckpointHandler().metadata(_folder(workdir) / str(step) / "default").tree
+
+
+def _name(workdir: epath.Path, step: int) -> str:
+    return f"step {step} of {_folder(workdir)}"
+
+
+def _restore(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> tuple[Any, str | None]:
+    """Parts of a checkpoint and None, or None and what is damaged. All processes return or raise alike.
+
+    Raises:
+      InputError: a process cannot read its part for another reason, which says nothing about what is stored.
+    """
+    state, damage, failure = None, None, None
+    try:
+        state = retries.read(lambda: _read(workdir, step, abstract_state), _name(workdir, step))
+    except retries.Damaged as error:
+        damage = error.why
+    except InputError as error:
+        failure = error
+    runtime.wait_for_all(f"step {step} is read")  # one may have tried again and again
+    if said := _any_process_says(failure and str(failure)):
+        raise failure or InputError(said)
+    damage = _any_process_says(damage) or _altered(state)
+    return (None, damage) if damage else (state, None)
 
 
 def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
@@ -263,12 +311,6 @@ def _set_aside(workdir: epath.Path, damaged: dict[int, str], used: int) -> None:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
-def _in_short(error: Exception) -> str:
-    """An error of the libraries below in one line, without the specification that TensorStore adds."""
-    text = " ".join(str(error).split()).split(" [tensorstore_spec")[0]
-    return f"{type(error).__name__}: {text}"[:300]
-
-
 def _agreed_steps(workdir: epath.Path) -> list[int]:
     """The saved steps as process 0 sees them: a shared disk may show the others another list."""
     steps = np.array(saved_steps(workdir), np.int32)
@@ -278,10 +320,8 @@ def _agreed_steps(workdir: epath.Path) -> list[int]:
 
 def _any_process_says(why: str | None) -> str | None:
     """The first process's `why` that is not None, on every process."""
-    text = np.frombuffer((why or "").encode()[:300].ljust(300), np.uint8)
-    texts = multihost_utils.process_allgather(text, tiled=True)
-    said = [text for row in texts.reshape(-1, 300) if (text := row.tobytes().decode(errors="replace").strip())]
-    return said[0] if said else None
+    texts = [text.decode() for text in runtime.from_each((why or "").encode()) if text]
+    return texts[0] if texts else None
 
 
 def pick_step(workdir: epath.Path, step: int | None) -> int:
@@ -317,8 +357,9 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> ll
             saver.save(step, {"params": params})
             saver.close()
             for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
-                if (workdir / name).exists():  # an imported model has no data and no metrics
-                    (beside / name).write_text((workdir / name).read_text())
+                text = retries.read_text(workdir / name)
+                if text is not None:  # an imported model has no data and no metrics
+                    (beside / name).write_text(text)
             for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
                 (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
             config.data.path = ""
@@ -343,8 +384,12 @@ class Claim:
         _write_whole(self._path, json.dumps(self._mine) + "\n")
 
     def check(self) -> None:
-        """Raises InputError if another training was started in the workdir since."""
-        owner = json.loads(self._path.read_text())
+        """Raises InputError if another training was started in the workdir since, or if nothing says who was."""
+        text = retries.read_text(self._path) or ""
+        try:
+            owner = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{self._path} is gone or damaged: another may own this run; this one stops") from error
         if owner != self._mine:
             raise InputError(
                 f"{self._path.parent}: another training was started here ({owner['time']}, host {owner['host']}, "
@@ -353,13 +398,19 @@ class Claim:
 
 
 def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> Claim:
-    """Writes what a workdir holds beside checkpoints and metrics; the config last: it marks the folder as a run."""
+    """Writes what a workdir holds beside checkpoints and metrics; the config last: it marks the folder as a run.
+
+    A run that has checkpoints keeps the `init_from` that it began with, whatever `config` says.
+    """
+    stored = config.to_dict()
+    if saved_steps(workdir):
+        stored["init_from"] = read_config(workdir).init_from
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         claim = Claim(workdir)
         for name in ("tokenizer.json", "manifest.json"):
-            _write_whole(workdir / name, (data_dir / name).read_text())
-        _write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+            _write_whole(workdir / name, retries.read((data_dir / name).read_text, data_dir / name))
+        _write_whole(workdir / "config.json", json.dumps(stored, indent=2) + "\n")
     return claim
 
 
@@ -372,15 +423,16 @@ def _write_whole(path: epath.Path, text: str) -> None:
 def read_config(workdir: epath.Path) -> ConfigDict:
     """The config of the run in `workdir`, locked. Raises InputError where there is none."""
     path = workdir / "config.json"
-    if not path.exists():
+    text = retries.read_text(path)
+    if text is None:
         raise InputError(f"{workdir}: no run here (config.json is missing)")
     try:
-        config, stored = config_lib.base(), json.loads(path.read_text())
+        config, stored = config_lib.base(), json.loads(text)
         if stored.get("codec", {}).get("name") == "avc":  # each codec has its own keys
             config.codec = config_lib.avc()
         config.update(stored)
         return config
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error.args[0]).partition("\n")[0][:200]  # a KeyError of ml_collections tells all keys there are
         raise InputError(f"{path}: not the config of a run: {reason}") from error
 
@@ -388,10 +440,11 @@ def read_config(workdir: epath.Path) -> ConfigDict:
 def read_manifest(workdir: epath.Path) -> dict[str, Any]:
     """The manifest of the data that a run learns. Raises InputError where there is none (an imported model)."""
     path = workdir / "manifest.json"
+    text = retries.read_text(path)
+    if text is None:
+        raise InputError(f"{workdir}: nothing says what this was trained on (manifest.json is missing)")
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{workdir}: nothing says what this was trained on (manifest.json is missing)") from error
+        return json.loads(text)
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
@@ -399,19 +452,25 @@ def read_manifest(workdir: epath.Path) -> dict[str, Any]:
 def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:
     """A workdir goes on only with the model, data, optimiser and seed that it was started with; an empty one, always.
 
+    `init_from` is read while a run has no checkpoint. Until then it may change, later it may be left out.
+
     Raises:
-      InputError: what differs, or that there are only weights to begin with (an imported model, a slim copy).
+      InputError: what differs, or that there are only weights to begin with (an imported model, a slim copy), or that
+        `workdir` is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; a run needs a folder")
     steps = saved_steps(workdir)
     if steps and _has_parameters_alone(workdir, steps[-1]):
         raise InputError(
             f"{workdir} holds weights without an optimiser's state: start a new run from them, with "
             f"--config.init_from={workdir} and another --workdir"
         )
-    if not steps and not (workdir / "config.json").exists():
+    if not steps and retries.read_text(workdir / "config.json") is None:
         return
     before, now = _flat(read_config(workdir).to_dict()), _flat(config.to_dict())
-    changed = [key for key in now if not key.startswith(FREE_KEYS) and before.get(key) != now[key]]
+    free = FREE_KEYS if steps and config.init_from else (*FREE_KEYS, "init_from")
+    changed = [key for key in now if not key.startswith(free) and before.get(key) != now[key]]
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -436,9 +495,9 @@ def check_init_from(source: epath.Path, config: ConfigDict, shapes: Any, manifes
         )
     step = pick_step(source, None)
     try:
-        found = _shapes(_saved(source, step)["params"])
-    except Exception as error:
-        raise InputError(f"init_from: cannot read step {step} of {source}: {_in_short(error)}") from error
+        found = _shapes(retries.read(lambda: _saved(source, step)["params"], _name(source, step)))
+    except InputError as error:
+        raise InputError(f"init_from: {error}") from error
     wanted = _shapes(shapes)
     for name in sorted(found | wanted):
         if found.get(name) != wanted.get(name):
@@ -450,8 +509,8 @@ def check_init_from(source: epath.Path, config: ConfigDict, shapes: Any, manifes
 
 def _has_parameters_alone(workdir: epath.Path, step: int) -> bool:
     try:
-        return "opt_state" not in _saved(workdir, step)
-    except Exception:  # damaged: restoring says how
+        return "opt_state" not in retries.read(lambda: _saved(workdir, step), _name(workdir, step))
+    except retries.Damaged:  # restoring says how
         return False
 
 

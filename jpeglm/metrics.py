@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from tabulate import tabulate
 
-from jpeglm import codecs
+from jpeglm import codecs, retries
 from jpeglm.errors import InputError, writing
 
 
@@ -69,7 +69,8 @@ class Profile:
     def stop(self) -> None:
         """Writes the trace, if one is under way."""
         if self._is_on:
-            jax.profiler.stop_trace()
+            with writing(self._folder):
+                jax.profiler.stop_trace()
         self._is_on = False
 
 
@@ -169,8 +170,9 @@ class MetricsLog:
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a workdir's `metrics.jsonl`, oldest first; none where it has not been written."""
     path = epath.Path(workdir) / "metrics.jsonl"
+    text = retries.read_text(path) or ""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in text.splitlines()]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): mend it or move it away") from error
 

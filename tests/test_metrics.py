@@ -3,9 +3,11 @@
 import time
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from jpeglm import hardware, metrics
+from jpeglm.errors import InputError
 from jpeglm.model.llama import LlamaConfig
 
 KINDS = {  # as the devices name themselves
@@ -66,3 +68,15 @@ def test_every_second_belongs_to_one_part_and_restarts_add_up(monkeypatch):
     now += 50
     again.lap("restart")
     assert again.goodput == 37 / 100 and again.seconds["restart"] == 54
+
+
+def test_a_trace_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: /run/profile/vm.xplane.pb; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    profile = metrics.Profile(tmp_path, 0, 1)
+    profile.before(3)
+    with pytest.raises(InputError, match=f"^cannot write {tmp_path}/profile: No space left on device$"):
+        profile.before(4)

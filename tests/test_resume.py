@@ -1,15 +1,18 @@
 """The rules of a workdir: what a run begins from, what it goes on from, and what stops it in one line."""
 
+import contextlib
+import errno
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,11 +21,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, optim, sharding
+from jpeglm.data import shards
+from jpeglm.errors import InputError
 from jpeglm.model import llama
 from tests.commands import ROOT, finish, run, start
-from tests.runs import differences, scalars, start_several, state, train_flags
+from tests.runs import differences, scalars, start_job, start_several, state, train_flags
 from tests.tiny_config import get_config
 
 STEPS = get_config().steps
@@ -129,9 +135,36 @@ def test_a_new_run_begins_with_the_weights_of_another_and_reads_them_once(tiny_d
     assert json.loads((workdir / "config.json").read_text())["init_from"] == str(source)
 
     shutil.rmtree(source)
+    still.pop("init_from")  # what it began from need not be said again
     done = train(tiny_data, workdir, steps=12, **still)
     assert done.returncode == 0, done.stderr
     assert re.search(r"starts at step +10\n", done.stderr)
+    assert json.loads((workdir / "config.json").read_text())["init_from"] == str(source)
+
+
+def with_init_from(data: Path, source: str) -> ConfigDict:
+    config = get_config()
+    config.data.path, config.init_from = str(data), source
+    return config
+
+
+@pytest.mark.parametrize("first", ["", "old/run", "gs://bucket/run"])
+def test_init_from_is_free_until_there_is_a_checkpoint_and_may_be_left_out_later(tiny_data, tmp_path, first):
+    workdir, manifest = epath.Path(tmp_path / "run"), shards.read_manifest(tiny_data)
+
+    def start_with(source: str) -> str:
+        config = with_init_from(tiny_data, source)
+        checkpoint.check_resumable(workdir, config, manifest)
+        checkpoint.write_run(workdir, config, epath.Path(tiny_data))
+        return checkpoint.read_config(workdir).init_from
+
+    assert [start_with(source) for source in ("another", "", first)] == ["another", "", first]  # each begins anew
+    saver = checkpoint.Saver(workdir, get_config().checkpoint)
+    saver.save(5, {"params": {"head": jax.numpy.ones(3)}, "opt_state": {"count": np.ones(1)}})
+    saver.close()
+    assert start_with("") == start_with(first) == first
+    with pytest.raises(InputError, match=re.escape(f"init_from ({first!r} there, 'another' asked)")):
+        start_with("another")
 
 
 @pytest.mark.slow
@@ -352,13 +385,61 @@ def test_metrics_that_cannot_be_written_are_one_line_and_nothing_is_lost(tiny_da
     assert not differences(workdir, whole_run, STEPS)
 
 
-def on_a_small_disk(disk: Path, kib: int, command: list[str], out: Path) -> list[str]:
+@contextlib.contextmanager
+def limited_to(size: int) -> Iterator[None]:
+    """No file may become larger than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def check_soon(saver: checkpoint.Saver) -> None:
+    """What the loop does after each step, for some seconds."""
+    for _ in range(1_000):
+        saver.check()
+        time.sleep(0.01)
+
+
+def test_a_save_that_fails_in_the_background_is_noticed_without_another_save(tmp_path):
+    saver = checkpoint.Saver(epath.Path(tmp_path / "run"), get_config().checkpoint)
+    arrays = {"params": {"head": jax.random.normal(jax.random.key(0), (512, 512))}}
+    with limited_to(300_000):
+        saver.save(10, arrays)
+        with pytest.raises(InputError, match=f"cannot write {tmp_path}/run/checkpoints: File too large"):
+            check_soon(saver)
+    with pytest.raises(InputError):  # and it is not forgotten
+        saver.check()
+    assert not checkpoint.saved_steps(epath.Path(tmp_path / "run"))
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_noticed_without_another_save(tmp_path, monkeypatch):
+    config = get_config().checkpoint
+    config.keep = 1
+    saver = checkpoint.Saver(epath.Path(tmp_path / "run"), config)
+    arrays = {"params": {"head": jax.numpy.ones(3)}}
+    saver.save(5, arrays)
+    saver._manager.wait_until_finished()
+
+    def refused(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(saver._manager._checkpoint_deleter, "delete_steps", refused)
+    saver.save(10, arrays)
+    with pytest.raises(InputError, match=f"cannot write {tmp_path}/run/checkpoints: Input/output error"):
+        check_soon(saver)
+
+
+def on_a_small_disk(disk: Path, kib: int, command: list[str], out: Path) -> tuple[list[str], str]:
     """Runs a command on a disk of so many KiB until it is full, then gives room and runs it again.
 
     The disk is a tmpfs of the test's own or, where a user may not mount one, a limit to the size of each file.
 
     Returns:
-      what was in DISK/run/checkpoints when it was full. What is in DISK/run in the end is copied to `out`.
+      what was in DISK/run/checkpoints when it was full, and what the command had said. What is in DISK/run in the end
+      is copied to `out`.
     """
     disk.mkdir()
     can_mount = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(disk)]).returncode == 0
@@ -381,16 +462,30 @@ def on_a_small_disk(disk: Path, kib: int, command: list[str], out: Path) -> list
     status, log = (Path(f"{out}.{name}").read_text() for name in ("status", "log"))
     line = said(subprocess.CompletedProcess(command, int(status), "", log))
     assert f"cannot write {disk}/run" in line and words in line
-    return Path(f"{out}.left").read_text().split()
+    return Path(f"{out}.left").read_text().split(), log
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_and_room_lets_it_go_on_bit_for_bit(tiny_data, whole_run, tmp_path):
+def test_a_full_disk_stops_the_run_at_the_next_step_and_room_lets_it_go_on_bit_for_bit(tiny_data, whole_run, tmp_path):
     flags = train_flags(tiny_data, tmp_path / "disk" / "run", **OFTEN)
-    command = [sys.executable, "-m", "jpeglm.train", *flags]
-    left = on_a_small_disk(tmp_path / "disk", 1200, command, tmp_path / "out")
+    command = [sys.executable, "-m", "tests.planted", "slow:0.5", *flags]
+    left, log = on_a_small_disk(tmp_path / "disk", 1200, command, tmp_path / "out")
     assert any("tmp" in name for name in left)  # it was full during a save
+    saving, last = (int(re.findall(pattern, log)[-1]) for pattern in (r"step (\d+)  checkpoint: ", r"step (\d+)/20 "))
+    assert saving <= last <= saving + 2  # the next save would come after five
     assert not differences(tmp_path / "out", whole_run, STEPS)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_the_next_steps_when_one_cannot_write(tiny_data, run_of_two, tmp_path):
+    flags = train_flags(tiny_data, tmp_path / "run", **TWO | {"checkpoint.every": 10, "watchdog": 60})
+    limit = ["bash", "-c", 'ulimit -S -f 150; exec "$@"', "limited"]  # KiB: too few for the arrays
+    started = time.monotonic()
+    lead, other = map(finish, start_job("tests.planted", "slow:0.3", *flags, lead_prefix=limit))
+    assert f"cannot write {tmp_path}/run/checkpoints: File too large" in said(lead)
+    assert other.returncode == 75, other.stderr
+    assert 10 <= int(re.findall(r"step (\d+)/", lead.stderr)[-1]) <= 13
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.slow
@@ -454,6 +549,26 @@ def test_two_processes_agree_on_a_checkpoint_when_one_finds_it_damaged(tiny_data
     assert lead.stderr.count("is damaged") == 1 and "is damaged" not in other.stderr
     assert re.search(r"starts at step +15\n", lead.stderr)
     assert (workdir / "checkpoints" / "20.damaged").exists()
+    assert not differences(workdir, run_of_two, STEPS)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_alike_when_one_cannot_read_its_part_and_nothing_is_set_aside(
+    tiny_data, run_of_two, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(run_of_two, workdir)
+    files = (workdir / "checkpoints" / "20" / "default" / "ocdbt.process_1" / "d").iterdir()
+    path = max(files, key=lambda path: path.stat().st_size)
+    beside = path.rename(workdir / "beside")
+    path.symlink_to(path)
+    for done in map(finish, start_several(tiny_data, workdir, **TWO)):
+        assert re.search(r"error: cannot read step 20 of .*, tried 4 times: .*Too many levels of symbolic", said(done))
+    assert checkpoint.saved_steps(epath.Path(workdir)) == [10, 15, 20]
+    path.unlink()
+    beside.rename(path)
+    for done in map(finish, start_several(tiny_data, workdir, **TWO)):
+        assert done.returncode == 0, done.stderr
     assert not differences(workdir, run_of_two, STEPS)
 
 

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from jpeglm import retries
 from jpeglm.data import packing, shards
 from jpeglm.errors import InputError
 from jpeglm.tokenizer import BOS, Tokenizer
@@ -51,9 +52,9 @@ class Chunks:
         chunks = [entry["chunks"] for entry in entries]
         self._ends = np.cumsum(chunks)  # of each shard, in chunks
         try:
-            self._source = grain.sources.ArrayRecordDataSource(self.paths)
-        except RuntimeError as error:
-            raise InputError(f"{path}: a shard of {split} is damaged: {error}") from error
+            retries.read(self._open, f"{path}: a shard of {split}")
+        except retries.Damaged as error:
+            raise InputError(f"{path}: a shard of {split} is damaged: {error.why}") from error
         if len(self._source) != sum(chunks):
             raise InputError(f"{path}: {len(self._source)} chunks in {split}, the manifest says {sum(chunks)}")
         # Real tokens of the last chunk of each shard; all others are full.
@@ -69,14 +70,26 @@ class Chunks:
         """One chunk: the arrays of `batch` without their first axis."""
         return {name: array[0] for name, array in self.batch([index]).items()}
 
+    def _open(self) -> None:
+        self._source = grain.sources.ArrayRecordDataSource(self.paths)
+
     def _read(self, index: int) -> np.ndarray:
         """The tokens of one chunk, uint16 [seq_len]. ArrayRecord compares a hash of each record."""
+
+        def read() -> np.ndarray:
+            try:
+                return np.frombuffer(self._source[index], "<u2").reshape(self.seq_len)
+            except Exception:
+                self._open()  # a reader that has failed may fail for ever
+                raise
+
+        shard = np.searchsorted(self._ends, index, side="right")
+        record = index - (self._ends[shard - 1] if shard else 0)
         try:
-            return np.frombuffer(self._source[index], "<u2").reshape(self.seq_len)
-        except (OSError, RuntimeError, ValueError) as error:
-            shard = np.searchsorted(self._ends, index, side="right")
-            record = index - (self._ends[shard - 1] if shard else 0)
-            raise InputError(f"{self.paths[shard]}: record {record} cannot be read: {error}") from error
+            return retries.read(read, f"record {record} of {self.paths[shard]}")
+        except retries.Damaged as error:
+            why = f"record {record} cannot be read: it is damaged: {error.why}"
+            raise InputError(f"{self.paths[shard]}: {why}") from error
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Several chunks; a negative index stands for an empty one, of weight 0.

@@ -15,12 +15,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
+from jpeglm import retries
 from jpeglm.errors import InputError
 from jpeglm.tokenizer import BOS, EOS
 
@@ -44,11 +46,12 @@ def read_manifest(folder: str | os.PathLike) -> dict:
     if "://" in str(folder):
         raise InputError(f"{folder}: prepared data are read as files: mount the bucket, or copy it to each host")
     path = Path(folder) / MANIFEST
+    text = retries.read_text(path)
+    if text is None:
+        raise InputError(f"{folder} holds no finished prepared data ({MANIFEST} is missing)")
     try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no finished prepared data ({MANIFEST} is missing)") from error
-    except (OSError, ValueError) as error:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
@@ -61,9 +64,10 @@ def shard_paths(folder: str | os.PathLike, manifest: dict, split: str) -> list[P
     paths = []
     for shard in manifest["splits"][split]["shards"]:
         paths.append(Path(folder) / shard["name"])
-        if not paths[-1].is_file():
-            raise InputError(f"{folder}: shard {shard['name']} is missing")
-        size = paths[-1].stat().st_size
+        try:
+            size = retries.read(paths[-1].stat, paths[-1]).st_size
+        except retries.Damaged as error:
+            raise InputError(f"{folder}: shard {shard['name']} is missing") from error
         if size != shard["file_size"]:
             raise InputError(f"{paths[-1]} has {size} bytes, the manifest says {shard['file_size']}")
     return paths
@@ -86,7 +90,8 @@ def check_checksums(folder: str | os.PathLike, manifest: dict, part: int = 0, pa
         ThreadPoolExecutor() as pool,
         tqdm(total=total, unit="B", unit_scale=True, desc="check data", disable=None) as bar,
     ):
-        for (path, shard), found in zip(listed, pool.map(sha256_of, [path for path, _ in listed]), strict=True):
+        checksums = pool.map(lambda entry: retries.read(lambda: sha256_of(entry[0]), entry[0]), listed)
+        for (path, shard), found in zip(listed, checksums, strict=True):
             if found != shard["sha256"]:
                 raise InputError(f"{path}: the checksum differs from the manifest's, the shard is damaged")
             bar.update(shard["file_size"])
@@ -140,16 +145,36 @@ def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> di
 
 
 def read_chunks(path: Path, num_chunks: int, seq_len: int) -> Iterator[np.ndarray]:
-    """The chunks of one shard in order, uint16 [seq_len] each. `InputError` if there are not `num_chunks`."""
-    reader = ArrayRecordReader(str(path))
-    if not reader.ok() or reader.num_records() != num_chunks:
-        raise InputError(f"{path}: {reader.num_records()} chunks, the manifest says {num_chunks}")
+    """The chunks of one shard in order, uint16 [seq_len] each.
+
+    Raises:
+      InputError: there are not `num_chunks`, a record is damaged, or the file cannot be read.
+    """
+    reader = None
+
+    def records(start: int) -> list[bytes]:
+        nonlocal reader
+        try:
+            reader = reader or _open_reader(path, num_chunks)
+            return reader.read(start, min(start + 64, num_chunks))
+        except Exception:
+            reader = None  # one that has failed may fail for ever
+            raise
+
     for start in range(0, num_chunks, 64):
-        for record in reader.read(start, min(start + 64, num_chunks)):
+        for record in retries.read(partial(records, start), path):
             if len(record) != seq_len * _TOKEN.itemsize:
                 raise InputError(f"{path}: a chunk of {len(record)} bytes, not {seq_len * _TOKEN.itemsize}")
             yield np.frombuffer(record, _TOKEN)
-    reader.close()
+
+
+def _open_reader(path: Path, num_chunks: int) -> ArrayRecordReader:
+    reader = ArrayRecordReader(str(path))
+    if not reader.ok():
+        reader.close()  # raises why
+    if reader.num_records() != num_chunks:
+        raise InputError(f"{path}: {reader.num_records()} chunks, the manifest says {num_chunks}")
+    return reader
 
 
 def read_documents(folder: Path, shard: dict, seq_len: int) -> Iterator[np.ndarray]:

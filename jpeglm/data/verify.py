@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from jpeglm import codecs
+from jpeglm import codecs, retries
 from jpeglm.data import packing, shards
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError
@@ -59,7 +59,7 @@ def _verify_shard(folder: str, manifest: dict, split: str, index: int) -> tuple[
     config = manifest["config"]
     shard = manifest["splits"][split]["shards"][index]
     path = Path(folder) / shard["name"]
-    if shards.sha256_of(path) != shard["sha256"]:
+    if retries.read(lambda: shards.sha256_of(path), path) != shard["sha256"]:
         raise InputError(f"{path}: the checksum differs from the manifest's, the file is damaged")
     codec = codecs.make(config["codec"])
     learnt = Tokenizer.load(Path(folder) / packing.TOKENIZER)
