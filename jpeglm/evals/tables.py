@@ -68,8 +68,6 @@ def check(config: ConfigDict) -> None:
         raise InputError("config.ratios or config.rows: something stands there twice")
     if config.num < 2:
         raise InputError(f"config.num={config.num}: a distance needs two pictures")
-    if _ngram_tokens(config) < 0:
-        raise InputError(f"config.ngram_tokens={_ngram_tokens(config)}: a number of tokens, or 0 for no n-gram model")
     if config.extractor not in EXTRACTORS:
         raise InputError(f"config.extractor: {config.extractor!r} is none of {', '.join(EXTRACTORS)}")
     if (config.extractor == "inception") != bool(config.get("weights")):  # older configs have no such key

@@ -48,13 +48,12 @@ def colour_table(ratios=(0.5,)) -> Table:
             rows.append(row)
     models = [
         LanguageModel("trained model, step 9", 1.2345, 2.0, 0.5),
-        LanguageModel("4-gram", 1.6789, 3.0, 0.75),
+        LanguageModel("4-gram", 1.6789, 3.0, 0.75, 1_000),
         LanguageModel("pretrained model, step 90", 1.1111, 1.5, 0.25),
     ]
     history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
-    return Table(
-        "FD-something", "picture", "MCU", 16, {}, 9, floors, rows, models, history, shown, ["a note with <brackets>"]
-    )
+    kept, notes = {ratio: int(16 * ratio) for ratio in ratios}, ["a note with <brackets>"]
+    return Table("FD-something", "picture", "MCU", 16, kept, 9, floors, rows, models, history, shown, notes)
 
 
 class Page(html.parser.HTMLParser):
