@@ -195,7 +195,7 @@ def _about_rows(table: Table, config: ConfigDict, methods: Methods) -> dict[str,
     places = "between the start codes of its slices" if table.fps else "no markers put among them"
     return {
         "pretrained": f"{title['pretrained']} is another run's, {config.pretrained}; it held out the same files.",
-        "untrained": f"{title['untrained']} is the same network before its first step, sampled alike.",
+        "untrained": f"{title['untrained']} is the run's network before its first step, sampled alike.",
         "last_frame": f"{title['last_frame']} copies the last frame that was given, in skipped slices.",
         "random_bytes": f"{title['random_bytes']} has uniformly random bytes behind the prompt, as many as the "
         f"original has there, {places}.",
