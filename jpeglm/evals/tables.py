@@ -11,7 +11,6 @@ frames at the same places of the reference, and against the clip's own as PSNR a
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,6 @@ def _check_fits(config: ConfigDict, methods: Methods) -> None:
     _check_rows(config.rows, (*MODELS, *CONTROLS[methods.run_config.codec.name]))
     if is_clips and any(ratio * codec.frames + 1e-9 < 1 for ratio in config.ratios):
         raise InputError(f"config.ratios={tuple(config.ratios)}: of a clip of {codec.frames} frames one must be given")
-    if any(math.floor(ratio * codec.units + 1e-9) >= codec.units for ratio in config.ratios):
-        raise InputError(f"config.ratios={tuple(config.ratios)}: one {codec.unit} must be left to complete")
     if config.get("video_weights") and not is_clips:
         raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on pictures")
     if config.get("video_weights") and codec.frames < MIN_FRAMES:

@@ -412,13 +412,6 @@ def test_features_that_are_no_numbers_end_the_table_and_are_not_kept(controls):
     assert not list(Path(controls.out).rglob("reference*"))
 
 
-@pytest.mark.parametrize("ratio", [0.99999999999, 1 - 1e-12])
-def test_a_ratio_that_leaves_nothing_to_complete_is_refused(config, projection, ratio):
-    config.ratios = (0.5, ratio)
-    with pytest.raises(InputError, match="one MCU must be left to complete"):
-        tables.make(config, projection)
-
-
 ############################ The n-gram model ############################
 
 
