@@ -14,8 +14,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from jpeglm import cli, files, runtime
+from jpeglm import cli, runtime
 from jpeglm.evals import report, table_text, tables
+from jpeglm.files import owned
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The table's config file.")
 flags.mark_flag_as_required("config")
@@ -27,7 +28,7 @@ def main() -> None:
     runtime.start(config.platform)
     runtime.refuse_several("jpeglm.tables")
     out = Path(config.out)
-    with files.owned(out):
+    with owned(out):
         table = tables.make(config)
         facts = report.facts(config, shlex.join(["python", "-m", "jpeglm.tables", *sys.argv[1:]]))
         table_text.write(table, out, facts)

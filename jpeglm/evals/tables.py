@@ -19,7 +19,6 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jpeglm import files
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
@@ -42,6 +41,7 @@ from jpeglm.evals.i3d import I3D, MIN_FRAMES
 from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.judging import judge, psnr
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
+from jpeglm.files import check_outside
 from jpeglm.metrics import read_metrics
 from jpeglm.sampling.engine import Settings
 
@@ -54,12 +54,10 @@ Measures = dict[str, np.ndarray]  # features float32 [pictures, dim], perhaps vi
 
 
 def check(config: ConfigDict) -> None:
-    """`InputError` for a config that names no table, or one that would be written into what it is made of."""
+    """`InputError` for a config that names no table."""
     for key in ("workdir", "data", "out"):
         if not config[key]:
             raise InputError(f"--config.{key}=DIR is needed")
-    sources = {f"config.{key}": config.get(key) or None for key in ("workdir", "data", "pretrained")}
-    files.check_outside(config.out, **sources)
     _check_rows(config.rows, tuple(TITLES))
     if not config.ratios or not all(0 <= ratio < 1 for ratio in config.ratios):
         raise InputError(f"config.ratios={tuple(config.ratios)}: one or more of 0 to below 1 are needed")
@@ -73,6 +71,8 @@ def check(config: ConfigDict) -> None:
         raise InputError("config.weights=FILE and config.extractor=inception go together")
     if config.extractor == "inception" and config.mode not in MODES:
         raise InputError(f"config.mode={config.mode!r} is none of {', '.join(MODES)}")
+    sources = {f"config.{key}": config.get(key) or None for key in ("workdir", "data", "pretrained")}
+    check_outside(config.out, **sources)
 
 
 def _check_rows(rows: Sequence[str], known: Sequence[str]) -> None:
