@@ -249,10 +249,10 @@ class Methods:
                 wanted += zip((lengths + behind).tolist(), itertools.repeat(ratio), range(len(originals)))
             most, ratio, number = max(wanted, default=(0, 0, 0))
             if most > self.settings.max_tokens:
-                what = "a whole file" if grammar else "one token more"
+                what = "become a whole file" if grammar else "be continued"
                 raise InputError(
                     f"config.sampling.max_tokens={self.settings.max_tokens}: held-out {self.codec.item} {number} at "
-                    f"ratio {ratio:g} wants {most:,} or more for its prompt and {what}, and no other wants more"
+                    f"ratio {ratio:g} wants {most} or more to {what}; no other wants more"
                 )
 
     def complete(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
