@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from jpeglm import cli, runtime
 from jpeglm.evals import report, table_text, tables
+from jpeglm.files import owned
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The table's config file.")
 flags.mark_flag_as_required("config")
@@ -25,11 +26,13 @@ def main() -> None:
     config = _CONFIG.value
     tables.check(config)
     runtime.start(config.platform)
+    runtime.refuse_several("jpeglm.tables")
     out = Path(config.out)
-    table = tables.make(config)
-    facts = report.facts(config, shlex.join(["python", "-m", "jpeglm.tables", *sys.argv[1:]]))
-    table_text.write(table, out, facts)
-    report.write(table, out / "report.html", facts)
+    with owned(out):
+        table = tables.make(config)
+        facts = report.facts(config, shlex.join(["python", "-m", "jpeglm.tables", *sys.argv[1:]]))
+        table_text.write(table, out, facts)
+        report.write(table, out / "report.html", facts)
     sys.stderr.flush()
     print(table_text.markdown(table))
     print(f"Report: {(out / 'report.html').resolve()}")

@@ -7,9 +7,11 @@ sampling or, where the codec has a grammar, among its legal tokens.
 """
 
 import dataclasses
+import functools
 import hashlib
+import io
+import itertools
 import json
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,8 +28,10 @@ from jpeglm import checkpoint, codecs
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline, shards
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, writing
+from jpeglm.files import write_whole
 from jpeglm.sampling.engine import Settings
+from jpeglm.sampling.grammar import TokenGrammar
 from jpeglm.sampling.sampler import Sampler
 from jpeglm.tokenizer import Tokenizer
 
@@ -155,10 +160,33 @@ def mean_document(codec: Codec, documents: Iterable[bytes]) -> bytes:
 ############################ The methods of a table ############################
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run at one of its checkpoints, whatever is saved there meanwhile."""
+
+    workdir: epath.Path
+    config: ConfigDict
+    tokenizer: Tokenizer
+    step: int
+
+    @classmethod
+    def open(cls, workdir: epath.Path) -> "Run":
+        """The run at its last checkpoint."""
+        config, step = checkpoint.read_config(workdir), checkpoint.pick_step(workdir, None)
+        return cls(workdir, config, Tokenizer.load(workdir / "tokenizer.json"), step)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        return checkpoint.weights_hash(self.workdir, self.step)
+
+
 class Methods:
     """The rows of a completion table over one run and its data.
 
     What a method needs is loaded when it is first used; of the two models only the last used one is held.
+
+    Attributes:
+      runs: by the rows of networks, where there is one.
     """
 
     def __init__(
@@ -181,13 +209,13 @@ class Methods:
         self.data = data
         self.settings = settings
         self.seed = seed
-        self.run_config = checkpoint.read_config(self.workdir)
-        self.step = checkpoint.pick_step(self.workdir, None)
+        run = Run.open(self.workdir)
+        self.runs = {"trained": run, "untrained": run}
+        self.run_config, self.step, self.tokenizer = run.config, run.step, run.tokenizer
         self.manifest = shards.read_manifest(data)
         with self.run_config.unlocked():
             self.run_config.data.path = data  # named in the message if it does not fit
         pipeline.check_fits(self.manifest, self.run_config)
-        self.tokenizer = Tokenizer.load(self.workdir / "tokenizer.json")
         if self.tokenizer.sha256 != self.manifest["tokenizer_sha256"]:
             raise InputError(f"{data} was prepared with another tokenizer than the run in {workdir} learnt with")
         self.codec = codecs.make(self.run_config.codec)
@@ -195,11 +223,36 @@ class Methods:
         self._pool: list[bytes] | None = None
         self.pretrained = epath.Path(pretrained) if pretrained else None
         if self.pretrained:
+            self.runs["pretrained"] = Run.open(self.pretrained)
             theirs = checkpoint.read_manifest(self.pretrained)["splits"]["heldout"]["shards"]
-            if [shard["sha256"] for shard in theirs] != self.split_identity("heldout"):
+            ours = self.manifest["splits"]["heldout"]["shards"]
+            if [shard["sha256"] for shard in theirs] != [shard["sha256"] for shard in ours]:
                 raise InputError(
                     f"{pretrained} held out other files than {data} does, and may have learnt these: leave it out "
                     "with --config.pretrained="
+                )
+
+    def check_prompts(self, rows: Sequence[str], originals: Sequence[bytes], ratios: Sequence[float]) -> None:
+        """Says before anything is sampled whether each network of `rows` has room for what it is to write.
+
+        Raises:
+          InputError: `max_tokens` leaves no room behind a prompt, or with the grammar not enough for a whole file.
+        """
+        tokenizers = {self.runs[row].tokenizer.sha256: self.runs[row].tokenizer for row in rows if row in MODELS}
+        for tokenizer in tokenizers.values():
+            grammar = TokenGrammar(self.codec.grammar(), tokenizer) if self.codec.has_grammar else None
+            wanted = []
+            for ratio in ratios:
+                prefixes = [self.codec.cut(original, ratio)[0] for original in originals]
+                lengths = np.array([1 + len(tokenizer.encode(prefix)) for prefix in prefixes])  # with BOS
+                behind = grammar.tokens_needed(grammar.places(prefixes)) if grammar else 1
+                wanted += zip((lengths + behind).tolist(), itertools.repeat(ratio), range(len(originals)))
+            most, ratio, number = max(wanted, default=(0, 0, 0))
+            if most > self.settings.max_tokens:
+                what = "become a whole file" if grammar else "be continued"
+                raise InputError(
+                    f"config.sampling.max_tokens={self.settings.max_tokens}: held-out {self.codec.item} {number} at "
+                    f"ratio {ratio:g} wants {most} or more to {what}; no other wants more"
                 )
 
     def complete(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
@@ -225,27 +278,19 @@ class Methods:
         raise KeyError(row)
 
     def identity(self, row: str, grammar: bool = False) -> dict:
-        """All that the completions of `row` depend on beside the originals and the ratio; JSON types."""
-        codec, model = self.run_config.codec.to_dict(), self.run_config.model.to_dict()
-        identity = {"row": row, "codec": codec}
+        """All that the completions of `row` depend on beside the originals and the ratio, by content; JSON types."""
+        identity = {"row": row, "codec": self.run_config.codec.to_dict(), "versions": self.codec.encoder_versions()}
         if row in MODELS:
-            settings = dataclasses.asdict(self._settings(grammar))
-            identity |= {"tokenizer": self.tokenizer.sha256, "seed": self.seed} | settings
-        if row == "trained":
-            identity |= {"model": model} | _checkpoint_identity(self.workdir, self.step)
-        elif row == "pretrained":
-            identity |= _checkpoint_identity(self.pretrained, checkpoint.pick_step(self.pretrained, None))
-        elif row == "untrained":
-            identity |= {"model": model, "parameters": self.run_config.seed}
+            run, settings = self.runs[row], dataclasses.asdict(self._settings(grammar))
+            del settings["slots"]  # changes no file
+            identity |= {"tokenizer": run.tokenizer.sha256, "seed": self.seed, "model": run.config.model.to_dict()}
+            weights = {"parameters": run.config.seed} if row == "untrained" else {"weights": run.weights}
+            identity |= settings | weights
         if row in ("random_bytes", "training_picture"):
             identity |= {"seed": self.seed}
         if row in ("training_mean", "training_picture"):
-            identity |= {"pictures": TRAINING_PICTURES, "train": self.split_identity("train")}
+            identity |= {"pictures": documents_identity(self._training_pictures())}
         return identity
-
-    def split_identity(self, split: str) -> list[str]:
-        """The checksums of the shards of a split."""
-        return [shard["sha256"] for shard in self.manifest["splits"][split]["shards"]]
 
     def _settings(self, grammar: bool) -> Settings:
         return dataclasses.replace(self.settings, grammar=grammar)
@@ -253,8 +298,11 @@ class Methods:
     def _by_model(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
         if self._samplers is None or self._samplers[0] != row:
             self._samplers = None  # before the next one is loaded
-            make = Sampler.untrained if row == "untrained" else Sampler.load
-            plain = make(self.pretrained if row == "pretrained" else self.workdir, self._settings(False))
+            run, settings = self.runs[row], self._settings(False)
+            if row == "untrained":
+                plain = Sampler.untrained(run.workdir, settings)
+            else:
+                plain = Sampler.load(run.workdir, settings, run.step)
             self._samplers = row, {False: plain, True: plain.with_settings(self._settings(True))}
         generated = self._samplers[1][grammar].complete(originals, ratio, seed=self.seed)
         title = f"{title_of(row, grammar)}, ratio {ratio:g}"
@@ -274,11 +322,6 @@ class Methods:
         return self._pool
 
 
-def _checkpoint_identity(workdir: epath.Path, step: int) -> dict:
-    saved = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"  # holds the time of saving
-    return {"step": step, "saved": hashlib.sha256(saved.read_bytes()).hexdigest()}
-
-
 ############################ What is kept between two runs of a table ############################
 
 
@@ -289,7 +332,11 @@ class Store:
         self._folder = folder
 
     def get(self, name: str, identity: dict, make: Callable[[], Arrays]) -> Arrays:
-        """The arrays of `name` if they are there with this identity, else those of `make()`, which are then kept."""
+        """The arrays of `name` if they are there with this identity, else those of `make()`, which are then kept.
+
+        Raises:
+          InputError: they cannot be written.
+        """
         path = self._folder / f"{name}.npz"
         fingerprint = json.dumps(identity, sort_keys=True)
         if path.exists():
@@ -300,12 +347,11 @@ class Store:
                 logging.info("%s is of other settings: made again", path)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 logging.warning("%s cannot be read (%s): made again", path, error)
-        arrays = make()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(beside, "wb") as file:
-            np.savez(file, fingerprint=np.array(fingerprint), **arrays)
-        os.replace(beside, path)
+        arrays, content = make(), io.BytesIO()
+        np.savez(content, fingerprint=np.array(fingerprint), **arrays)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content.getbuffer())
         return arrays
 
 

@@ -4,51 +4,102 @@ Modified Kneser-Ney (Chen and Goodman 1998, section 4.1.6 and equation 26), inte
 uniform distribution. Contexts lie within a chunk, as the trainer's do: what stands before a chunk is one symbol more.
 """
 
+import hashlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from jpeglm import metrics
 from jpeglm.data import shards
-from jpeglm.data.pipeline import Chunks
+from jpeglm.data.pipeline import Batch, Chunks
+from jpeglm.errors import InputError
 
 _SMALLEST_DISCOUNT = 0.1  # leaves something to tokens that were never seen
+_BLOCK = 1 << 20  # tokens read at once
 
 
-def fit_and_score(data_dir: str | os.PathLike, order: int = 4) -> dict[str, float]:
+def identity(data_dir: str | os.PathLike, order: int = 4, limit: int | None = None) -> dict[str, Any]:
+    """All that `fit_and_score` depends on, by content; JSON types."""
+    manifest, digests = shards.read_manifest(data_dir), {}
+    for split in shards.SPLITS:
+        digest = hashlib.sha256()
+        for batch in _batches(_chunks(data_dir, manifest, split), limit if split == "train" else None):
+            digest.update(batch["tokens"].tobytes() + batch["loss_weights"].tobytes())
+        digests[split] = digest.hexdigest()
+    vocab_size = manifest["config"]["tokenizer"]["vocab_size"]
+    return digests | {"order": order, "vocab_size": vocab_size} | metrics.heldout_units(1.0, manifest)
+
+
+def training_tokens(manifest: dict[str, Any]) -> int:
+    """How many training tokens follow another within their chunk: all that a model could be fitted on."""
+    split = manifest["splits"]["train"]
+    return split["tokens"] - split["chunks"]
+
+
+def fit_and_score(data_dir: str | os.PathLike, order: int = 4, limit: int | None = None) -> dict[str, float]:
     """Fits the model on the training chunks of a prepared folder and scores its held-out ones.
+
+    Args:
+      data_dir: the folder.
+      order: n.
+      limit: of tokens to fit on: as many whole chunks as they fill, the first in the order of the shards, which is by
+        a hash of the documents; None: all. A token takes about 75 bytes of memory, 115 at most.
 
     Returns:
       order, train_tokens and heldout_tokens, how many were fitted and scored (all that have loss weight), and the loss
       in the units of `metrics.heldout_units`.
+
+    Raises:
+      InputError: no finished folder or a damaged one, a limit below one chunk, or too many n-grams for 64 bits.
     """
     manifest = shards.read_manifest(data_dir)
-    config = manifest["config"]
-    split = {name: Chunks(data_dir, name, config["data"]["seq_len"]) for name in shards.SPLITS}
-    vocab_size = config["tokenizer"]["vocab_size"]
-    contexts, targets = examples(split["train"], order, vocab_size)
-    model = KneserNey(contexts, targets, vocab_size)
-    train_tokens = len(targets)
-    contexts, targets = examples(split["heldout"], order, vocab_size)
-    nats = -np.mean(np.log(model.probabilities(contexts, targets)))
-    counts: dict[str, Any] = {"order": order, "train_tokens": train_tokens, "heldout_tokens": len(targets)}
-    return counts | metrics.heldout_units(float(nats), manifest)
+    vocab_size = manifest["config"]["tokenizer"]["vocab_size"]
+    contexts, targets = examples(_chunks(data_dir, manifest, "train"), order, vocab_size, limit)
+    model, train_tokens = KneserNey(contexts, targets, vocab_size), len(targets)
+    del contexts, targets
+    nats, heldout_tokens = 0.0, 0
+    for batch in _batches(_chunks(data_dir, manifest, "heldout"), None):
+        contexts, targets = _examples_of(batch, order, vocab_size)
+        nats -= np.log(model.probabilities(contexts, targets)).sum()
+        heldout_tokens += len(targets)
+    counts: dict[str, Any] = {"order": order, "train_tokens": train_tokens, "heldout_tokens": heldout_tokens}
+    return counts | metrics.heldout_units(float(nats / heldout_tokens), manifest)
 
 
-def examples(chunks: Chunks, order: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every target with loss weight, and what precedes it in its chunk.
+def examples(chunks: Chunks, order: int, vocab_size: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Every target with loss weight, and what precedes it in its chunk; with a limit, of the first chunks.
 
     Returns:
-      contexts: int64 [m, order - 1], oldest token first; `vocab_size` stands for places before the chunk.
-      targets: int64 [m].
+      contexts: int32 [m, order - 1], oldest token first; `vocab_size` stands for places before the chunk.
+      targets: int32 [m].
     """
-    batch = chunks.batch(range(len(chunks)))
-    tokens = np.pad(batch["tokens"].astype(np.int64), ((0, 0), (order - 1, 0)), constant_values=vocab_size)
+    found = [_examples_of(batch, order, vocab_size) for batch in _batches(chunks, limit)]
+    contexts, targets = zip(*found, strict=True)
+    return np.concatenate(contexts), np.concatenate(targets)
+
+
+def _examples_of(batch: Batch, order: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.pad(batch["tokens"], ((0, 0), (order - 1, 0)), constant_values=vocab_size)
     # The context of the target after position i is tokens i - order + 2 .. i.
     windows = np.lib.stride_tricks.sliding_window_view(tokens, order, axis=1)[:, :, 1:]
     scored = batch["loss_weights"] > 0
-    return windows[scored], batch["targets"][scored].astype(np.int64)
+    return windows[scored], batch["targets"][scored]
+
+
+def _chunks(data_dir: str | os.PathLike, manifest: dict[str, Any], split: str) -> Chunks:
+    return Chunks(data_dir, split, manifest["config"]["data"]["seq_len"])
+
+
+def _batches(chunks: Chunks, limit: int | None) -> Iterator[Batch]:
+    """The chunks in order, at most `limit` tokens of them, some at once."""
+    count = len(chunks) if limit is None else min(len(chunks), limit // chunks.seq_len)
+    if limit is not None and count < 1:
+        raise InputError(f"{limit} tokens for the n-gram model are less than a chunk of {chunks.seq_len}")
+    step = max(1, _BLOCK // chunks.seq_len)
+    for start in range(0, count, step):
+        yield chunks.batch(range(start, min(start + step, count)))
 
 
 class KneserNey:
@@ -63,12 +114,16 @@ class KneserNey:
     """
 
     def __init__(self, contexts: np.ndarray, targets: np.ndarray, vocab_size: int):
-        """Counts `targets` int64 [m] after `contexts` int64 [m, order - 1], ids up to `vocab_size`."""
+        """Counts `targets` int [m] after `contexts` int [m, order - 1], ids up to `vocab_size`.
+
+        Raises:
+          InputError: the n-grams are too many to be numbered in 64 bits.
+        """
         self.vocab_size = vocab_size
         self._base = vocab_size + 1  # with the symbol of a chunk's outside
         order = contexts.shape[1] + 1
         if self._base**order >= 2**63:
-            raise ValueError(f"n-grams of order {order} over {vocab_size} ids do not fit 64 bits")
+            raise InputError(f"{order}-grams over {vocab_size} ids do not fit 64 bits")
         grams, counts = np.unique(self._key(contexts, targets, order), return_counts=True)
         tables = []
         for n in range(order, 0, -1):

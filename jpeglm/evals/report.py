@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import textwrap
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jpeglm import checkpoint, codecs, views
+from jpeglm.errors import writing
 from jpeglm.evals.completion import TITLES, title_of
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
-from jpeglm.evals.table_text import columns, fine_percent, given, number, percent
+from jpeglm.evals.table_text import Column, columns, fine_percent, given, number, percent
 from jpeglm.files import write_whole
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
@@ -32,10 +34,16 @@ _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
 _SERIES = {method: f"#0000{place:02x}" for place, method in enumerate(TITLES, 16)}
 _VARIABLES = {_INK: "soft", _LINE: "line", _FLOOR: "ink"} | {_SERIES[method]: method for method in TITLES}
 _MARKERS = dict(zip(TITLES, "oPs*D^vX", strict=True))  # shapes, so that colour is not all
+# On a page of 400 CSS pixels a chart is 320 wide or more: then a point of it is no less than a pixel.
+_WIDTH, _TEXT = 320, 11  # points
 _CHART_STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "jpeglm",
-    "font.size": 10,
+    "font.size": _TEXT,
+    "axes.labelsize": _TEXT,
+    "xtick.labelsize": _TEXT,
+    "ytick.labelsize": _TEXT,
+    "legend.fontsize": _TEXT,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _LINE,
@@ -80,7 +88,11 @@ def facts(config: ConfigDict, command: str) -> dict[str, Any]:
 
 
 def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
-    """Writes the report of a table; `facts` as the function of that name returns them."""
+    """Writes the report of a table; `facts` as the function of that name returns them.
+
+    Raises:
+      InputError: it cannot be written.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -97,18 +109,36 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
         share_given=functools.partial(_share_given, table),
         floors_of=lambda ratio: [row for row in table.floors if row.ratio == ratio],
         groups=_by_ratio(table.rows),
-        farthest=[max((column.length(row) or 0 for row in table.all_rows), default=0) for column in shown],
+        bar=functools.partial(_bar, _farthest(table, shown)),
         grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows)],
         loss_chart=_loss_chart(table),
         distance_chart=_distance_chart(table) if len(_by_ratio(table.rows)) > 1 or table.item == "picture" else "",
         settings={"Table": facts["config"], "Run": facts["run_config"]},
         to_json=lambda tree: json.dumps(tree, indent=2, ensure_ascii=False),
     )
-    write_whole(path, page.encode())
+    with writing(path):
+        write_whole(path, page.encode())
 
 
 def _share_given(table: Table, ratio: float) -> str:
-    return f"{given(table, ratio)} given" if table.fps else f"{100 * ratio:g}% of the {table.unit}s given"
+    """What is given at a ratio: whole units, so that it may be less than the ratio."""
+    if table.fps:
+        return f"{given(table, ratio)} given"
+    kept = table.kept[ratio]
+    part = "" if kept == ratio * table.units else f": {kept} of {table.units}"
+    return f"{100 * ratio:g}% of the {table.unit}s given{part}"
+
+
+def _farthest(table: Table, shown: list[Column]) -> dict[str, float]:
+    """The longest bar of each scale."""
+    lengths = [(column.scale, column.length(row)) for column in shown for row in table.all_rows]
+    return {scale: max(length or 0.0 for other, length in lengths if other == scale) for scale, _ in lengths}
+
+
+def _bar(farthest: dict[str, float], column: Column, row: Row) -> str | None:
+    """The length of a bar in percent of the longest one of its scale; None for no bar."""
+    length, longest = column.length(row), farthest[column.scale]
+    return None if length is None else f"{100 * length / longest if longest else 0:.2f}"
 
 
 def _processor() -> str:
@@ -172,22 +202,22 @@ def _data_url(picture: np.ndarray, fps: int) -> str:
 
 
 def _loss_chart(table: Table) -> str:
-    """Training and held-out loss by step, with the n-gram model's as a line."""
+    """Training and held-out loss by step, with the n-gram model's as a line where there is one."""
     training = [(row["step"], row["loss"]) for row in table.history if "loss" in row]
     heldout = [
         (row["step"], row["heldout/nats_per_token"]) for row in table.history if "heldout/nats_per_token" in row
     ]
-    baseline = table.language_models[1]
     with matplotlib.rc_context(_CHART_STYLE):
-        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        figure = _figure(lines=3)
         axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
         if training:
             axes.plot(*zip(*training, strict=True), color=_SERIES["trained"], alpha=0.45, label="training")
         axes.plot(*zip(*heldout, strict=True), color=_SERIES["trained"], marker="o", markersize=4, label="held-out")
-        label = f"{baseline.title}, held-out"
-        axes.axhline(baseline.nats_per_token, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=label)
+        if table.ngram:
+            label = "\n".join(textwrap.wrap(f"{table.ngram.title}, held-out", 45))
+            axes.axhline(table.ngram.nats_per_token, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=label)
         axes.grid(axis="x", visible=False)
-        axes.legend()
+        figure.legend(loc="outside lower left")
         return _svg(figure, "Training and held-out loss by step")
 
 
@@ -195,9 +225,10 @@ def _distance_chart(table: Table) -> str:
     """Distance by ratio, a line a method, a dashed one for a network with the grammar, and the floor."""
     rows = table.rows
     with matplotlib.rc_context(_CHART_STYLE):
-        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        methods = list(dict.fromkeys(row.method for row in rows))
+        figure = _figure(lines=1 + sum(len(_samplings([row for row in rows if row.method == m])) for m in methods))
         axes = figure.add_subplot(xlabel=f"share of the {table.unit}s given", ylabel=table.metric)
-        for method in dict.fromkeys(row.method for row in rows):
+        for method in methods:
             own = sorted((row for row in rows if row.method == method), key=lambda row: row.ratio)
             for grammar in _samplings(own):
                 axes.plot(
@@ -219,8 +250,13 @@ def _distance_chart(table: Table) -> str:
         axes.set_xticks(sorted({row.ratio for row in rows}))
         axes.set_ylim(bottom=0)
         axes.grid(axis="x", visible=False)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(loc="outside lower left")
         return _svg(figure, f"{table.metric} by share given")
+
+
+def _figure(lines: int) -> Figure:
+    """Room for a chart and for so many lines of a legend below it."""
+    return Figure(figsize=(_WIDTH / 72, (250 + 1.6 * _TEXT * lines) / 72), layout="constrained")
 
 
 def _svg(figure: Figure, description: str) -> str:

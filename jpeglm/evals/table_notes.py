@@ -1,53 +1,97 @@
-"""What a completion table says of itself in words: who is nearer to real pictures, and how to read the numbers."""
+"""What a completion table says of itself in words: who is nearer to real pictures, and how to read the numbers.
+
+Whatever is said of the rows is computed from them, and compared as the table prints it: two distances that read the
+same there count as equal.
+"""
 
 import itertools
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from jpeglm.codecs.avc import AvcCodec
+from jpeglm.evals import ngram
 from jpeglm.evals.completion import MODELS, TITLES, TRAINED, TRAINING_PICTURES, Methods, title_of
 from jpeglm.evals.features import Extractor
-from jpeglm.evals.table_rows import GRAMMAR_HEADER, NGRAM_ORDER, Table, methods_of
-from jpeglm.evals.table_text import given, number
+from jpeglm.evals.fid import RELIABLE_PICTURES
+from jpeglm.evals.table_rows import NGRAM_ORDER, Table, methods_of
+from jpeglm.evals.table_text import columns, given, number, with_grammar
+
+_DIGITS = 2  # of distances in the table
 
 
 def verdicts(table: Table) -> list[str]:
-    """Says of each trained network which controls are nearer to real pictures than it is, at which ratio.
+    """Sentences that compare the rows: networks with controls, all rows with the floor, networks with still frames."""
+    return [*_against_controls(table), *_against_floor(table), *_against_still_frames(table)]
+
+
+def _against_controls(table: Table) -> Iterator[str]:
+    """Of each trained network, which controls are nearer to real pictures than it is, or as near, and where.
 
     By the plain sampling, then by that with the grammar, where there is one: then the untrained network has it, too.
     """
-    rows, sentences = table.rows, []
+    real = "real pictures" if table.item == "picture" else "frames of real clips"
     for method, grammar in itertools.product(TRAINED, (False, True)):
-        own = [row for row in rows if row.method == method and (row.distance_with_grammar is not None or not grammar)]
-        subject = f"“{title_of(method, grammar)}”"
-        real = "real pictures" if table.item == "picture" else "frames of real clips"
         nearer: dict[str, list[str]] = {}
-        for row in own:
-            for other in rows:
-                ours, theirs = row.distance_by(grammar), other.distance_by(grammar)
-                if other.ratio == row.ratio and other.method not in TRAINED and theirs <= ours:
-                    place = f"at {given(table, row.ratio)} ({theirs:,.2f} against {ours:,.2f})"
-                    nearer.setdefault(title_of(other.method, grammar and other.method in MODELS), []).append(place)
+        level: dict[str, list[str]] = {}
+        compared = []
+        for row in table.rows:
+            if row.method != method or (grammar and row.distance_with_grammar is None):
+                continue
+            controls = [other for other in table.rows if other.ratio == row.ratio and other.method not in TRAINED]
+            compared += [given(table, row.ratio)] if controls else []
+            for other in controls:
+                ours, theirs = (round(each.distance_by(grammar), _DIGITS) for each in (row, other))
+                title = title_of(other.method, grammar and other.method in MODELS)
+                if theirs < ours:
+                    place = f"at {given(table, row.ratio)} ({number(ours, _DIGITS)} against {number(theirs, _DIGITS)})"
+                    nearer.setdefault(title, []).append(place)
+                elif theirs == ours:
+                    level.setdefault(title, []).append(f"at {given(table, row.ratio)} ({number(ours, _DIGITS)})")
+        subject = f"“{title_of(method, grammar)}”"
         if nearer:
-            lost = "; ".join(f"“{title}” {', '.join(places)}" for title, places in nearer.items())
-            sentences.append(f"{subject} is farther from {real} than {lost}.")
-        elif own:
-            sentences.append(f"{subject} is nearer to {real} than every control, at every ratio.")
-    for row, still in itertools.product(rows, rows):
+            yield f"{subject} is farther from {real} than {_listed(nearer)}."
+        if level:
+            yield f"{subject} is exactly as far from {real} as {_listed(level)}."
+        if compared and not nearer and not level:
+            yield f"{subject} is nearer to {real} than every control, at {', '.join(compared)}."
+
+
+def _listed(places: dict[str, list[str]]) -> str:
+    return "; ".join(f"“{title}” {', '.join(found)}" for title, found in places.items())
+
+
+def _against_floor(table: Table) -> Iterator[str]:
+    """Which rows are nearer to the reference than the originals themselves."""
+    floors = {floor.ratio: floor.distance for floor in table.floors}
+    below: dict[str, list[str]] = {}
+    for row, grammar in itertools.product(table.rows, (False, True)):
+        distance = row.distance_with_grammar if grammar else row.distance
+        floor = floors.get(row.ratio, floors.get(None))
+        if distance is None or floor is None or round(distance, _DIGITS) >= round(floor, _DIGITS):
+            continue
+        place = f"at {given(table, row.ratio)} ({number(distance, _DIGITS)} against {number(floor, _DIGITS)})"
+        below.setdefault(title_of(row.method, grammar), []).append(place)
+    yield f"Below the floor: {_listed(below)}." if below else "No row is below the floor."
+
+
+def _against_still_frames(table: Table) -> Iterator[str]:
+    """How the trained networks stand to the last given frame again and again, by each number that both have."""
+    measures = (
+        ("distance", "distance", _DIGITS),
+        ("to true frames", "true_distance", 3),
+        ("PSNR", "psnr", 2),
+        ("SSIM", "ssim", 4),
+    )
+    for row, still in itertools.product(table.rows, table.rows):
         if row.method in TRAINED and still.method == "last_frame" and still.ratio == row.ratio:
+            both = [(what, getattr(still, name), getattr(row, name), digits) for what, name, digits in measures]
             compared = [
-                f"{what} {number(getattr(still, name), digits)} against {number(getattr(row, name), digits)}"
-                for what, name, digits in (
-                    ("distance", "distance", 2),
-                    ("to true frames", "true_distance", 3),
-                    ("PSNR", "psnr", 2),
-                    ("SSIM", "ssim", 4),
-                )
+                f"{what} {number(theirs, digits)} against {number(ours, digits)}"
+                for what, theirs, ours, digits in both
+                if theirs is not None and ours is not None
             ]
-            sentences.append(
-                f"“{still.title}” against “{row.title}” at {given(table, row.ratio)}: {', '.join(compared)}."
-            )
-    return sentences
+            yield f"“{still.title}” against “{row.title}” at {given(table, row.ratio)}: {', '.join(compared)}."
 
 
 def notes(
@@ -58,29 +102,30 @@ def notes(
     video_extractor: Extractor | None = None,
 ) -> list[str]:
     """What a reader has to know to read the numbers right."""
-    codec, num = methods.codec, config.num
-    is_clips = isinstance(codec, AvcCodec)
+    num, is_clips = config.num, isinstance(methods.codec, AvcCodec)
+    by_grammar = any(row.distance_with_grammar is not None for row in table.rows)
     unreadable = "as a decoder makes it up" if is_clips else "as leniently decoded, unreadable MCUs in mid-grey"
-    twice = ", a network's a second one with the grammar" if codec.has_grammar else ""
+    twice = ", a network's a second one with the grammar" if by_grammar else ""
     lines = [
         f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
         f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
-        f"Every row has {num:,} {codec.item}s and one completion a prompt{twice}. A file that does not decode "
+        f"Every row has {num:,} {table.item}s and one completion a prompt{twice}. A file that does not decode "
         f"strictly counts against “valid” and enters the distance {unreadable}: none is dropped.",
+        *_about_distances(table, extractor, video_extractor),
     ]
-    if codec.has_grammar:
-        lines += [
-            "The grammar is an automaton of all legal files of the codec. With it, a network draws only tokens that "
-            "lead to a legal file which ends within the budget; without it, from all tokens, as in the paper.",
-            f"“{GRAMMAR_HEADER}” repeats the column before it for files written with the grammar, from the same "
-            "prompts and random numbers. These are all valid by construction, whoever the model. All other columns "
-            "are without it: “valid” is a property of the model and says how well it has learnt the format.",
-            "“removed” is the probability that the grammar took away from a model at a token, before temperature, "
-            "top-k and top-p: the mean over each file's tokens, then over the files. Beginnings are always legal "
-            "there.",
-        ]
+    columns_shown = {column.header for column in columns(table)}
+    lines += [words for header, words in _about_columns(table).items() if header in columns_shown]
+    if by_grammar:
+        lines += _about_grammar(table)
+    controls = _about_rows(table, config, methods)
+    lines += [controls[row] for row in methods_of(config) if row in controls]
+    return [*lines, *_about_losses(table, methods)]
+
+
+def _about_distances(table: Table, extractor: Extractor, video_extractor: Extractor | None) -> list[str]:
+    is_clips = bool(table.fps)
     what = "the frames behind the given ones, each" if is_clips else "pictures"
-    lines += [
+    lines = [
         f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, {what} "
         f"stretched to {extractor.size}x{extractor.size}. "
         + (
@@ -89,38 +134,22 @@ def notes(
             else "It is not FID and is not to be set beside one."
         ),
         "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
-        "prompts' originals themselves have to the reference: no method is expected below it.",
-        "A larger share given leaves less to get wrong, so all distances fall with the ratio: compare methods "
-        "within one ratio.",
-        f"“{codec.unit}s readable”: of the {codec.unit}s to be completed, the share that a tolerant decoder reads in "
-        "sequence before the first that it cannot. “Ended” means that the model wrote its end token within the "
-        "budget.",
+        "prompts' originals themselves have to the reference.",
+        "Compare methods within one ratio: a larger share given leaves less to complete.",
     ]
-    if is_clips:
-        lines += [
-            "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or that never "
-            "came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, once "
-            "and in order, and a decoder without a word.",
-            "“to true frames” is the mean distance between the features of each completed frame and those of the true "
-            "one.",
-            "PSNR is of the squared error of all completed frames of a row together (in RGB), SSIM the mean over "
-            "frames; both against the clip's own continuation, of which a prompt allows many: a still frame is a "
-            "strong guess by both.",
-        ]
     if video_extractor:
         lines.append(
             f"{video_extractor.metric} is the Fréchet distance between {video_extractor.dim:,} features of "
             f"{video_extractor.name} of whole clips, the given frames too; it is FVD with FVD's weights alone."
         )
+    num = table.floors[0].num
     counts = sorted({num * (table.units - kept) for kept in table.kept.values()}) if is_clips else [num]
-    if counts[0] < max(2048, extractor.dim):
+    if counts[0] < max(RELIABLE_PICTURES, extractor.dim):
         size = f"{' or '.join(f'{count:,}' for count in counts)} {'frames' if is_clips else 'pictures'}"
         lines.append(_biased(extractor.metric, size))
-    if video_extractor and num < 2048:
+    if video_extractor and num < max(RELIABLE_PICTURES, video_extractor.dim):
         lines.append(_biased(video_extractor.metric, f"{num:,} clips"))
-    controls = _controls(config, methods)
-    lines += [controls[row] for row in methods_of(config) if row in controls]
-    return [*lines, _language_models(methods)]
+    return lines
 
 
 def _biased(metric: str, size: str) -> str:
@@ -130,39 +159,68 @@ def _biased(metric: str, size: str) -> str:
     )
 
 
-def _controls(config: ConfigDict, methods: Methods) -> dict[str, str]:
-    """What the rows are, by row."""
-    is_clips = isinstance(methods.codec, AvcCodec)
-    pool = f"{min(TRAINING_PICTURES, methods.manifest['splits']['train']['documents']):,}"
-    title = {row: f"“{TITLES[row]}”" for row in TITLES}
-    twice = ", both times" if methods.codec.has_grammar else ""
-    bytes_ = "has uniformly random bytes behind the prompt, as many as the original has there, "
-    if is_clips:
-        bytes_ += "between the start codes of its slices: a decoder conceals nearly all of it."
-    else:
-        bytes_ += "no markers put among them: nearly all of it is unreadable and shows as grey."
+def _about_columns(table: Table) -> dict[str, str]:
+    """What columns mean that do not speak for themselves, by header."""
     return {
-        "pretrained": f"{title['pretrained']} is the checkpoint in {config.pretrained}, not trained by this run; it "
-        "held out the same files.",
-        "untrained": f"{title['untrained']} is the same network before its first step, sampled alike{twice}.",
-        "last_frame": f"{title['last_frame']} copies the last frame that was given, in skipped slices: a valid file.",
-        "random_bytes": f"{title['random_bytes']} {bytes_}",
-        "flat": f"{title['flat']} has mid-grey MCUs behind the prompt, a valid file.",
-        "training_mean": f"{title['training_mean']} has the MCUs of the mean of {pool} training pictures there, a "
-        "valid file.",
-        "training_picture": f"{title['training_picture']} has the MCUs of one of these {pool} there, a valid file: "
-        "real strokes that know nothing of the prompt.",
+        f"{table.unit}s readable": f"“{table.unit}s readable”: of the {table.unit}s to be completed, the share that a "
+        "tolerant decoder reads in sequence before the first that it cannot.",
+        "ended": "“ended” means that the model wrote its end token within the budget.",
+        "concealed": "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or "
+        "that never came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, "
+        "once and in order, and a decoder without a word.",
+        "to true frames": "“to true frames” is the mean distance between the features of each completed frame and "
+        "those of the true one.",
+        "PSNR, dB": "PSNR is of the squared error of all completed frames of a row together (in RGB), SSIM the mean "
+        "over frames; both against the clip's own continuation, of which a prompt allows many.",
     }
 
 
-def _language_models(methods: Methods) -> str:
-    run = methods.run_config
-    heldout, seen = methods.manifest["splits"]["heldout"]["chunks"], run.eval.batches * run.optim.batch_size
-    return (
-        f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on the tokens that the network trained on; "
-        + (
-            "both are scored on every held-out token that follows another within a chunk."
-            if seen >= heldout
-            else f"it is scored on all {heldout:,} held-out chunks, the network on the first {seen:,}."
+def _about_grammar(table: Table) -> list[str]:
+    valid, distance = with_grammar("valid"), with_grammar(table.metric)
+    return [
+        "The grammar is an automaton of all legal files of the codec. With it, a network draws only tokens that "
+        "lead to a legal file which ends within the budget; without it, from all tokens, as in the paper.",
+        f"“{valid}” and “{distance}” are of files written with the grammar, from the same prompts and random numbers. "
+        "These are valid by construction, whoever the model. All other columns are without it: “valid” is a property "
+        "of the model and says how well it has learnt the format.",
+        "“removed” is the probability that the grammar took away from a model at a token, before temperature, "
+        "top-k and top-p: the mean over each file's tokens, then over the files.",
+    ]
+
+
+def _about_rows(table: Table, config: ConfigDict, methods: Methods) -> dict[str, str]:
+    """What the rows are, by row."""
+    pool = f"{min(TRAINING_PICTURES, methods.manifest['splits']['train']['documents']):,}"
+    title = {row: f"“{TITLES[row]}”" for row in TITLES}
+    places = "between the start codes of its slices" if table.fps else "no markers put among them"
+    return {
+        "pretrained": f"{title['pretrained']} is another run's, {config.pretrained}; it held out the same files.",
+        "untrained": f"{title['untrained']} is the run's network before its first step, sampled alike.",
+        "last_frame": f"{title['last_frame']} copies the last frame that was given, in skipped slices.",
+        "random_bytes": f"{title['random_bytes']} has uniformly random bytes behind the prompt, as many as the "
+        f"original has there, {places}.",
+        "flat": f"{title['flat']} has mid-grey MCUs behind the prompt.",
+        "training_mean": f"{title['training_mean']} has the MCUs of the mean of {pool} training pictures there.",
+        "training_picture": f"{title['training_picture']} has the MCUs of one of {pool} training pictures there, "
+        "drawn without regard to the prompt.",
+    }
+
+
+def _about_losses(table: Table, methods: Methods) -> list[str]:
+    """What the losses were taken on: the n-gram model may have a limit, a network's evaluation too."""
+    lines = []
+    if table.ngram:
+        fitted, there = table.ngram.fitted_tokens, ngram.training_tokens(methods.manifest)
+        part = f"the first {fitted:,} of {there:,} tokens of " if fitted < there else ""
+        lines.append(
+            f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on {part}the training split. It is scored "
+            "on every held-out token that follows another within a chunk."
         )
-    )
+    heldout = methods.manifest["splits"]["heldout"]["chunks"]
+    for row in TRAINED:
+        if row in methods.runs:
+            run = methods.runs[row].config
+            scored = run.eval.batches * run.optim.batch_size
+            which = f"all {heldout:,}" if scored >= heldout else f"the first {scored:,} of {heldout:,}"
+            lines.append(f"The loss of “{TITLES[row]}” is of {which} held-out chunks.")
+    return lines

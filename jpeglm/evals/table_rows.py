@@ -1,15 +1,26 @@
 """What a completion table holds."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jpeglm.errors import InputError
+
 FLOOR = "heldout"
 FLOOR_TITLE = "held-out originals"
 NGRAM_ORDER = 4
-GRAMMAR_HEADER = "+ grammar"  # of the column that repeats the one before it, for files written with the grammar
+
+
+def _check_finite(record: Any) -> None:
+    """`InputError` for a NaN or an infinity in a line of a table: None is what says that there is no number."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            place = "" if getattr(record, "ratio", None) is None else f" at ratio {record.ratio:g}"
+            raise InputError(f"“{record.title}”{place}: {field.name} is {value}, so there is no table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +48,9 @@ class Row:
         None where there is no error.
       ssim: of clips, the mean structural similarity of these frames; None for originals, as the two before.
       video_distance: of clips, between I3D's features of whole clips and of the reference; None without its weights.
+
+    Raises:
+      InputError: a number is not finite.
     """
 
     method: str
@@ -57,6 +71,9 @@ class Row:
     ssim: float | None = None
     video_distance: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_finite(self)
+
     def distance_by(self, grammar: bool) -> float:
         """The distance by the sampling with the grammar, or by the plain one; what no model wrote has only one."""
         return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
@@ -64,12 +81,22 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Held-out loss of a model of the tokens, in the field's three units."""
+    """Held-out loss of a model of the tokens, in the field's three units.
+
+    `fitted_tokens`: of an n-gram model, the training tokens that it has counted; None of a network.
+
+    Raises:
+      InputError: a loss is not finite.
+    """
 
     title: str
     nats_per_token: float
     bits_per_byte: float
     bits_per_pixel: float
+    fitted_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_finite(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +119,7 @@ class Table:
       kept: how many of them are given, by ratio.
       floors: of the originals themselves; of clips one a ratio, since their frames' places depend on it.
       rows: of the methods, ratio by ratio.
-      language_models: the trained model at `step`, the n-gram model, and the pretrained model if there is one.
+      language_models: the trained model at `step`, the n-gram model and the pretrained model where there is one.
       history: the rows of the run's metrics up to `step`.
       shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and, of
         pictures, by (ratio, "prompt") what was given over grey.
@@ -117,6 +144,11 @@ class Table:
     video_metric: str = ""
     fps: int = 0
     extractors: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ngram(self) -> LanguageModel | None:
+        """The n-gram model among the language models."""
+        return next((model for model in self.language_models if model.fitted_tokens is not None), None)
 
     @property
     def all_rows(self) -> list[Row]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from jpeglm.evals.table_rows import GRAMMAR_HEADER, Row, Table
+from jpeglm.errors import writing
+from jpeglm.evals.table_rows import Row, Table
 from jpeglm.files import write_whole
 
 NOTHING = "–"
@@ -35,31 +36,44 @@ def number(value: float | None, digits: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the main table: its header, the text of a row, and of a distance the number that a bar shows."""
+    """A column of the main table.
+
+    Attributes:
+      header: differs from the others'.
+      text: of a row.
+      length: of a row, the number that a bar shows; None for no bar.
+      scale: what the bars measure: those of equal scales can be compared with each other.
+    """
 
     header: str
     text: Callable[[Row], str]
     length: Callable[[Row], float | None] = lambda row: None
+    scale: str = ""
+
+
+def with_grammar(header: str) -> str:
+    """The header of the column that repeats another one for files written with the grammar."""
+    return f"{header} with grammar"
 
 
 def columns(table: Table) -> list[Column]:
     """What the main table tells of each row behind its name; a column that is empty in all rows is left out."""
 
-    def distance(header: str, name: str) -> Column:
-        return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name))
+    def distance(header: str, metric: str, name: str) -> Column:
+        return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name), metric)
 
     found = [
         Column("N", lambda row: f"{row.num:,}"),
         Column("valid", lambda row: percent(row.valid)),
-        Column(GRAMMAR_HEADER, lambda row: percent(row.valid_with_grammar)),
+        Column(with_grammar("valid"), lambda row: percent(row.valid_with_grammar)),
         Column("removed", lambda row: fine_percent(row.removed)),
         Column("ended", lambda row: percent(row.ended)),
         Column(f"{table.unit}s readable", lambda row: percent(row.readable)),
         Column("concealed", lambda row: percent(row.concealed)),
         Column("tokens", lambda row: number(row.tokens, 1)),
-        distance(table.metric, "distance"),
-        distance(GRAMMAR_HEADER, "distance_with_grammar"),
-        distance(table.video_metric, "video_distance"),
+        distance(table.metric, table.metric, "distance"),
+        distance(with_grammar(table.metric), table.metric, "distance_with_grammar"),
+        distance(table.video_metric, table.video_metric, "video_distance"),
         Column("to true frames", lambda row: number(row.true_distance, 3)),
         Column("PSNR, dB", lambda row: number(row.psnr, 2)),
         Column("SSIM", lambda row: number(row.ssim, 4)),
@@ -114,8 +128,11 @@ def as_csv(table: Table) -> str:
 
 
 def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
-    """Writes table.md, table.csv and table.json into `out`; `facts` (config, versions) go into the last."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Writes table.md, table.csv and table.json into `out`; `facts` (config, versions) go into the last.
+
+    Raises:
+      InputError: `out` cannot be written.
+    """
     content = {
         "metric": table.metric,
         "video_metric": table.video_metric,
@@ -127,6 +144,12 @@ def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
         **facts,
     }
     notes = "".join(f"- {note}\n" for note in table.notes)
-    write_whole(out / "table.md", f"{markdown(table)}\n{notes}".encode())
-    write_whole(out / "table.csv", as_csv(table).encode())
-    write_whole(out / "table.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    files = {
+        "table.md": f"{markdown(table)}\n{notes}",
+        "table.csv": as_csv(table),
+        "table.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+    }
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(out / name, text.encode())

@@ -11,7 +11,7 @@ frames at the same places of the reference, and against the clip's own as PSNR a
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from jpeglm.evals.completion import (
     TITLES,
     Completed,
     Methods,
+    Run,
     Store,
     documents_identity,
     title_of,
@@ -40,11 +41,13 @@ from jpeglm.evals.i3d import I3D, MIN_FRAMES
 from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.judging import judge, psnr
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
+from jpeglm.files import check_outside
 from jpeglm.metrics import read_metrics
 from jpeglm.sampling.engine import Settings
 
 EXTRACTORS = ("efficientnet_lite0", "inception")
 SHOWN = 8  # pictures of each cell that a report shows
+NGRAM_TOKENS = 16_000_000  # that the n-gram model is fitted on where a config does not say: 1.2 GiB of memory
 
 
 Measures = dict[str, np.ndarray]  # features float32 [pictures, dim], perhaps video [n, dim], and scores float64 [n]
@@ -68,6 +71,8 @@ def check(config: ConfigDict) -> None:
         raise InputError("config.weights=FILE and config.extractor=inception go together")
     if config.extractor == "inception" and config.mode not in MODES:
         raise InputError(f"config.mode={config.mode!r} is none of {', '.join(MODES)}")
+    sources = {f"config.{key}": config.get(key) or None for key in ("workdir", "data", "pretrained")}
+    check_outside(config.out, **sources)
 
 
 def _check_rows(rows: Sequence[str], known: Sequence[str]) -> None:
@@ -76,22 +81,9 @@ def _check_rows(rows: Sequence[str], known: Sequence[str]) -> None:
         raise InputError(f"config.rows: {unknown[0] if unknown else 'nothing'!r} is none of {', '.join(known)}")
 
 
-def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:
-    """Completes, judges and measures all that `config` names (see configs/eval/demo.py and demo_avc.py).
-
-    Args:
-      config: of the table.
-      extractor: another one than `config.extractor` names.
-      video_extractor: another one than `config.video_weights` asks for.
-
-    Raises:
-      InputError: a key, run or data that the user can mend.
-      RuntimeError: a file written with the grammar is not valid, which the grammar promises.
-    """
-    check(config)
-    methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
-    codec, num = methods.codec, config.num
-    is_clips = isinstance(codec, AvcCodec)
+def _check_fits(config: ConfigDict, methods: Methods) -> None:
+    """`InputError` for a table that this run and these data cannot give."""
+    codec, is_clips = methods.codec, isinstance(methods.codec, AvcCodec)
     _check_rows(config.rows, (*MODELS, *CONTROLS[methods.run_config.codec.name]))
     if is_clips and any(ratio * codec.frames + 1e-9 < 1 for ratio in config.ratios):
         raise InputError(f"config.ratios={tuple(config.ratios)}: of a clip of {codec.frames} frames one must be given")
@@ -99,177 +91,246 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
         raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on pictures")
     if config.get("video_weights") and codec.frames < MIN_FRAMES:
         raise InputError(f"config.video_weights: the network needs clips of {MIN_FRAMES} frames, not {codec.frames}")
-    there = methods.manifest["splits"]["heldout"]["documents"]
-    if there < 2 * num:
-        raise InputError(f"config.num={num} takes {2 * num} held-out documents, {config.data} has {there}")
-    documents = list(pipeline.documents(config.data, "heldout", 2 * num))
-    originals, reference = documents[:num], documents[num:]
-    extractor = extractor or _extractor(config)
-    if config.get("video_weights"):
-        video_extractor = video_extractor or I3D(config.video_weights)
+    there, wanted = methods.manifest["splits"]["heldout"]["documents"], 2 * config.num
+    if there < wanted:
+        raise InputError(f"config.num={config.num} takes {wanted} held-out documents, {config.data} has {there}")
+
+
+def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:
+    """Completes, judges and measures all that `config` names (see configs/eval/demo.py and demo_avc.py).
+
+    What can be refused is refused before anything is sampled.
+
+    Args:
+      config: of the table.
+      extractor: another one than `config.extractor` names.
+      video_extractor: another one than `config.video_weights` asks for.
+
+    Raises:
+      InputError: a key, run or data that the user can mend, numbers that are not finite, or an output folder that
+        cannot be written.
+      RuntimeError: a file written with the grammar is not valid, which the grammar promises.
+    """
+    check(config)
+    methods = Methods(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
+    _check_fits(config, methods)
+    documents = list(pipeline.documents(config.data, "heldout", 2 * config.num))
+    methods.check_prompts(methods_of(config), documents[: config.num], config.ratios)
     store = Store(Path(config.out) / "cells")
-    shown: dict[tuple[float | None, str, bool], Shown] = {}
+    history = _history(methods.runs["trained"])
+    language_models = _language_models(config, methods, history, store)
+    extractors = [extractor or _extractor(config)]
+    if config.get("video_weights"):
+        extractors.append(video_extractor or I3D(config.video_weights))
 
-    def measure(name: str, title: str, documents: list[bytes], kept: int, has_truth: bool = False) -> Measures:
-        """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
-        behind = f"-from-{kept}" if is_clips and not has_truth else ""  # the originals stand behind all ratios
-        truth = originals if has_truth and is_clips else None
-        identity = {
-            "documents": documents_identity(documents),
-            "codec": methods.run_config.codec.to_dict(),
-            "extractor": _identity_of(extractor),
-            "kept": kept,
-        }
-        if is_clips:
-            identity["decoder"] = codec.encoder_versions()["ffmpeg"]
-        if truth:
-            identity["originals"] = documents_identity(truth)
-
-        def compute() -> dict[str, np.ndarray]:
-            scores = []
-
-            def pictures():
-                for judged in judge(codec, documents, kept, truth):
-                    scores.append(judged.scores)
-                    yield from judged.pictures
-
-            total = len(documents) * (codec.units - kept if is_clips else 1)
-            features = np.concatenate(list(extract(extractor, map(extractor.prepare, pictures()), total, title)))
-            return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
-
-        found = dict(store.get(f"{name}{behind}.features", identity, compute))
-        if video_extractor and is_clips:
-            found["video"] = store.get(
-                f"{name}.video",
-                {key: identity[key] for key in ("documents", "codec", "decoder")}
-                | {"extractor": _identity_of(video_extractor)},
-                lambda: {"features": _video_features(video_extractor, codec, documents, title)},
-            )["features"]
-        return found
-
-    def show(ratio: float | None, method: str, documents: list[bytes], grammar: bool = False) -> None:
-        judged = list(judge(codec, documents[:SHOWN], 0))
-        valid = np.array([each.scores["valid"] == 1 for each in judged])
-        shown[ratio, method, grammar] = Shown(np.stack([each.seen for each in judged]), valid)
-
-    def fill(method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
-        """The completions of one cell, and what is measured of them."""
-        name = f"{method}-{ratio:g}{'-grammar' if grammar else ''}"
-        identity = methods.identity(method, grammar)
-        identity |= {"ratio": ratio, "originals": documents_identity(originals)}
-        arrays = store.get(name, identity, lambda: methods.complete(method, originals, ratio, grammar).to_arrays())
-        completed = Completed.from_arrays(arrays)
-        title = f"{title_of(method, grammar)}, ratio {ratio:g}"
-        measured = measure(name, title, completed.documents, given[ratio], has_truth=True)
-        if grammar and not measured["valid"].all():
-            raise RuntimeError(
-                f"cell {name}: {np.sum(measured['valid'] == 0)} of {num} files written with the grammar are not "
-                f"valid, which is a bug of jpeglm; they are in {config.out}/cells/{name}.npz"
-            )
-        show(ratio, method, completed.documents, grammar)
-        return completed, measured
-
-    ############################ Reference and floor ############################
-    # Of clips the frames at the places that are completed, ratio by ratio; of pictures each one whole, once.
-    given = {ratio: codec.cut(originals[0], ratio)[1] for ratio in config.ratios}
-    places = given if is_clips else dict.fromkeys(given, 0)
-    targets = {kept: measure("reference", "reference", reference, kept) for kept in places.values()}
-
-    def distances_of(measured: Measures, kept: int) -> dict[str, float | None]:
-        """By the names of `Row`."""
-        pairs = {"distance": "features", "video_distance": "video"}
-        return {
-            name: frechet_distance(*(Moments([side[key]]) for side in (measured, targets[kept])))
-            for name, key in pairs.items()
-            if key in measured
-        }
-
-    floors, truths = [], {}
-    for ratio, kept in places.items() if is_clips else [(None, 0)]:
-        measured = truths[kept] = measure(FLOOR, FLOOR_TITLE, originals, kept)
-        valid = float(measured["valid"].mean())
-        row = Row(FLOOR, FLOOR_TITLE, ratio, num, valid, None, None, tokens=None, **distances_of(measured, kept))
-        floors.append(dataclasses.replace(row, **_clip_scores(measured, None)))
-    show(None, FLOOR, originals)
-
-    ############################ Methods by ratios ############################
-    rows = []
-    for method in methods_of(config):  # outermost, so that each model is loaded once
-        for ratio in config.ratios:
-            completed, measured = fill(method, ratio)
-            wrote = completed.ended is not None
-            row = Row(
-                method=method,
-                title=TITLES[method],
-                ratio=ratio,
-                num=len(completed.documents),
-                valid=float(measured["valid"].mean()),
-                ended=float(completed.ended.mean()) if wrote else None,
-                readable=float(measured["readable"].mean()),
-                tokens=float(completed.tokens.mean()) if wrote else None,
-                **distances_of(measured, places[ratio]),
-                **_clip_scores(measured, truths[places[ratio]]),
-            )
-            if method in MODELS and codec.has_grammar:
-                completed, measured = fill(method, ratio, grammar=True)
-                row = dataclasses.replace(
-                    row,
-                    valid_with_grammar=float(measured["valid"].mean()),
-                    distance_with_grammar=distances_of(measured, places[ratio])["distance"],
-                    removed=float(completed.removed.mean()),
-                )
-            rows.append(row)
-    if not is_clips:
-        for ratio in config.ratios:
-            prompts = [codec.cut(original, ratio) for original in originals[:SHOWN]]
-            show(ratio, "prompt", [codec.complete_with_flat(*prompt) for prompt in prompts])
+    cells = _Cells(config, methods, store, documents, *extractors)
+    floors = cells.floors()
+    rows = [cells.row(method, ratio) for method in methods_of(config) for ratio in config.ratios]  # a model at a time
     order = {ratio: place for place, ratio in enumerate(config.ratios)}
     rows.sort(key=lambda row: order[row.ratio])  # stable: the methods keep their order
-
-    ############################ The language model ############################
-    history = [row for row in read_metrics(methods.workdir) if row["step"] <= methods.step]
-    identity = {split: methods.split_identity(split) for split in ("train", "heldout")} | {"order": NGRAM_ORDER}
-    counted = store.get("ngram", identity, lambda: _ngram_scores(config.data))
-    language_models = [
-        _last_scores(TITLES["trained"], history, config.workdir),
-        _language_model(f"interpolated {NGRAM_ORDER}-gram", {name: float(x) for name, x in counted.items()}, ""),
-    ]
-    if methods.pretrained:
-        scores = read_metrics(methods.pretrained)
-        language_models.append(_last_scores(TITLES["pretrained"], scores, config.pretrained))
-    extractors = [extractor, video_extractor] if video_extractor else [extractor]
+    cells.show_prompts()
+    codec = methods.codec
     table = Table(
-        metric=extractor.metric,
+        metric=extractors[0].metric,
         item=codec.item,
         unit=codec.unit,
         units=codec.units,
-        kept=given,
+        kept=cells.given,
         step=methods.step,
         floors=floors,
         rows=rows,
         language_models=language_models,
         history=history,
-        shown=shown,
+        shown=cells.shown,
         notes=[],
-        video_metric=video_extractor.metric if video_extractor else "",
-        fps=codec.fps if is_clips else 0,
+        video_metric=extractors[1].metric if len(extractors) > 1 else "",
+        fps=codec.fps if cells.is_clips else 0,
         extractors={each.name: each.weights_sha256 for each in extractors},
     )
     table.notes.extend(table_notes.verdicts(table) + table_notes.notes(table, config, methods, *extractors))
     return table
 
 
+############################ Completions and what is measured of them ############################
+
+
+class _Cells:
+    """The cells of one table, each made once and kept in the store.
+
+    Attributes:
+      is_clips: whether the documents are clips.
+      given: units given, by ratio.
+      shown: for the report, as `Table.shown`; filled by the way.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        methods: Methods,
+        store: Store,
+        documents: Sequence[bytes],
+        extractor: Extractor,
+        video_extractor: Extractor | None = None,
+    ):
+        """`documents`: the prompts' originals, and as many for the reference."""
+        self._config, self._methods, self._codec, self._store = config, methods, methods.codec, store
+        self._originals, self._reference = documents[: config.num], documents[config.num :]
+        self._extractor, self._video_extractor = extractor, video_extractor
+        self.is_clips = isinstance(methods.codec, AvcCodec)
+        self.given = {ratio: self._codec.cut(self._originals[0], ratio)[1] for ratio in config.ratios}
+        # Of clips the frames at the places that are completed, ratio by ratio; of pictures each one whole, once.
+        self._places = self.given if self.is_clips else dict.fromkeys(self.given, 0)
+        self._targets = {
+            kept: self._measure("reference", "reference", self._reference, kept) for kept in self._places.values()
+        }
+        self._truths: dict[int, Measures] = {}
+        self.shown: dict[tuple[float | None, str, bool], Shown] = {}
+
+    def floors(self) -> list[Row]:
+        """Of the originals themselves; to be called before `row`."""
+        floors = []
+        for ratio, kept in self._places.items() if self.is_clips else [(None, 0)]:
+            measured = self._truths[kept] = self._measure(FLOOR, FLOOR_TITLE, self._originals, kept)
+            row = Row(
+                method=FLOOR,
+                title=FLOOR_TITLE,
+                ratio=ratio,
+                num=len(self._originals),
+                valid=float(measured["valid"].mean()),
+                ended=None,
+                readable=None,
+                tokens=None,
+                **self._distances(measured, kept),
+                **_clip_scores(measured, None),
+            )
+            floors.append(row)
+        self._show(None, FLOOR, self._originals)
+        return floors
+
+    def row(self, method: str, ratio: float) -> Row:
+        """One method at one ratio; a network with the grammar, too, where the codec has one."""
+        completed, measured = self._fill(method, ratio)
+        wrote = completed.ended is not None
+        row = Row(
+            method=method,
+            title=TITLES[method],
+            ratio=ratio,
+            num=len(completed.documents),
+            valid=float(measured["valid"].mean()),
+            ended=float(completed.ended.mean()) if wrote else None,
+            readable=float(measured["readable"].mean()),
+            tokens=float(completed.tokens.mean()) if wrote else None,
+            **self._distances(measured, self._places[ratio]),
+            **_clip_scores(measured, self._truths[self._places[ratio]]),
+        )
+        if method in MODELS and self._codec.has_grammar:
+            completed, measured = self._fill(method, ratio, grammar=True)
+            row = dataclasses.replace(
+                row,
+                valid_with_grammar=float(measured["valid"].mean()),
+                distance_with_grammar=self._distances(measured, self._places[ratio])["distance"],
+                removed=float(completed.removed.mean()),
+            )
+        return row
+
+    def show_prompts(self) -> None:
+        """What was given of pictures, over grey; a clip shows it by itself."""
+        for ratio in () if self.is_clips else self.given:
+            prompts = [self._codec.cut(original, ratio) for original in self._originals[:SHOWN]]
+            self._show(ratio, "prompt", [self._codec.complete_with_flat(*prompt) for prompt in prompts])
+
+    def _fill(self, method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
+        """The completions of one cell, and what is measured of them."""
+        name = f"{method}-{ratio:g}{'-grammar' if grammar else ''}"
+        identity = self._methods.identity(method, grammar)
+        identity |= {"ratio": ratio, "originals": documents_identity(self._originals)}
+        arrays = self._store.get(
+            name, identity, lambda: self._methods.complete(method, self._originals, ratio, grammar).to_arrays()
+        )
+        completed = Completed.from_arrays(arrays)
+        title = f"{title_of(method, grammar)}, ratio {ratio:g}"
+        measured = self._measure(name, title, completed.documents, self.given[ratio], has_truth=True)
+        if grammar and not measured["valid"].all():
+            invalid, num = int(np.sum(measured["valid"] == 0)), len(completed.documents)
+            raise RuntimeError(
+                f"cell {name}: {invalid} of {num} files written with the grammar are not valid, which is a bug of "
+                f"jpeglm; they are in {self._config.out}/cells/{name}.npz"
+            )
+        self._show(ratio, method, completed.documents, grammar)
+        return completed, measured
+
+    def _measure(
+        self, name: str, title: str, documents: Sequence[bytes], kept: int, has_truth: bool = False
+    ) -> Measures:
+        """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
+        behind = f"-from-{kept}" if self.is_clips and not has_truth else ""  # the originals stand behind all ratios
+        truth = self._originals if has_truth and self.is_clips else None
+        content = {
+            "documents": documents_identity(documents),
+            "codec": self._methods.run_config.codec.to_dict(),
+            "versions": self._codec.encoder_versions(),
+        }
+        identity = content | {"extractor": _identity_of(self._extractor), "kept": kept}
+        if truth:
+            identity["originals"] = documents_identity(truth)
+        found = dict(
+            self._store.get(
+                f"{name}{behind}.features", identity, lambda: self._judge_all(documents, kept, truth, title)
+            )
+        )
+        if self._video_extractor:
+            found["video"] = self._store.get(
+                f"{name}.video",
+                content | {"extractor": _identity_of(self._video_extractor)},
+                lambda: {"features": self._video_features(documents, title)},
+            )["features"]
+        return found
+
+    def _judge_all(self, documents: Sequence[bytes], kept: int, truth: Sequence[bytes] | None, title: str) -> Measures:
+        scores: list[dict[str, float]] = []
+
+        def pictures() -> Iterator[np.ndarray]:
+            for judged in judge(self._codec, documents, kept, truth):
+                scores.append(judged.scores)
+                yield from judged.pictures
+
+        total = len(documents) * (self._codec.units - kept if self.is_clips else 1)
+        features = _features(self._extractor, pictures(), total, title)
+        return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
+
+    def _video_features(self, documents: Sequence[bytes], title: str) -> np.ndarray:
+        """float32 [n, dim] of whole clips, the given frames too."""
+        clips = (self._codec.see(self._codec.restore(document)) for document in documents)
+        return _features(self._video_extractor, clips, len(documents), f"{title}, {self._video_extractor.name}")
+
+    def _distances(self, measured: Measures, kept: int) -> dict[str, float | None]:
+        """By the names of `Row`."""
+        pairs = {"distance": "features", "video_distance": "video"}
+        return {
+            name: frechet_distance(*(Moments([side[key]]) for side in (measured, self._targets[kept])))
+            for name, key in pairs.items()
+            if key in measured
+        }
+
+    def _show(self, ratio: float | None, method: str, documents: Sequence[bytes], grammar: bool = False) -> None:
+        judged = list(judge(self._codec, documents[:SHOWN], 0))
+        valid = np.array([each.scores["valid"] == 1 for each in judged])
+        self.shown[ratio, method, grammar] = Shown(np.stack([each.seen for each in judged]), valid)
+
+
 def _identity_of(extractor: Extractor) -> list[Any]:
     return [extractor.name, extractor.size, extractor.weights_sha256] + ([extractor.mode] if extractor.mode else [])
 
 
-def _video_features(extractor: Extractor, codec: AvcCodec, documents: list[bytes], title: str) -> np.ndarray:
-    """float32 [n, dim] of whole clips, the given frames too."""
-    clips = (extractor.prepare(codec.see(codec.restore(document))) for document in documents)
-    return np.concatenate(list(extract(extractor, clips, len(documents), f"{title}, {extractor.name}")))
+def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, title: str) -> np.ndarray:
+    """float32 [n, dim]; `InputError` where one is not a finite number, before it is kept."""
+    features = np.concatenate(list(extract(extractor, map(extractor.prepare, pictures), total, title)))
+    if not np.isfinite(features).all():
+        raise InputError(f"{title}: features of {extractor.name} are not finite numbers: its weights are damaged")
+    return features
 
 
-def _clip_scores(measured: Measures, truth: Measures | None) -> dict[str, float]:
+def _clip_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
     """What only clips have, by the names of `Row`; `truth`: of the originals, for clips made of them."""
     scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
     if "squared_error" in measured:
@@ -284,20 +345,53 @@ def _extractor(config: ConfigDict) -> Extractor:
     return Inception(config.weights, config.mode) if config.extractor == "inception" else EfficientNetLite0()
 
 
-def _last_scores(title: str, history: list[dict[str, Any]], workdir: str) -> LanguageModel:
+############################ The language models ############################
+
+
+def _language_models(
+    config: ConfigDict, methods: Methods, history: list[dict[str, Any]], store: Store
+) -> list[LanguageModel]:
+    """As `Table.language_models`; `history`: the run's metrics up to its checkpoint."""
+    found = [_last_scores("trained", methods, history)]
+    if methods.pretrained:
+        found.append(_last_scores("pretrained", methods, _history(methods.runs["pretrained"])))
+    if limit := _ngram_tokens(config):
+        found.insert(1, _ngram(config.data, methods.manifest, limit, store))
+    return found
+
+
+def _history(run: Run) -> list[dict[str, Any]]:
+    """The metrics of a run up to its checkpoint."""
+    return [row for row in read_metrics(run.workdir) if row["step"] <= run.step]
+
+
+def _last_scores(row: str, methods: Methods, history: list[dict[str, Any]]) -> LanguageModel:
     """The last held-out loss of a run's metrics."""
-    scores = [row for row in history if "heldout/nats_per_token" in row]
+    scores = [scalars for scalars in history if "heldout/nats_per_token" in scalars]
     if not scores:
-        raise InputError(f"{workdir}: metrics.jsonl holds no held-out loss up to its checkpoint")
-    return _language_model(f"{title}, step {scores[-1]['step']:,}", scores[-1], "heldout/")
+        raise InputError(f"{methods.runs[row].workdir}: metrics.jsonl holds no held-out loss up to its checkpoint")
+    return _language_model(f"{TITLES[row]}, step {scores[-1]['step']:,}", scores[-1], "heldout/")
 
 
-def _ngram_scores(data: str) -> dict[str, np.ndarray]:
-    logging.info("fitting the %d-gram model", NGRAM_ORDER)
-    scores = ngram.fit_and_score(data, NGRAM_ORDER)
-    return {name: np.array(value, np.float64) for name, value in scores.items()}
+def _ngram_tokens(config: ConfigDict) -> int:
+    return config.get("ngram_tokens", NGRAM_TOKENS)  # older configs have no such key
 
 
-def _language_model(title: str, scores: dict[str, float], prefix: str) -> LanguageModel:
+def _ngram(data: str, manifest: dict[str, Any], limit: int, store: Store) -> LanguageModel:
+    """Fitted on at most `limit` tokens of the training split, which its title says where there are more."""
+
+    def compute() -> dict[str, np.ndarray]:
+        logging.info("fitting the %d-gram model", NGRAM_ORDER)
+        scores = ngram.fit_and_score(data, NGRAM_ORDER, limit)
+        return {name: np.array(value, np.float64) for name, value in scores.items()}
+
+    arrays = store.get("ngram", ngram.identity(data, NGRAM_ORDER, limit), compute)
+    counted = {name: float(value) for name, value in arrays.items()}
+    fitted = int(counted["train_tokens"])
+    part = f" of the first {fitted:,} training tokens" if fitted < ngram.training_tokens(manifest) else ""
+    return _language_model(f"interpolated {NGRAM_ORDER}-gram{part}", counted, "", fitted)
+
+
+def _language_model(title: str, scores: dict[str, float], prefix: str, fitted: int | None = None) -> LanguageModel:
     units = ("nats_per_token", "bits_per_byte", "bits_per_pixel")
-    return LanguageModel(title, **{unit: scores[prefix + unit] for unit in units})
+    return LanguageModel(title, **{unit: scores[prefix + unit] for unit in units}, fitted_tokens=fitted)

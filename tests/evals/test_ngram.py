@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jpeglm.data.pipeline import Chunks
-from jpeglm.evals.ngram import KneserNey, examples, fit_and_score
+from jpeglm.errors import InputError
+from jpeglm.evals.ngram import KneserNey, examples, fit_and_score, identity, training_tokens
 
 VOCAB = 12
 
@@ -107,3 +108,30 @@ def test_scores_the_tokens_and_units_of_the_trainers_evaluation(tiny_data):
     bits = scores["nats_per_token"] / np.log(2) * split["tokens"]
     assert scores["bits_per_byte"] == pytest.approx(bits / split["bytes"])
     assert scores["bits_per_pixel"] == pytest.approx(bits / (20 * 32 * 32))
+
+
+@pytest.mark.parametrize("limit", [64, 127, 128, 1_000, 5_000, 10**9])
+def test_a_limit_takes_the_first_whole_chunks(tiny_data, limit):
+    chunks = Chunks(tiny_data, "train", 64)
+    contexts, targets = examples(chunks, 4, 320)
+    scores = fit_and_score(tiny_data, 4, limit)
+    count = int((chunks.batch(range(min(len(chunks), limit // 64)))["loss_weights"] > 0).sum())
+    assert scores["train_tokens"] == count
+    held_contexts, held_targets = examples(Chunks(tiny_data, "heldout", 64), 4, 320)
+    model = KneserNey(contexts[:count], targets[:count], 320)
+    expected = -np.log(model.probabilities(held_contexts, held_targets)).mean()
+    assert scores["nats_per_token"] == pytest.approx(expected, rel=1e-12)
+    everything = json.loads((tiny_data / "manifest.json").read_text())
+    assert (count == training_tokens(everything)) == (limit == 10**9)
+    assert (identity(tiny_data, 4, limit) == identity(tiny_data, 4)) == (limit == 10**9)
+
+
+@pytest.mark.parametrize("limit", [1, 63, -5])
+def test_a_limit_below_one_chunk_is_refused(tiny_data, limit):
+    with pytest.raises(InputError, match=f"{limit} tokens .* less than a chunk of 64"):
+        fit_and_score(tiny_data, 4, limit)
+
+
+def test_a_vocabulary_too_large_for_the_order_is_refused_in_one_line():
+    with pytest.raises(InputError, match="4-grams over 60000 ids do not fit 64 bits"):
+        KneserNey(*windows(some_text(50), 4), 60_000)

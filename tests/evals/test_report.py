@@ -48,13 +48,12 @@ def colour_table(ratios=(0.5,)) -> Table:
             rows.append(row)
     models = [
         LanguageModel("trained model, step 9", 1.2345, 2.0, 0.5),
-        LanguageModel("4-gram", 1.6789, 3.0, 0.75),
+        LanguageModel("4-gram", 1.6789, 3.0, 0.75, 1_000),
         LanguageModel("pretrained model, step 90", 1.1111, 1.5, 0.25),
     ]
     history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
-    return Table(
-        "FD-something", "picture", "MCU", 16, {}, 9, floors, rows, models, history, shown, ["a note with <brackets>"]
-    )
+    kept, notes = {ratio: int(16 * ratio) for ratio in ratios}, ["a note with <brackets>"]
+    return Table("FD-something", "picture", "MCU", 16, kept, 9, floors, rows, models, history, shown, notes)
 
 
 class Page(html.parser.HTMLParser):
@@ -144,11 +143,56 @@ def test_charts_draw_each_method_and_both_losses_in_the_colours_of_the_page(tmp_
     assert "#0000" not in "".join(charts)
 
 
+NARROW = 400 - 15 - 2 * 16 - 2 * 0.8 * 16 - 4  # pixels of a chart: page, scrollbar, its margins, the card's, borders
+
+
+def test_a_narrow_page_has_no_text_below_11_pixels_and_legends_beside_their_charts(tmp_path):
+    report.write(colour_table((0.25, 0.5, 0.75)), tmp_path / "report.html", FACTS)
+    page = (tmp_path / "report.html").read_text()
+    sizes = re.findall(r"font(?:-size)?:\s*([\d.]+)(rem|em|px)", page[: page.index("</style>")])
+    assert len(sizes) > 5
+    assert all(float(size) * (1 if unit == "px" else 16) >= 11 for size, unit in sizes)
+    for chart in re.findall(r"<svg .*?</svg>", page, re.DOTALL):
+        width = float(re.search(r'viewBox="0 0 ([\d.]+) ', chart)[1])
+        texts = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", chart)]
+        assert texts and min(texts) * min(1, NARROW / width) >= 11
+        axes, legend = chart.index('id="axes_1"'), chart.index('id="legend_1"')
+        frame = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) ([\d.]+)', chart[axes:])  # its lower left corner
+        below = re.findall(r'<text [^>]*?y="([\d.]+)"', chart[legend:])
+        assert below and min(map(float, below)) > float(frame[2])
+
+
+def test_the_names_of_rows_stay_in_sight_while_numbers_are_scrolled(tmp_path):
+    report.write(colour_table((0.25, 0.5)), tmp_path / "report.html", FACTS)
+    page = (tmp_path / "report.html").read_text()
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", page[page.index("<style>") : page.index("</style>")])
+    [first] = [body for selector, body in rules if ".numbers td:first-child" in selector and "sticky" in body]
+    assert re.search(r"left:\s*0", first) and "background" in first and "white-space: normal" in first
+    [narrow] = [body for selector, body in rules if ".numbers td:first-child" in selector and "8.5rem" in body]
+    assert "max-width" in narrow  # 136 of the 353 pixels: two or three numbers stand beside it
+    assert page.count('<div class="card scroll">\n<table class="numbers">') == 2
+
+
+def test_a_share_that_is_no_whole_number_of_units_says_how_many_were_given(tmp_path):
+    report.write(colour_table((0.25, 0.3)), tmp_path / "report.html", FACTS)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "25% of the MCUs given" in text and "25% of the MCUs given:" not in text
+    assert "30% of the MCUs given: 4 of 16" in text
+
+
 def test_one_ratio_and_no_training_loss_will_do(tmp_path):
     table = colour_table()
     table.history[:] = [row for row in table.history if "loss" not in row]
     report.write(table, tmp_path / "report.html", FACTS)
     assert Page((tmp_path / "report.html").read_text()).open == []
+
+
+def test_distances_of_nothing_but_zeros_have_bars_of_no_length(tmp_path):
+    table = colour_table()
+    for rows in (table.floors, table.rows):
+        rows[:] = [dataclasses.replace(row, distance=0.0, distance_with_grammar=None) for row in rows]
+    report.write(table, tmp_path / "report.html", FACTS)
+    assert set(re.findall(r'class="bar" style="width: ([\d.]+)%', (tmp_path / "report.html").read_text())) == {"0.00"}
 
 
 def test_facts_are_json_and_name_hardware_versions_and_both_configs(tiny_run):

@@ -4,23 +4,32 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import re
+import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
+from jpeglm import checkpoint, files, runtime, sharding
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
-from jpeglm.evals import ngram, table_rows, table_text, tables
+from jpeglm.evals import completion, ngram, report, table_rows, table_text, tables
 from jpeglm.evals.completion import CONTROLS, MODELS, TITLES, Completed, Methods, with_random_bytes
 from jpeglm.evals.fid import Moments, frechet_distance
-from jpeglm.sampling.engine import Settings
+from jpeglm.model import llama
+from jpeglm.sampling.engine import Engine, Settings
 from jpeglm.sampling.sampler import Completion, Sampler
+from jpeglm.tokenizer import Tokenizer
 from tests.evals import inceptions
 from tests.evals.projection import Projection
 
@@ -163,6 +172,7 @@ def test_the_losses_are_those_of_the_last_evaluation_and_of_the_ngram_model(made
     assert "step 20" in model.title
     expected = ngram.fit_and_score(made.config.data, 4)
     assert counted.nats_per_token == pytest.approx(expected["nats_per_token"])
+    assert (counted.title, counted.fitted_tokens) == ("interpolated 4-gram", expected["train_tokens"])
     assert made.table.history == rows
 
 
@@ -175,18 +185,15 @@ def test_the_notes_say_which_controls_are_nearer_than_the_model(made, method, su
     def distance(row: table_rows.Row) -> float:
         return row.distance_with_grammar if suffix and row.method in MODELS else row.distance
 
-    start = f"“{TITLES[method]}{suffix}” is "
-    [verdict] = [note for note in made.table.notes if note.startswith(start) and "real pictures than" in note]
-    names = {other: TITLES[other] + (suffix if other in MODELS else "") for other in ROWS}
-    parts = dict.fromkeys(("every control", *names.values()), "")
-    for part in verdict.partition(" than ")[2].split("; "):
-        parts[part.strip("“").partition("”")[0].partition(",")[0]] = part
-    assert len(parts) == 1 + len(names)  # none of another name
+    subject = f"“{TITLES[method]}{suffix}” is "
+    said = " ".join(note for note in made.table.notes if note.startswith(subject))
+    assert "real pictures" in said
     for row in rows:
         if row.method not in ("trained", "pretrained"):
             ours, theirs = distance(own[method, row.ratio]), distance(row)
-            is_named = f"at {row.ratio:g} ({theirs:,.2f} against {ours:,.2f})" in parts[names[row.method]]
-            assert is_named == (theirs <= ours), (row.method, row.ratio)
+            part = said.partition(f"“{TITLES[row.method]}{suffix if row.method in MODELS else ''}” ")[2]
+            is_named = f"at {row.ratio:g} ({ours:,.2f} against {theirs:,.2f})" in part.partition(";")[0]
+            assert is_named == (theirs < ours), (row.method, row.ratio)
 
 
 def test_a_second_time_everything_is_taken_from_the_cells(made, monkeypatch):
@@ -287,6 +294,231 @@ def test_a_config_that_names_no_table_is_refused_in_one_line(config, projection,
     with pytest.raises(InputError, match=words) as caught:
         tables.make(config, projection)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["workdir", "data", "pretrained"])
+@pytest.mark.parametrize("below", ["", "tables", "checkpoints/20/deep"])
+def test_an_output_inside_what_the_table_is_made_of_is_refused(config, tiny_run, tiny_data, tmp_path, place, below):
+    folder = tmp_path / "folder"
+    folder.symlink_to(tiny_data if place == "data" else tiny_run)
+    config[place], config.out = str(folder), str(folder / below)
+    with pytest.raises(InputError, match=r"lies in --config\.(workdir|data|pretrained)=/"):
+        tables.check(config)
+
+
+@pytest.fixture
+def controls(config) -> ConfigDict:
+    """The table with the controls alone."""
+    config.rows, config.ratios, config.num = ("flat",), (0.5,), 2
+    return config
+
+
+############################ What is refused before anything is sampled ############################
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_run) -> Sampler:
+    """Of shapes instead of parameters: it checks prompts as any other, and nothing is compiled."""
+    config, mesh = checkpoint.read_config(epath.Path(tiny_run)), sharding.inference_mesh(4, is_batched=True)
+    model = llama.abstract(llama.LlamaConfig.of(config))[1]
+    shapes = checkpoint.abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))
+    return Sampler(config, Tokenizer.load(tiny_run / "tokenizer.json"), shapes, mesh, Settings(256))
+
+
+@pytest.fixture
+def methods(tiny_run, tiny_data, sampler, monkeypatch) -> Methods:
+    """With the sampler's own grammar, which takes a while to make."""
+    monkeypatch.setattr(completion, "TokenGrammar", lambda *_: sampler._grammar)
+    return Methods(tiny_run, str(tiny_data), Settings(256), seed=0, pretrained=tiny_run)
+
+
+def least_max_tokens(methods: Methods, rows: tuple, originals: list[bytes], ratios: tuple) -> int:
+    """As the refusal of too few tells it."""
+    methods.settings = Settings(2)
+    with pytest.raises(InputError, match="config.sampling.max_tokens=2: held-out picture") as caught:
+        methods.check_prompts(rows, originals, ratios)
+    assert "\n" not in str(caught.value)
+    return int(re.search(r"wants (\d+) or more", str(caught.value))[1])
+
+
+@pytest.mark.parametrize(
+    "ratios, rows",
+    [
+        ((0.0,), ("trained",)),
+        ((0.25, 0.5, 0.75), ("trained", "flat")),
+        ((0.75, 0.25), ("untrained",)),
+        ((0.1, 0.9), ("pretrained", "random_bytes")),
+        ((0.9375,), ("trained", "pretrained", "untrained")),
+    ],
+)
+def test_max_tokens_is_checked_for_every_prompt_of_every_ratio_by_the_rule_of_the_sampler(
+    methods, sampler, tiny_data, monkeypatch, ratios, rows
+):
+    originals = list(pipeline.documents(str(tiny_data), "heldout", 4))
+    least = least_max_tokens(methods, rows, originals, ratios)
+    methods.settings = Settings(least - 1)
+    with pytest.raises(InputError, match=f"max_tokens={least - 1}: .* wants {least} or more"):
+        methods.check_prompts(rows, originals, ratios)
+    methods.settings = Settings(least)
+    methods.check_prompts(rows, originals, ratios)
+    methods.settings = Settings(2)
+    methods.check_prompts(("flat", "random_bytes"), originals, ratios)  # which no network writes
+    # The sampler says the same of these prompts: nothing is drawn here.
+    monkeypatch.setattr(Engine, "generate", lambda *_: iter(()))
+    for ratio in ratios:
+        assert list(sampler.with_settings(Settings(least)).complete(originals, ratio)) == []
+    with pytest.raises(InputError):
+        for ratio in ratios:
+            list(sampler.with_settings(Settings(least - 1)).complete(originals, ratio))
+
+
+def test_a_table_that_would_fail_at_a_later_ratio_fails_before_the_first_file(
+    config, methods, projection, tiny_data, monkeypatch
+):
+    monkeypatch.setattr(Methods, "complete", lambda *_: pytest.fail("something is made"))
+    monkeypatch.setattr(ngram, "fit_and_score", lambda *_: pytest.fail("something is counted"))
+    originals = list(pipeline.documents(str(tiny_data), "heldout", NUM))
+    least = least_max_tokens(methods, ("trained",), originals, (0.75,))
+    config.sampling.max_tokens = least - 1
+    methods.settings = Settings(least - 1)
+    methods.check_prompts(("trained",), originals, (0.25,))  # which would be sampled first
+    with pytest.raises(InputError, match=f"held-out picture .* at ratio 0.75 wants {least} or more"):
+        tables.make(config, projection)
+
+
+@pytest.mark.parametrize("loss", ["NaN", "Infinity", None])
+@pytest.mark.parametrize("key", ["workdir", "pretrained"])
+def test_a_run_without_a_held_out_loss_or_with_one_that_is_no_number_is_refused_first(
+    config, tiny_run, tmp_path, projection, monkeypatch, key, loss
+):
+    monkeypatch.setattr(Methods, "complete", lambda *_: pytest.fail("something is made"))
+    monkeypatch.setattr(Methods, "check_prompts", lambda *_: None)
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("programs")))
+    row = f'"heldout/nats_per_token": {loss}, "heldout/bits_per_byte": 1, "heldout/bits_per_pixel": 1'
+    (run / "metrics.jsonl").write_text(f'{{"step": 20, {row if loss else chr(34) + "loss" + chr(34) + ": 1"}}}\n')
+    config[key] = str(run)
+    words = "nats_per_token is (nan|-?inf)" if loss else "no held-out loss up to its checkpoint"
+    with pytest.raises(InputError, match=words):
+        tables.make(config, projection)
+
+
+def test_features_that_are_no_numbers_end_the_table_and_are_not_kept(controls):
+    class Broken(Projection):
+        def prepare(self, picture):
+            return super().prepare(picture) * np.float32(np.nan if self.seen == 1 else 1)
+
+    with pytest.raises(InputError, match="reference: features of projection are not finite numbers"):
+        tables.make(controls, Broken())
+    assert not list(Path(controls.out).rglob("reference*"))
+
+
+############################ The n-gram model ############################
+
+
+@pytest.mark.parametrize("limit", [64, 100, 640, 5_000])
+def test_a_limited_ngram_model_says_what_it_was_fitted_on(controls, projection, limit):
+    controls.ngram_tokens = limit
+    table = tables.make(controls, projection)
+    expected = ngram.fit_and_score(controls.data, 4, limit)
+    assert table.ngram.nats_per_token == pytest.approx(expected["nats_per_token"])
+    fitted = limit // 64 * 63  # the first token of a chunk follows none
+    assert table.ngram.fitted_tokens == fitted
+    assert table.ngram.title == f"interpolated 4-gram of the first {fitted:,} training tokens"
+    assert f"of the first {fitted:,} training tokens" in table_text.markdown(table)
+    assert any(f"was fitted on the first {fitted:,} of " in note for note in table.notes)
+
+
+def test_without_an_ngram_model_the_table_and_its_report_are_whole(controls, projection, monkeypatch):
+    monkeypatch.setattr(ngram, "fit_and_score", lambda *_: pytest.fail("counted"))
+    monkeypatch.setattr(ngram, "identity", lambda *_: pytest.fail("read"))
+    controls.ngram_tokens = 0
+    table = tables.make(controls, projection)
+    assert table.ngram is None
+    assert [model.title.partition(",")[0] for model in table.language_models] == [
+        TITLES["trained"],
+        TITLES["pretrained"],
+    ]
+    report.write(table, Path(controls.out) / "report.html", report.facts(controls, "a command"))
+    page = (Path(controls.out) / "report.html").read_text()
+    assert "gram" not in re.sub(r"(?s)<style>.*?</style>|<pre>.*?</pre>", "", page)
+
+
+def test_a_config_of_before_there_was_a_limit_still_serves(controls, projection):
+    older = ConfigDict({key: value for key, value in controls.items() if key != "ngram_tokens"})
+    table = tables.make(older, projection)
+    assert table.ngram.title == "interpolated 4-gram"
+
+
+def test_a_limit_below_one_chunk_is_refused_in_one_line(controls, projection):
+    controls.ngram_tokens = 63
+    with pytest.raises(InputError, match="63 tokens for the n-gram model are less than a chunk of 64"):
+        tables.make(controls, projection)
+
+
+############################ The command ############################
+
+
+@pytest.fixture
+def command(controls, monkeypatch):
+    """The command's main, with the fast extractor."""
+    from jpeglm import tables as module
+
+    monkeypatch.setattr(module, "_CONFIG", SimpleNamespace(value=controls), raising=False)
+    monkeypatch.setattr(tables, "_extractor", lambda config: Projection())
+    return module.main
+
+
+def test_the_command_writes_its_files_once_and_takes_them_from_the_cells_again(command, controls, capsys):
+    command()
+    first = capsys.readouterr().out
+    assert {"table.md", "table.csv", "table.json", "report.html", "cells"} <= {
+        p.name for p in Path(controls.out).iterdir()
+    }
+    command()
+    assert capsys.readouterr().out == first
+
+
+def test_one_of_several_processes_and_a_second_command_are_refused(command, controls, monkeypatch):
+    with files.owned(controls.out), pytest.raises(InputError, match="another command is writing here"):
+        command()
+    monkeypatch.setattr(runtime, "start", lambda *_: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="jpeglm.tables runs in one process, and this job has 2"):
+        command()
+    assert not (Path(controls.out) / "cells").exists()
+
+
+@pytest.mark.parametrize("where", ["", "below", "cells"])
+def test_an_output_that_cannot_be_written_is_one_line(command, controls, where):
+    out = Path(controls.out)
+    if where == "cells":
+        out.mkdir()
+        (out / "cells").write_text("a file")
+    else:
+        out.write_text("a file")
+        controls.out = str(out / where)
+    with pytest.raises(InputError, match="cannot write .*(exists|Not a directory)") as caught:
+        command()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("most", [100, 3_000, 20_000])
+def test_a_disk_that_gets_full_is_one_line_and_loses_nothing(command, controls, most):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(InputError, match="cannot write .*File too large") as caught:
+            command()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    left = [path for path in Path(controls.out).rglob("*") if path.is_file() and path.name != ".lock"]
+    assert all(path.suffix in (".npz", ".md", ".csv", ".json") for path in left)
+    for path in left:
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                assert "fingerprint" in file
+    command()
 
 
 def test_weights_of_the_inception_give_its_features_in_the_mode_asked_for(config, tmp_path):
