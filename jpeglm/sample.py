@@ -6,17 +6,15 @@ python -m jpeglm.sample --workdir=DIR --num=64 --out=OUT
 
 PATH is a folder of pictures or clips, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). OUT gets
 a file for each sample, as the model wrote it, restored to an ordinary file and not otherwise mended; samples.jsonl,
-with a line for each that says whether it is valid; and grid.html, a page to look at (each row: prompt, completions,
-original). Of a clip, that file is an H.264 stream; in OUT/films stand an mp4 and an animated WebP of what a decoder
-sees, and the page has a row of frames for the original and for each completion.
+with a line for each that says whether it is valid; and the page grid.html (each row: prompt, completions, original).
+Of a clip, that file is an H.264 stream; OUT/films has an mp4 and an animated WebP of what a decoder sees of it.
 
-A command that was interrupted goes on where it stood. One with other settings, weights or pictures under the names
-that OUT has already is refused. A picture whose beginning leaves no room within --max_tokens is left out and named;
-the others are completed, and the command ends with status 2 if --allow_too_long is not given.
+An interrupted command goes on where it stood; one with other settings, weights or pictures is refused. A picture
+whose beginning leaves no room within --max_tokens is named and left out; the others are done, and the status is 2.
 
 A grammar of legal files, which JPEG has here, lets each draw choose only among tokens that lead to one, so every file
-is whole and valid; samples.jsonl says how much of the model's probability that took away. With --nogrammar the model
-is alone, as in the papers.
+is whole and valid; samples.jsonl says how much of the model's probability that took away. --nogrammar samples as the
+papers do.
 """
 
 import dataclasses
@@ -215,8 +213,9 @@ def main() -> None:
     runtime.start()
     runtime.refuse_several("jpeglm.sample")
     workdir = epath.Path(FLAGS.workdir)
-    max_tokens = FLAGS.max_tokens or checkpoint.read_config(workdir).data.seq_len
-    grammar = FLAGS.grammar and codecs.make(checkpoint.read_config(workdir).codec).has_grammar
+    config = checkpoint.read_config(workdir)
+    max_tokens = config.data.seq_len if FLAGS.max_tokens is None else FLAGS.max_tokens
+    grammar = FLAGS.grammar and codecs.make(config.codec).has_grammar
     settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, grammar)
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)
@@ -235,10 +234,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
-    flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder of files, or of prepared data.")
-    flags.DEFINE_float(
-        "ratio", 0.5, "Share of each picture that is given, rounded down to whole MCUs; of clips, frames."
-    )
+    flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder, or prepared data.")
+    flags.DEFINE_float("ratio", 0.5, "Share of each that is given, in whole MCUs or frames.")
     flags.DEFINE_integer("frames", None, "Or, of clips, the number of frames that are given.")
     flags.DEFINE_integer("samples", 1, "Completions of each.", lower_bound=1)
     flags.DEFINE_integer("num", None, "New ones to write; with --images, at most so many of them.", lower_bound=1)
@@ -249,7 +246,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
     flags.DEFINE_integer("slots", 8, "Files written at once.")
     flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.")
-    flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file; --nogrammar: the papers' sampling.")
+    flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file, not as in the papers.")
     flags.DEFINE_bool("allow_too_long", False, "Status 0 although pictures were left out as too long.")
     flags.DEFINE_string("out", None, "Folder for the files.")
     flags.mark_flags_as_required(["workdir", "out"])

@@ -25,6 +25,7 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     runtime.start()
+    runtime.refuse_several("jpeglm.score")
     workdir = epath.Path(FLAGS.workdir)
     codec = codecs.make(checkpoint.read_config(workdir).codec)
     scorer = Scorer.load(workdir, FLAGS.step)

@@ -203,7 +203,7 @@ def test_a_picture_that_is_too_long_is_named(model, digits):
     with pytest.raises(InputError, match=r"^image 1: \d+ tokens, more than data.seq_len=256"):
         model.score([digits[0], noise])
     with pytest.raises(InputError, match="^image 1: .*max_tokens"):
-        model.complete([digits[0], noise])
+        model.complete([digits[0], noise], ratio=0.9)
 
 
 def test_a_picture_and_a_model_print_as_one_line_and_show_themselves(model, digits):

@@ -130,7 +130,8 @@ def with_noise(tiny_run_of_256, pictures, tmp_path_factory) -> dict:
     """What scoring and completing do with one picture that is too long, and where samples went."""
     out = tmp_path_factory.mktemp("with_noise") / "out"
     given = (f"--workdir={tiny_run_of_256}", f"--images={pictures}")
-    commands = {"score": ("jpeglm.score", *given), "sample": ("jpeglm.sample", *given, f"--out={out}", "--slots=2")}
+    sampling = (f"--out={out}", "--ratio=0.9", "--slots=2")
+    commands = {"score": ("jpeglm.score", *given), "sample": ("jpeglm.sample", *given, *sampling)}
     with ThreadPoolExecutor(2) as pool:
         done = dict(zip(commands, pool.map(lambda command: run(*command), commands.values()), strict=True))
     return done | {"out": out}
@@ -171,7 +172,7 @@ def test_sample_names_what_is_too_long_and_completes_the_others(with_noise):
 def test_leaving_out_is_allowed_by_a_flag(with_noise, tiny_run_of_256, pictures):
     given = (f"--workdir={tiny_run_of_256}", f"--images={pictures}", "--allow_too_long")
     scored = run("jpeglm.score", *given)
-    sampled = run("jpeglm.sample", *given, f"--out={with_noise['out']}", "--slots=2")
+    sampled = run("jpeglm.sample", *given, f"--out={with_noise['out']}", "--ratio=0.9")
     assert scored.returncode == sampled.returncode == 0
     assert scored.stdout == with_noise["score"].stdout and "1 of 3 are too long" in scored.stderr
 
