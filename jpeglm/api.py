@@ -5,7 +5,7 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -120,9 +120,7 @@ class Model:
         _check_ratio(ratio)
         sampler = self._with(temperature, top_k, top_p, grammar)
         documents = self._documents(images)
-        for number, document in enumerate(documents):
-            with _of_image(number):
-                sampler.check(document, ratio)
+        _refuse_first(sampler.too_long(_numbered(documents), ratio))
         found = {(c.index, c.sample): c for c in sampler.complete(documents, ratio, samples, seed)}
         return [[self._picture(found[index, s]) for s in range(samples)] for index in range(len(documents))]
 
@@ -152,9 +150,7 @@ class Model:
         """
         self._scorer = self._scorer or self._sampler.scorer()
         documents = self._documents(images)
-        for number, document in enumerate(documents):
-            with _of_image(number):
-                self._scorer.check(document)
+        _refuse_first(self._scorer.too_long(_numbered(documents)))
         return [self._scorer.nats(document) / math.log(2) for document in documents]
 
     def _with(self, temperature: float, top_k: int, top_p: float, grammar: bool) -> Sampler:
@@ -202,6 +198,15 @@ def _of_image(number: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"image {number}: {error}") from error
+
+
+def _numbered(documents: Sequence[bytes]) -> dict[str, bytes]:
+    return {f"image {number}": document for number, document in enumerate(documents)}
+
+
+def _refuse_first(reasons: Mapping[str, str]) -> None:
+    for name, why in reasons.items():
+        raise InputError(f"{name}: {why}")
 
 
 def _check_ratio(ratio: float) -> None:

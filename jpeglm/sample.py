@@ -227,8 +227,8 @@ def main() -> None:
         print(generate(sampler, job))
         return
     originals = read_documents(FLAGS.images, sampler.codec, FLAGS.num)
-    fit, left_out = too_long.leave_out(originals, lambda document: sampler.check(document, ratio))
-    print(sample(sampler, fit, job))
+    left_out = sampler.too_long(originals, ratio)
+    print(sample(sampler, too_long.leave_out(originals, left_out), job))
     too_long.finish(left_out, len(originals), FLAGS.allow_too_long)
 
 

@@ -30,9 +30,9 @@ def main() -> None:
     codec = codecs.make(checkpoint.read_config(workdir).codec)
     scorer = Scorer.load(workdir, FLAGS.step)
     documents = read_documents(FLAGS.images, codec, FLAGS.num)
-    fit, left_out = too_long.leave_out(documents, scorer.check)
+    left_out = scorer.too_long(documents)
     rows = []
-    for name, document in tqdm(fit.items(), unit=codec.item, disable=None):
+    for name, document in tqdm(too_long.leave_out(documents, left_out).items(), unit=codec.item, disable=None):
         bits, size = scorer.nats(document) / np.log(2), len(document)
         rows.append((name, size, bits / size, bits / codec.pixels))
     sizes, per_byte, per_pixel = (np.array(column) for column in list(zip(*rows, strict=True))[1:])

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
 from jpeglm.codecs.jpeg_grammar import Place
+from jpeglm.errors import InputError, printable
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Request, Settings, integer
@@ -108,9 +109,24 @@ class Sampler:
         """None for a codec that has none."""
         return TokenGrammar(self.codec.grammar(), self.tokenizer) if self.codec.has_grammar else None
 
-    def check(self, document: bytes, ratio: float) -> None:
-        """Raises `TooLong` where the first `ratio` of a document leaves no room for the rest."""
-        self._engine.check(self._requests([self.codec.cut(document, ratio)[0]], [None])[0])
+    def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
+        """Why documents leave no room behind their first `ratio`, by name; those that do are not in it.
+
+        Raises:
+          InputError: one that is not valid, or the ratio is outside [0, 1].
+        """
+        prefixes, found = [], {}
+        for name, document in documents.items():
+            try:
+                prefixes.append(self.codec.cut(document, ratio)[0])
+            except InputError as error:
+                raise InputError(f"{printable(name)}: {error}") from error
+        for name, request in zip(documents, self._requests(prefixes, [None] * len(prefixes)), strict=True):
+            try:
+                self._engine.check(request)
+            except TooLong as error:
+                found[name] = str(error)
+        return found
 
     def complete(
         self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0
@@ -168,7 +184,7 @@ class Sampler:
         bos = np.array([self.tokenizer.BOS], np.int32)
         encoded = {prefix: np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix in distinct}
         places = dict.fromkeys(distinct)
-        if self._grammar and self.settings.grammar:
+        if distinct and self._grammar and self.settings.grammar:
             behind = self._grammar.places(list(distinct))
             places = dict(zip(distinct, (Place(*place) for place in zip(*behind, strict=True)), strict=True))
         return [Request(encoded[prefix], key, places[prefix]) for prefix, key in zip(prefixes, keys, strict=True)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,15 +60,21 @@ class Scorer:
         name = f"{workdir}, step {step}"
         return cls(LlamaConfig.of(config), params, mesh, tokenizer, config.data.seq_len, name)
 
-    def check(self, document: bytes) -> None:
-        """Raises `TooLong` for a document of more tokens than the model has learnt to see."""
-        self._ids(document)
+    def too_long(self, documents: Mapping[str, bytes]) -> dict[str, str]:
+        """Why documents have more tokens than the model has learnt to see, by name; the others are not in it."""
+        found = {}
+        for name, document in documents.items():
+            try:
+                self._ids(document)
+            except TooLong as error:
+                found[name] = str(error)
+        return found
 
     def nats(self, document: bytes) -> float:
         """-ln p of the document and its EOS.
 
         Raises:
-          TooLong: see `check`.
+          TooLong: it has more tokens than `limit`.
           InputError: the model gives no finite number.
         """
         ids = self._ids(document)

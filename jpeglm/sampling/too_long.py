@@ -1,6 +1,6 @@
 """Documents that a model has no room for. They are named, counted and left out; the others are done first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from absl import logging
 
@@ -13,31 +13,17 @@ class TooLong(InputError):
     """A document, or its beginning, of more tokens than there is room for. The message tells both numbers."""
 
 
-def leave_out(
-    documents: Mapping[str, bytes], check: Callable[[bytes], None]
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Parts documents by name into those that fit and the reasons of those that do not, which are logged.
-
-    Args:
-      documents: at least one.
-      check: raises `TooLong` for one that does not fit.
+def leave_out(documents: Mapping[str, bytes], too_long: Mapping[str, str]) -> dict[str, bytes]:
+    """The documents that are not in `too_long`, whose reasons by name are logged.
 
     Raises:
-      InputError: none of them fits, or one cannot be used at all.
+      InputError: none is left.
     """
-    fit, too_long = {}, {}
-    for name, document in documents.items():
-        try:
-            check(document)
-            fit[name] = document
-        except TooLong as error:
-            logging.warning("left out %s: %s", printable(name), error)
-            too_long[name] = str(error)
-        except InputError as error:
-            raise InputError(f"{printable(name)}: {error}") from error
-    if not fit:
+    for name, why in too_long.items():
+        logging.warning("left out %s: %s", printable(name), why)
+    if len(too_long) == len(documents):
         raise InputError(summary(too_long, len(documents)))
-    return fit, too_long
+    return {name: document for name, document in documents.items() if name not in too_long}
 
 
 def finish(too_long: Mapping[str, str], total: int, is_allowed: bool) -> None:

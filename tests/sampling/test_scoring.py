@@ -55,8 +55,8 @@ def test_numbers_that_are_not_finite_are_refused(scorer, case):
 def test_documents_that_are_too_long_are_named_and_the_others_kept(scorer):
     long = bytes([5] * (LIMIT - 1))
     named = {f"{length}": bytes([4] * length) for length in (1, 9, LIMIT - 2)} | {"long\n": long, "longer": 2 * long}
-    fit, left_out = too_long.leave_out(named, scorer.check)
-    assert list(fit) == ["1", "9", str(LIMIT - 2)]
+    left_out = scorer.too_long(named)
+    assert list(too_long.leave_out(named, left_out)) == ["1", "9", str(LIMIT - 2)]
     why = f"{LIMIT + 1} tokens, more than data.seq_len={LIMIT}"
     assert left_out == {"long\n": why, "longer": f"{2 * LIMIT} tokens, more than data.seq_len={LIMIT}"}
     with pytest.raises(InputError, match=rf"^2 of 5 are too long and left out: long\\n: {why}; longer: .*too_long"):
@@ -67,4 +67,4 @@ def test_documents_that_are_too_long_are_named_and_the_others_kept(scorer):
         scorer.nats(long)
     many = {str(number): long for number in range(9)}
     with pytest.raises(InputError, match="^9 of 9 are too long and left out: 0: .*; 1: .*; 2: .*; and 6 more$"):
-        too_long.leave_out(many, scorer.check)
+        too_long.leave_out(many, scorer.too_long(many))
