@@ -56,8 +56,7 @@ class Samples:
         self._digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
         with writing(out):
             lines = (out / LOG).read_bytes().splitlines() if (out / LOG).exists() else []
-            rows = [row for row in map(_parsed, lines) if row and "name" in row]
-            rows = self._checked(rows, bool(lines))
+            rows = self._checked([row for row in map(_parsed, lines) if row and _is_row(row)], bool(lines))
             self.rows = {name: row for name, row in rows.items() if self._is_whole(name, row)}
             if len(self.rows) < len(lines):
                 logging.warning(
@@ -143,6 +142,12 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _is_row(found: Mapping[str, Any]) -> bool:
+    """Whether an object of the log is a line that was written: with all hashes, or by an older version with none."""
+    is_complete = found.keys() >= {"original", "sha256", "valid"}
+    return isinstance(found.get("name"), str) and (is_complete or "settings" not in found)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

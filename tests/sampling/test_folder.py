@@ -264,6 +264,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a line is other JSON": lambda out: (out / "samples.jsonl").write_bytes(
         b'[1]\n{}\n"x"\n\n' + b"[" * 100_000 + b"\n" + (out / "samples.jsonl").read_bytes()
     ),
+    "lines lack what belongs to them": lambda out: (out / "samples.jsonl").write_bytes(
+        b'{"name": "a.png-s0", "settings": "x"}\n{"name": 3}\n' + (out / "samples.jsonl").read_bytes()
+    ),
     "each line stands twice": lambda out: (out / "samples.jsonl").write_bytes(
         2 * (out / "samples.jsonl").read_bytes()
     ),
