@@ -6,20 +6,21 @@ python -m jpeglm.sample --workdir=DIR --num=64 --out=OUT
 
 PATH is a folder of pictures or clips, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). OUT gets
 a file for each sample, as the model wrote it, restored to an ordinary file and not otherwise mended; samples.jsonl,
-with a line for each that says whether it is valid; and grid.png (each row: prompt, completions, original). Of a clip,
-that file is an H.264 stream; beside it stand an mp4 and an animated WebP of what a decoder sees, and grid.png has a
-row of frames for the original and for each completion. A command that was interrupted goes on where it stood.
+with a line for each that says whether it is valid; and the page grid.html (each row: prompt, completions, original).
+Of a clip, that file is an H.264 stream; OUT/films has an mp4 and an animated WebP of what a decoder sees of it.
+
+An interrupted command goes on where it stood; one with other settings, weights or pictures is refused. A picture
+whose beginning leaves no room within --max_tokens is named and left out; the others are done, and the status is 2.
 
 A grammar of legal files, which JPEG has here, lets each draw choose only among tokens that lead to one, so every file
-is whole and valid; samples.jsonl says how much of the model's probability that took away. With --nogrammar the model
-is alone, as in the papers.
+is whole and valid; samples.jsonl says how much of the model's probability that took away. --nogrammar samples as the
+papers do.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from jpeglm import checkpoint, cli, codecs, runtime, views
+from jpeglm import checkpoint, cli, codecs, files, runtime, views
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import documents, pipeline, shards, sources
 from jpeglm.errors import InputError, Refused, printable
+from jpeglm.sampling import too_long
 from jpeglm.sampling.engine import Settings
+from jpeglm.sampling.folder import Samples
 from jpeglm.sampling.sampler import Completion, Sampler
 
 FLAGS = flags.FLAGS
@@ -75,85 +78,115 @@ def _file_name(name: str, taken: Container[str]) -> str:
     return chosen
 
 
-def sample(sampler: Sampler, out: Path, originals: dict[str, bytes], ratio: float, samples: int, seed: int) -> None:
-    """Completes each document `samples` times into `out`; those that samples.jsonl names already are left alone."""
-    codec, done = sampler.codec, _read_log(out)
-    names = [name for name in originals if any(f"{name}-s{number}" not in done for number in range(samples))]
-    completions = sampler.complete([originals[name] for name in names], ratio, samples, seed)
-    _write(codec, out, ((f"{names[c.index]}-s{c.sample}", c) for c in completions), len(names) * samples)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is sampled, and where to.
 
-    def rows(name: str) -> list[list[Image.Image]]:
-        prompt, kept = codec.cut(originals[name], ratio)
-        files = [(out / f"{name}-s{number}{codec.extension}").read_bytes() for number in range(samples)]
-        return views.rows(codec, codec.restore(prompt), kept, files, codec.restore(originals[name]))
+    Attributes:
+      out: the folder.
+      weights: hash of the parameters, see `checkpoint.weights_hash`.
+      samples: for each picture.
+      num: of new ones, or the most pictures to complete; None: all.
+      seed: of the draws.
+      ratio: share of each picture that is given.
+      about: what settings.json shall tell beside all that.
+    """
 
-    _save_grid(out, [row for name in list(originals)[:GRID_ROWS] for row in rows(name)])
+    out: Path
+    weights: str
+    samples: int = 1
+    num: int | None = None
+    seed: int = 0
+    ratio: float = 0.5
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-
-def generate(sampler: Sampler, out: Path, num: int, seed: int) -> None:
-    """Writes `num` files from nothing into `out`; a finished set is left alone."""
-    names = [f"sample-{number:05d}" for number in range(num)]
-    if not set(names) <= _read_log(out):
-        _write(sampler.codec, out, ((names[c.sample], c) for c in sampler.generate(num, seed)), num)
-    tiles = [views.tile(sampler.codec, (out / f"{name}{sampler.codec.extension}").read_bytes()) for name in names]
-    across = int(np.ceil(np.sqrt(min(num, GRID_ROWS**2))))
-    _save_grid(out, [tiles[row : row + across] for row in range(0, min(num, GRID_ROWS**2), across)])
-
-
-def _save_grid(out: Path, rows: list[list[Image.Image]]) -> None:
-    beside = out / "grid.tmp.png"
-    views.grid(rows).save(beside)
-    beside.replace(out / "grid.png")
-
-
-def _read_log(out: Path) -> set[str]:
-    path = out / "samples.jsonl"
-    return {json.loads(line)["name"] for line in path.read_text().splitlines()} if path.exists() else set()
+    def identity(self, sampler: Sampler) -> dict[str, Any]:
+        """All that the samples depend on beside their originals; JSON types. Slots change speed alone."""
+        drawn = dataclasses.asdict(sampler.settings)
+        del drawn["slots"]
+        model = {key: value for key, value in sampler.config.model.items() if key not in ("attention", "remat")}
+        nested = {"model": model, "codec": sampler.config.codec}
+        asked = {"ratio": self.ratio, "samples": self.samples, "num": self.num, "seed": self.seed}
+        parts = {f"{part}.{key}": value for part, section in nested.items() for key, value in section.items()}
+        return {"weights": self.weights, "tokenizer": sampler.tokenizer.sha256} | parts | asked | drawn
 
 
-def _write(codec: Codec, out: Path, named: Iterator[tuple[str, Completion]], total: int) -> None:
-    done = _read_log(out)
-    valid = 0
-    with open(out / "samples.jsonl", "a") as log, tqdm(total=total, unit="file", desc="sample", disable=None) as bar:
+def sample(sampler: Sampler, originals: Mapping[str, bytes], job: Job) -> Path:
+    """Completes each document `job.samples` times and returns the overview's path; what is done is left alone.
+
+    Raises:
+      InputError: `job.out` holds other samples, or cannot be written; see `Sampler.complete`, too.
+    """
+    codec = sampler.codec
+    named = {name: [f"{name}-s{number}" for number in range(job.samples)] for name in originals}
+    hashes = {name: hashlib.sha256(document).hexdigest() for name, document in originals.items()}
+    wanted = {name: hashes[original] for original, names in named.items() for name in names}
+    with files.owned(job.out):
+        folder = Samples(job.out, codec.extension, job.identity(sampler), job.about, wanted)
+        missing = [name for name in originals if not folder.rows.keys() >= set(named[name])]
+        completions = sampler.complete([originals[name] for name in missing], job.ratio, job.samples, job.seed)
+        _write(folder, codec, ((named[missing[c.index]][c.sample], c) for c in completions), len(wanted))
+
+        def rows(name: str) -> list[list[Image.Image]]:
+            prompt, kept = codec.cut(originals[name], job.ratio)
+            written = [folder.path(sample).read_bytes() for sample in named[name]]
+            return views.rows(codec, codec.restore(prompt), kept, written, codec.restore(originals[name]))
+
+        shown = list(originals)[:GRID_ROWS]
+        moving = {}
+        for name in shown if isinstance(codec, AvcCodec) else ():
+            moving |= {name: codec.restore(originals[name])} | {s: folder.path(s).read_bytes() for s in named[name]}
+        caption = "Each row: what was given, completions, original."
+        if isinstance(codec, AvcCodec):
+            caption = "Of each clip a row of frames for the original, then one for each completion; moving below."
+        return _write_grid(folder, codec, caption, [row for name in shown for row in rows(name)], moving)
+
+
+def generate(sampler: Sampler, job: Job) -> Path:
+    """Writes `job.num` files from nothing and returns the overview's path; see `sample`."""
+    codec = sampler.codec
+    names = [f"sample-{number:05d}" for number in range(job.num)]
+    with files.owned(job.out):
+        folder = Samples(job.out, codec.extension, job.identity(sampler), job.about, dict.fromkeys(names))
+        is_done = folder.rows.keys() >= set(names)
+        completions = iter(()) if is_done else sampler.generate(job.num, job.seed)
+        _write(folder, codec, ((names[c.sample], c) for c in completions), job.num)
+        shown = {name: folder.path(name).read_bytes() for name in names[: GRID_ROWS**2]}
+        tiles = [views.tile(codec, file) for file in shown.values()]
+        across = int(np.ceil(np.sqrt(len(tiles))))
+        rows = [tiles[row : row + across] for row in range(0, len(tiles), across)]
+        return _write_grid(folder, codec, "Samples in the order of their numbers, row by row.", rows, shown)
+
+
+def _write_grid(
+    folder: Samples, codec: Codec, caption: str, rows: list[list[Image.Image]], clips: Mapping[str, bytes]
+) -> Path:
+    moving = {}
+    if isinstance(codec, AvcCodec):
+        moving = {printable(name): views.animation(codec.see(file), codec.fps) for name, file in clips.items()}
+    return folder.write_grid(views.page("Samples", caption, views.grid(rows), moving))
+
+
+def _write(folder: Samples, codec: Codec, named: Iterable[tuple[str, Completion]], total: int) -> None:
+    """Writes what is not there yet, and tells how many of all samples are valid."""
+    with tqdm(total=total, initial=len(folder.rows), unit="file", desc="sample", disable=None) as bar:
         for name, completion in named:
-            bar.update()
-            is_valid = codec.is_valid(completion.document)
-            valid += is_valid
-            if name in done:
+            if name in folder.rows:
                 continue
-            file = codec.restore(completion.document)
-            for suffix, content in {**views.films(codec, file), codec.extension: file}.items():
-                beside = out / f".{name}.tmp"
-                beside.write_bytes(content)
-                beside.replace(out / f"{name}{suffix}")
-            row = {
-                "name": name,
-                "valid": is_valid,
+            facts = {
+                "valid": codec.is_valid(completion.document),
                 "ended": completion.ended,
                 "prompt_units": completion.prompt_units,
                 "tokens": completion.tokens,
                 "removed": completion.removed,
             }
-            log.write(json.dumps(row) + "\n")  # after the file: a name in the log has its file
-            log.flush()
-    if total:
-        logging.info("%d files, %d valid: %s", total, valid, out)
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Marks `out` as holding samples of these settings; refuses one that holds others'."""
-    path = out / "settings.json"
-    if path.exists() and (out / "samples.jsonl").exists():
-        found = {"grammar": False} | json.loads(path.read_text())  # older folders know of no grammar
-        for key, value in settings.items():
-            if found.get(key) != value:
-                raise InputError(
-                    f"{out} holds samples with {key}={found.get(key)}, now {value} is asked: another --out"
-                )
-    out.mkdir(parents=True, exist_ok=True)
-    beside = out / ".settings.tmp"
-    beside.write_text(json.dumps(settings, indent=1) + "\n")
-    beside.replace(path)
+            folder.add(name, codec.restore(completion.document), facts)
+            bar.update()
+    for name in folder.rows if isinstance(codec, AvcCodec) else ():
+        if not folder.has_films(name, views.FILMS):
+            folder.add_films(name, views.films(codec, folder.path(name).read_bytes()))
+    valid = sum(row["valid"] for row in folder.rows.values())
+    logging.info("%d files, %d valid: %s", total, valid, folder.out)
 
 
 def _ratio_of(frames: int, codec: Codec) -> float:
@@ -167,33 +200,42 @@ def _ratio_of(frames: int, codec: Codec) -> float:
     return frames / codec.frames
 
 
-def main() -> None:
+def _check_flags() -> None:
     if FLAGS.images is None and FLAGS.num is None:
         raise InputError("what shall be sampled? --images=PATH to complete pictures, or --num=N to write new ones")
+    if not 0 <= FLAGS.ratio <= 1:
+        raise InputError(f"--ratio={FLAGS.ratio} is outside [0, 1]")
+    files.check_outside(FLAGS.out, images=FLAGS.images)
+
+
+def main() -> None:
+    _check_flags()
     runtime.start()
-    workdir, out = epath.Path(FLAGS.workdir), Path(FLAGS.out)
-    max_tokens = FLAGS.max_tokens or checkpoint.read_config(workdir).data.seq_len
-    grammar = FLAGS.grammar and codecs.make(checkpoint.read_config(workdir).codec).has_grammar
+    runtime.refuse_several("jpeglm.sample")
+    workdir = epath.Path(FLAGS.workdir)
+    config = checkpoint.read_config(workdir)
+    max_tokens = config.data.seq_len if FLAGS.max_tokens is None else FLAGS.max_tokens
+    grammar = FLAGS.grammar and codecs.make(config.codec).has_grammar
     settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, grammar)
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)
     ratio = FLAGS.ratio if FLAGS.frames is None else _ratio_of(FLAGS.frames, sampler.codec)
-    what = {name: FLAGS[name].value for name in ("workdir", "images", "samples", "num", "seed")}
-    _claim(out, what | {"ratio": ratio, "step": step} | dataclasses.asdict(settings))
+    about = {name: FLAGS[name].value for name in ("workdir", "images", "slots")} | {"step": step}
+    weights = checkpoint.weights_hash(workdir, step)
+    job = Job(Path(FLAGS.out), weights, FLAGS.samples, FLAGS.num, FLAGS.seed, ratio, about)
     if FLAGS.images is None:
-        generate(sampler, out, FLAGS.num, FLAGS.seed)
-    else:
-        originals = read_documents(FLAGS.images, sampler.codec, FLAGS.num)
-        sample(sampler, out, originals, ratio, FLAGS.samples, FLAGS.seed)
-    print(out / "grid.png")
+        print(generate(sampler, job))
+        return
+    originals = read_documents(FLAGS.images, sampler.codec, FLAGS.num)
+    left_out = sampler.too_long(originals, ratio)
+    print(sample(sampler, too_long.leave_out(originals, left_out), job))
+    too_long.finish(left_out, len(originals), FLAGS.allow_too_long)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
-    flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder of files, or of prepared data.")
-    flags.DEFINE_float(
-        "ratio", 0.5, "Share of each picture that is given, rounded down to whole MCUs; of clips, frames."
-    )
+    flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder, or prepared data.")
+    flags.DEFINE_float("ratio", 0.5, "Share of each that is given, in whole MCUs or frames.")
     flags.DEFINE_integer("frames", None, "Or, of clips, the number of frames that are given.")
     flags.DEFINE_integer("samples", 1, "Completions of each.", lower_bound=1)
     flags.DEFINE_integer("num", None, "New ones to write; with --images, at most so many of them.", lower_bound=1)
@@ -204,7 +246,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
     flags.DEFINE_integer("slots", 8, "Files written at once.")
     flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.")
-    flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file; --nogrammar: the papers' sampling.")
+    flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file, not as in the papers.")
+    flags.DEFINE_bool("allow_too_long", False, "Status 0 although pictures were left out as too long.")
     flags.DEFINE_string("out", None, "Folder for the files.")
     flags.mark_flags_as_required(["workdir", "out"])
     cli.run(main)

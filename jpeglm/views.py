@@ -1,7 +1,9 @@
-"""What can be seen of files, whole or not: pictures, strips of frames, films."""
+"""What can be seen of files, whole or not: pictures, strips of frames, films, and a page that holds them."""
 
+import base64
+import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -10,7 +12,20 @@ from jpeglm.codecs import Codec, ffmpeg
 from jpeglm.codecs.avc import AvcCodec
 
 GAP = 2  # pixels between the pictures of a grid and the frames of a strip
+FILMS = (".mp4", ".webp")  # suffixes of what `films` makes
 _WIDE_GAP = 10  # between the frames that were given and those that follow
+_PAGE = """<!DOCTYPE html>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; margin: 1em }}
+img {{ image-rendering: pixelated; zoom: 2 }}
+figure {{ display: inline-block; margin: 0 1em 1em 0 }}
+</style>
+<h1>{title}</h1>
+<p>{caption}</p>
+{body}
+"""
 
 
 def rows(codec: Codec, prompt: bytes, kept: int, files: Sequence[bytes], original: bytes) -> list[list[Image.Image]]:
@@ -54,6 +69,27 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         for x, picture in enumerate(row):
             sheet.paste(picture, (x * (width + GAP), y * (height + GAP)))
     return sheet
+
+
+def page(title: str, caption: str, sheet: Image.Image, moving: Mapping[str, bytes]) -> str:
+    """An HTML page that needs no other file: a picture and, below it, animated WebP files by what they are called."""
+    pictures = [f'<p><img alt="overview" src="{data_url("image/png", png(sheet))}"></p>']
+    for name, animated in moving.items():
+        picture = f'<img alt="" src="{data_url("image/webp", animated)}">'
+        pictures.append(f"<figure>{picture}<figcaption>{html.escape(name)}</figcaption></figure>")
+    return _PAGE.format(title=html.escape(title), caption=html.escape(caption), body="\n".join(pictures))
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """Content of a MIME type as an address that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png(image: Image.Image) -> bytes:
+    """The file of a picture."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def films(codec: Codec, file: bytes) -> dict[str, bytes]:

@@ -94,6 +94,130 @@ def test_what_is_no_picture_is_refused_by_number(model, digits, image, message):
         model.complete([digits[0], image])
 
 
+def save(image, path):
+    image.save(path)
+    return path
+
+
+def test_a_picture_is_the_same_in_every_form_and_alone(model, digits, tmp_path):
+    """Bits hang on each byte of the document."""
+    digit, array = digits[0], np.asarray(digits[0])
+    colour = np.repeat(array[..., None], 3, axis=2)
+    path = save(digit, tmp_path / "digit.png")
+    forms = [
+        digit,
+        path,
+        str(path),
+        path.read_bytes(),
+        array,
+        colour,
+        np.dstack([colour, np.full((32, 32), 255, "B")]),
+    ]
+    expected = model.score([digit])
+    for form in forms:
+        assert model.score(form) == model.score([form]) == expected
+    assert model.score(iter(forms)) == len(forms) * expected
+    assert model.score(np.stack([array, array])) == model.score(np.stack([colour, colour])) == 2 * expected
+    assert model.score([]) == model.complete([]) == []
+    in_colour = np.random.default_rng(0).integers(0, 256, (4, 32, 3), np.uint8)
+    assert len(model.complete(in_colour, ratio=0.1)) == 1  # not four pictures of 32x3
+    [[of_path]], [[of_array]] = model.complete(path, seed=-1), model.complete(array, seed=-1)
+    assert of_path.file == of_array.file
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (None, "images: NoneType is neither a picture nor a list of them"),
+        (3, "images: int is neither"),
+        (np.zeros(8, np.uint8), r"image 0: an array of uint8 \[8\]"),
+        (np.zeros((8, 8, 3)), r"image 0: an array of float64 \[8, 8, 3\]"),
+        ([None], r"image 0: an array of object \[\]"),
+        ("nowhere.png", "image 0: nowhere.png: unreadable: No such file or directory"),
+        (Path("tests"), "image 0: tests: not a regular file"),
+        (Path("README.md"), "image 0: README.md: not a picture"),
+        (b"", "image 0: not a picture: the file is empty"),
+    ],
+)
+def test_what_is_no_list_of_pictures_is_one_line(model, images, message, monkeypatch):
+    monkeypatch.chdir(README.parent)
+    for use in (model.complete, model.score):
+        with pytest.raises(InputError, match=f"^{message}") as told:
+            use(images)
+        assert "\n" not in str(told.value)
+
+
+def test_none_of_anything_is_an_empty_list(model, digits):
+    assert model.generate(0) == []
+    assert model.complete(digits, samples=0) == [[], []]
+    assert model.complete([], samples=2) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": -1},
+        {"samples": 1.5},
+        {"seed": 1.5},
+        {"seed": None},
+        {"seed": "1"},
+        {"ratio": float("nan")},
+        {"ratio": -0.1},
+        {"ratio": "half"},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_k": 1.5},
+        {"top_p": float("nan")},
+    ],
+    ids=str,
+)
+def test_numbers_without_sense_are_one_line(model, digits, changes):
+    [name] = changes
+    with pytest.raises(InputError, match=name) as told:
+        model.complete(digits, **changes)
+    assert "\n" not in str(told.value)
+    if name not in ("samples", "ratio"):
+        with pytest.raises(InputError, match=name):
+            model.generate(1, **changes)
+
+
+def test_any_whole_number_is_a_seed_of_its_own(model):
+    files = [model.generate(1, seed=seed)[0].file for seed in (1, np.int64(1), -1, 1 + 2**32, 2**100)]
+    assert files[0] == files[1] and len(set(files)) == 4
+    for num in (-1, 1.5, "2", None):
+        with pytest.raises(InputError, match="num"):
+            model.generate(num)
+
+
+def test_scores_are_those_of_the_command(model, digits, tiny_run_of_256, tmp_path):
+    save(digits[0], tmp_path / "0.png")
+    save(digits[1], tmp_path / "1.png")
+    done = run("jpeglm.score", f"--workdir={tiny_run_of_256}", f"--images={tmp_path}")
+    rows = [line.split() for line in done.stdout.splitlines()[2:4]]
+    for row, bits in zip(rows, model.score(digits), strict=True):
+        assert bits / float(row[1]) == pytest.approx(float(row[2]), abs=1e-3)
+
+
+def test_a_picture_that_is_too_long_is_named(model, digits):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    with pytest.raises(InputError, match=r"^image 1: \d+ tokens, more than data.seq_len=256"):
+        model.score([digits[0], noise])
+    with pytest.raises(InputError, match="^image 1: .*max_tokens"):
+        model.complete([digits[0], noise], ratio=0.9)
+
+
+def test_a_picture_and_a_model_print_as_one_line_and_show_themselves(model, digits):
+    [[picture]] = model.complete(digits[:1], samples=1)
+    line = f"Picture(32x32 L, {len(picture.file)} bytes, valid, ended, removed {picture.removed:.1%})"
+    assert repr(picture) == str(picture) == line
+    shown = Image.open(io.BytesIO(picture._repr_png_()))
+    assert shown.format == "PNG" and np.array_equal(np.asarray(shown), np.asarray(picture.image))
+    assert picture._repr_html_() is None
+    [bare] = model.generate(1, grammar=False)
+    assert "not valid" in repr(bare) and "removed" not in repr(bare)
+    assert re.fullmatch(r"Model\(.*run, step 20: [\d,]+ parameters, JpegCodec\(height=32, .*\)\)", repr(model))
+
+
 def test_settings_out_of_range_are_refused(model, digits):
     with pytest.raises(InputError, match="top_p"):
         model.complete(digits, top_p=0.0)

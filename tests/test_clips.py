@@ -1,6 +1,9 @@
 """Clips from training to completed films, by the same commands as pictures."""
 
+import base64
+import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -49,14 +52,26 @@ def test_each_clip_begins_with_its_frames_and_can_be_watched(completed, data):
             assert rows[name]["prompt_units"] == 10 and rows[name]["removed"] is None
             given = planes(codec.restore(original), 32, 32)[:10]
             np.testing.assert_array_equal(planes(stream, 32, 32)[:10], given)
-            film = ffmpeg("-i", completed / f"{name}.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+            film = ffmpeg("-i", completed / "films" / f"{name}.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
             seen = codec.see(stream)
             shown = np.frombuffer(film, np.uint8).reshape(15, 32, 32, 3)
             assert np.abs(shown.astype(int) - seen).mean() < 12
-            with Image.open(completed / f"{name}.webp") as animation:
+            with Image.open(completed / "films" / f"{name}.webp") as animation:
                 assert animation.n_frames > 1 and animation.size == (32, 32)
-    grid = Image.open(completed / "grid.png")
+    shown = re.findall(r'src="data:image/(png|webp);base64,([^"]*)"', (completed / "grid.html").read_text())
+    grid, *moving = [Image.open(io.BytesIO(base64.b64decode(content))) for _, content in shown]
     assert grid.size == (15 * 34 - 2 + 8, 2 * 3 * 34 - 2)  # a wider gap behind the tenth frame
+    assert len(moving) == 2 * 3 and all(film.n_frames > 1 for film in moving)  # originals and completions
+
+
+def test_beside_the_streams_nothing_lies_that_is_a_clip(completed):
+    names = {path.name for path in completed.iterdir() if not path.name.startswith(".")}
+    assert names - {path.name for path in completed.glob("*.h264")} == {
+        "films",
+        "grid.html",
+        "samples.jsonl",
+        "settings.json",
+    }
 
 
 def test_an_interrupted_command_goes_on_to_the_same_clips(completed, workdir, data, tmp_path):
@@ -65,12 +80,16 @@ def test_an_interrupted_command_goes_on_to_the_same_clips(completed, workdir, da
     lines = (out / "samples.jsonl").read_text().splitlines(keepends=True)
     (out / "samples.jsonl").write_text("".join(lines[:1]))
     for line in lines[1:]:
-        for path in out.glob(f"{json.loads(line)['name']}.*"):
+        for path in out.rglob(f"{json.loads(line)['name']}.*"):
             path.unlink()
+    (out / "films" / f"{json.loads(lines[0])['name']}.webp").unlink()  # of a clip that is done
     done = run("jpeglm.sample", f"--workdir={workdir}", f"--images={data}", f"--out={out}", *FLAGS)
     assert done.returncode == 0, done.stderr
     for path in completed.glob("*.h264"):
         assert (out / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in (out / "films").iterdir()) == sorted(
+        path.name for path in (completed / "films").iterdir()
+    )
 
 
 def test_what_does_not_fit_is_told_in_one_line(workdir, data, tiny_run, tmp_path):
@@ -100,6 +119,15 @@ def test_clips_are_completed_in_python(workdir, data):
     assert from_file.file.startswith(codec.restore(codec.cut(codec.encode(file), frames=10)[0]))
     assert from_frames.image.shape == from_file.image.shape == (15, 32, 32, 3)
     assert from_file.removed is None
+    assert repr(from_file).startswith(f"Picture(15 frames of 32x32, {len(from_file.file)} bytes, ")
+    assert Image.open(io.BytesIO(from_file._repr_png_())).size == (15 * 34 - 2, 32)
+    animation = base64.b64decode(re.search(r'src="data:image/webp;base64,([^"]*)"', from_file._repr_html_())[1])
+    assert Image.open(io.BytesIO(animation)).n_frames > 1
+    bits = model.score([file, frames])
+    assert model.score(frames) == bits[1:] and model.score(FILMS / "bikes.mp4") == model.score(
+        str(FILMS / "bikes.mp4")
+    )
+    assert model.score(FILMS / "bikes.mp4") == bits[:1]
     for wrong, message in ((frames[:14], "short: 14 of 15"), (frames[0], "wanted is uint8"), (b"text", "not a clip")):
         with pytest.raises(InputError, match=f"image 0: .*{message}"):
             model.complete([wrong])

@@ -8,6 +8,8 @@ the tokens that it allows; see grammar.py.
 
 import copy
 import dataclasses
+import numbers
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,10 +25,22 @@ from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.llama import Cache, LlamaConfig
 from jpeglm.sampling.grammar import Rules, TokenGrammar
-from jpeglm.sampling.logits import draw, filtered_probabilities
+from jpeglm.sampling.logits import NOT_FINITE, are_finite, draw, filtered_probabilities
+from jpeglm.sampling.too_long import TooLong
 
 STEPS_A_CALL = 16  # tokens decoded between two looks of the host
 SMALLEST_BUCKET = 32
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """`value` as an int; `InputError` for a fraction, for no number, and for one below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}={value!r} is no whole number") from None
+    if least is not None and number < least:
+        raise InputError(f"{name}={number}: {least} is the least")
+    return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +87,11 @@ class Settings:
     grammar: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k", "slots"):
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise InputError(f"{name}={getattr(self, name)!r} is no number")
         is_temperature = self.temperature == 0 or 1e-30 <= self.temperature <= 1e30  # what float32 can divide by
         if not is_temperature or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError("sampling wants temperature 0 or 1e-30 to 1e30, top_k >= 0 (0: all) and 0 < top_p <= 1")
@@ -96,6 +115,7 @@ class _Slots:
     lengths: jax.Array  # [slots] how many of them
     keys: jax.Array  # [slots, 2] uint32
     done: jax.Array  # [slots] bool
+    finite: jax.Array  # [slots] bool, whether all logits so far were finite
     walks: _Walks | None  # None without a grammar
 
 
@@ -108,6 +128,7 @@ class Engine:
       mesh: over which slots and heads are spread.
       eos: the id that ends a sequence.
       grammar: of the files; None where there is none.
+      name: of the weights, for messages.
     """
 
     def __init__(
@@ -118,9 +139,11 @@ class Engine:
         settings: Settings,
         eos: int,
         grammar: TokenGrammar | None = None,
+        name: str = "sampling",
     ):
         self._config = dataclasses.replace(config, stacked=False)
         self._mesh = mesh
+        self._name = name
         self._eos = eos
         self._give(grammar)
         self._graphdef, abstract_model = llama.abstract(self._config)
@@ -138,6 +161,11 @@ class Engine:
         other._set(settings)
         return other
 
+    @property
+    def weights(self) -> tuple[LlamaConfig, Any, Mesh]:
+        """The model, layers one by one, its parameters and where they lie."""
+        return self._config, self._params, self._mesh
+
     def _give(self, grammar: TokenGrammar | None) -> None:
         whole = NamedSharding(self._mesh, PartitionSpec())
         self._grammar_and_rules = grammar, jax.device_put(grammar.rules, whole) if grammar else None
@@ -151,7 +179,7 @@ class Engine:
         # The slots are laid out alike before and after each call, so that no program is compiled twice.
         whole = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, sharding.spec(("batch", "kv_heads", None, None)))
-        layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole, walks=whole)
+        layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole, finite=whole, walks=whole)
         self._grammar, self._rules = self._grammar_and_rules if settings.grammar else (None, None)
         self._start = jax.jit(self._empty, out_shardings=layout)
         self._insert = jax.jit(self._insert_impl, donate_argnums=2, out_shardings=layout)
@@ -171,7 +199,12 @@ class Engine:
             return self._decode.lower(self._params, self._rules, self._start.eval_shape())
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Written]:
-        """Yields what each request led to, in the order in which they end."""
+        """Yields what each request led to, in the order in which they end.
+
+        Raises:
+          InputError: logits that are not finite numbers, whatever the settings.
+          TooLong: a prompt that leaves no room.
+        """
         with jax.set_mesh(self._mesh):
             yield from self._generate(requests)
 
@@ -191,7 +224,9 @@ class Engine:
             if not running:
                 return
             state = self._decode(self._params, self._rules, state)
-            done, lengths, walks = jax.device_get((state.done, state.lengths, state.walks))
+            done, finite, lengths, walks = jax.device_get((state.done, state.finite, state.lengths, state.walks))
+            if not all(finite[slot] for slot in running):
+                raise InputError(f"{self._name}: {NOT_FINITE}")
             for slot in [slot for slot in running if done[slot]]:
                 number, prompt_length = running.pop(slot)
                 ids = np.asarray(state.tokens[slot])[prompt_length : lengths[slot]]
@@ -200,17 +235,15 @@ class Engine:
                 if walks:
                     ended = ended and not walks.was_cut[slot]
                     removed = float(walks.removed[slot]) / len(ids)
-                    if not np.isfinite(removed):
-                        raise InputError("the model's probabilities are not numbers: a damaged or diverged checkpoint")
                 yield Written(number, written, ended, removed)
 
     def check(self, request: Request) -> None:
-        """`InputError` for a prompt that leaves no room, with a grammar for a whole file."""
+        """`TooLong` for a prompt that leaves no room, with a grammar for a whole file."""
         length, limit = len(request.prompt), self.settings.max_tokens
         if not 0 < length < limit:
-            raise InputError(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
+            raise TooLong(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
         if self._grammar and (least := length + int(self._grammar.tokens_needed(request.place))) > limit:
-            raise InputError(
+            raise TooLong(
                 f"to become a whole file, a prompt of {length} tokens wants max_tokens={least} or more; "
                 "without the grammar nothing is promised or refused"
             )
@@ -233,6 +266,7 @@ class Engine:
             lengths=jnp.ones(slots, jnp.int32),
             keys=jnp.zeros((slots, 2), jnp.uint32),
             done=jnp.ones(slots, bool),
+            finite=jnp.ones(slots, bool),
             walks=_first_walks(self._grammar.done, slots) if self._grammar else None,
         )
 
@@ -249,8 +283,10 @@ class Engine:
     ) -> _Slots:
         """Runs one prompt [1, bucket] and puts its cache and its first new token in a slot."""
         logits, caches = nnx.merge(self._graphdef, params).prefill(prompt)
+        logits = logits[:, length - 1]
+        finite = are_finite(logits, self._config.vocab_size)[0]
         walks = _first_walks(place, 1) if self._grammar else None
-        token, walks = self._next(rules, logits[:, length - 1], key[None], length[None], walks)
+        token, walks = self._next(rules, logits, key[None], length[None], walks)
         token = token[0]
 
         def into(all_slots: jax.Array, one: jax.Array) -> jax.Array:
@@ -263,6 +299,7 @@ class Engine:
             lengths=state.lengths.at[slot].set(length + 1),
             keys=state.keys.at[slot].set(key),
             done=state.done.at[slot].set(self._ends(token, length + 1)),
+            finite=state.finite.at[slot].set(finite),
             walks=jax.tree.map(lambda all_slots, one: all_slots.at[slot].set(one[0]), state.walks, walks),
         )
 
@@ -274,6 +311,7 @@ class Engine:
             last = state.lengths - 1
             logits, caches = model.decode(state.tokens[rows, last], last, state.caches)
             token, walks = self._next(rules, logits, state.keys, state.lengths, state.walks)
+            finite = state.finite & (state.done | are_finite(logits, self._config.vocab_size))
             # A finished slot stands still until it is taken over.
             place = jnp.where(state.done, last, state.lengths)
             token = jnp.where(state.done, state.tokens[rows, last], token)
@@ -281,7 +319,7 @@ class Engine:
             lengths = place + 1
             done = state.done | self._ends(token, lengths)
             tokens = state.tokens.at[rows, place].set(token)
-            return _Slots(caches, tokens, lengths, state.keys, done, walks), None
+            return _Slots(caches, tokens, lengths, state.keys, done, finite, walks), None
 
         return jax.lax.scan(step, state, None, length=STEPS_A_CALL)[0]
 

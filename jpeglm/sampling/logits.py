@@ -4,6 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NOT_FINITE = "the model's probabilities are not numbers: a damaged or diverged checkpoint"
+
+
+def are_finite(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """Where a model gave probabilities at all: bool [...] of logits [..., padded vocab].
+
+    Every logit of the vocabulary must be a finite number; those of its padding are minus infinity. Where it is false,
+    sampling and scoring end with `NOT_FINITE`, whatever the filters below would make of it.
+    """
+    return jnp.all(jnp.isfinite(logits[..., :vocab_size]), axis=-1)
+
 
 def filtered_probabilities(logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
     """Probabilities [..., vocab] in float32 after temperature, then top-k, then top-p, as Hugging Face orders them.

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,13 @@ from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
 from jpeglm.codecs.jpeg_grammar import Place
+from jpeglm.errors import InputError, printable
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
-from jpeglm.sampling.engine import Engine, Request, Settings
+from jpeglm.sampling.engine import Engine, Request, Settings, integer
 from jpeglm.sampling.grammar import TokenGrammar
+from jpeglm.sampling.scoring import Scorer
+from jpeglm.sampling.too_long import TooLong
 from jpeglm.tokenizer import Tokenizer
 
 
@@ -45,14 +48,23 @@ class Completion:
 
 
 class Sampler:
-    """Parameters, codec and tokenizer of one run, ready to generate."""
+    """Parameters, codec and tokenizer of one run, ready to generate. `name`: of the weights, for messages."""
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, params: Any, mesh: Mesh, settings: Settings):
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: Tokenizer,
+        params: Any,
+        mesh: Mesh,
+        settings: Settings,
+        name: str = "sampling",
+    ):
         self.config = config
+        self.name = name
         self.codec = codecs.make(config.codec)
         self.tokenizer = tokenizer
         self._grammar = self._make_grammar() if settings.grammar else None
-        self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS, self._grammar)
+        self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS, self._grammar, name)
 
     @property
     def settings(self) -> Settings:
@@ -74,7 +86,8 @@ class Sampler:
         step = checkpoint.pick_step(workdir, step)
         mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=True)
         params = checkpoint.restore_model(workdir, step, config, mesh)
-        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
+        name = f"{workdir}, step {step}"
+        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
 
     @classmethod
     def untrained(cls, workdir: epath.PathLike, settings: Settings) -> "Sampler":
@@ -85,11 +98,35 @@ class Sampler:
         model_config = LlamaConfig.of(config)
         shardings = sharding.parameter_shardings(llama.abstract(model_config)[1], mesh)
         params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=shardings)()
-        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings)
+        name = f"{workdir} before its first step"
+        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
+
+    def scorer(self) -> Scorer:
+        """What scores documents by the same parameters, which are not copied."""
+        return Scorer(*self._engine.weights, self.tokenizer, self.config.data.seq_len, self.name)
 
     def _make_grammar(self) -> TokenGrammar | None:
         """None for a codec that has none."""
         return TokenGrammar(self.codec.grammar(), self.tokenizer) if self.codec.has_grammar else None
+
+    def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
+        """Why documents leave no room behind their first `ratio`, by name; those that do are not in it.
+
+        Raises:
+          InputError: one that is not valid, or the ratio is outside [0, 1].
+        """
+        prefixes, found = [], {}
+        for name, document in documents.items():
+            try:
+                prefixes.append(self.codec.cut(document, ratio)[0])
+            except InputError as error:
+                raise InputError(f"{printable(name)}: {error}") from error
+        for name, request in zip(documents, self._requests(prefixes, [None] * len(prefixes)), strict=True):
+            try:
+                self._engine.check(request)
+            except TooLong as error:
+                found[name] = str(error)
+        return found
 
     def complete(
         self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0
@@ -97,7 +134,18 @@ class Sampler:
         """Completes each canonical document from its first `ratio` of units, `samples` times, in the order they end.
 
         The draws depend on (seed, SHA-256 of the whole document, sample number, position) alone.
+
+        Args:
+          documents: valid ones.
+          ratio: 0 to 1.
+          samples: 0 or more.
+          seed: any whole number.
+
+        Raises:
+          InputError: an argument out of range, or logits that are not finite numbers.
+          TooLong: before any document is begun, one that leaves no room, by its number.
         """
+        samples, seed = integer("samples", samples, 0), integer("seed", seed)
         prompts = [self.codec.cut(document, ratio) for document in documents]
         keys = [
             sampling_key(seed, hashlib.sha256(document).digest(), sample)
@@ -107,27 +155,39 @@ class Sampler:
         yield from self._run(prompts, keys, samples)
 
     def generate(self, num: int, seed: int = 0) -> Iterator[Completion]:
-        """Writes `num` files from nothing but BOS."""
+        """Writes `num` files, 0 or more, from nothing but BOS; raises as `complete` does."""
+        num, seed = integer("num", num, 0), integer("seed", seed)
         keys = [sampling_key(seed, hashlib.sha256(b"").digest(), sample) for sample in range(num)]
         yield from self._run([(b"", 0)], keys, num)
 
     def _run(
         self, prompts: Sequence[tuple[bytes, int]], keys: Sequence[np.ndarray], samples: int
     ) -> Iterator[Completion]:
-        bos = np.array([self.tokenizer.BOS], np.int32)
-        encoded = [np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix, _ in prompts]
-        places = [None] * len(prompts)
-        if self._grammar and self.settings.grammar:
-            behind = self._grammar.places([prefix for prefix, _ in prompts])
-            places = [Place(*place) for place in zip(*behind, strict=True)]
-        requests = [Request(encoded[n // samples], key, places[n // samples]) for n, key in enumerate(keys)]
-        for request in requests[::samples]:  # before the first one is begun
-            self._engine.check(request)
+        """`samples` files for each prompt: `keys` has so many for each, one prompt after the other."""
+        if not keys:
+            return
+        requests = self._requests([prefix for prefix, _ in prompts for _ in range(samples)], keys)
+        for number, request in enumerate(requests[::samples]):  # before the first one is begun
+            try:
+                self._engine.check(request)
+            except TooLong as error:
+                raise TooLong(f"prompt {number}: {error}") from error
         for written in self._engine.generate(requests):
             index, sample = divmod(written.number, samples)
             prefix, units = prompts[index]
             document = prefix + self.tokenizer.decode(written.ids)
             yield Completion(index, sample, document, units, len(written.ids), written.ended, written.removed)
+
+    def _requests(self, prefixes: Sequence[bytes], keys: Sequence[np.ndarray | None]) -> list[Request]:
+        """One for each prefix and its key."""
+        distinct = dict.fromkeys(prefixes)
+        bos = np.array([self.tokenizer.BOS], np.int32)
+        encoded = {prefix: np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix in distinct}
+        places = dict.fromkeys(distinct)
+        if distinct and self._grammar and self.settings.grammar:
+            behind = self._grammar.places(list(distinct))
+            places = dict(zip(distinct, (Place(*place) for place in zip(*behind, strict=True)), strict=True))
+        return [Request(encoded[prefix], key, places[prefix]) for prefix, key in zip(prefixes, keys, strict=True)]
 
 
 def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:

@@ -137,6 +137,43 @@ def test_first_tokens_are_drawn_with_the_models_probabilities():
     assert stats.chisquare(observed, expected).pvalue > 0.001
 
 
+def with_changed(params: dict, path: tuple[str, ...], change) -> dict:
+    """Parameters in which `change` was made to a copy of one array."""
+    first, *rest = path
+    changed = with_changed(params[first], tuple(rest), change) if rest else change(params[first])
+    return params | {first: changed}
+
+
+CORRUPTIONS = {
+    "one weight is not a number": (("head",), lambda x: x.at[3, 7].set(jnp.nan)),
+    "a scale is infinite": (("final_norm", "scale"), lambda x: x.at[5].set(jnp.inf)),
+    "a layer is not a number": (("layers", 1, "wq"), lambda x: x.at[0, 0, 0].set(jnp.nan)),
+    "logits overflow": (("head",), lambda x: x * 1e38),
+    "an impossible token": (("head",), lambda x: x.at[:, 9].set(-jnp.inf)),
+    "tokens that come later": (("embedding",), lambda x: x.at[:2].set(jnp.nan).at[4:].set(jnp.nan)),
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"temperature": 0}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}],
+    ids=["filtered", "greedy", "plain"],
+)
+def test_logits_that_are_not_finite_end_sampling_whatever_the_settings(sampled, changes):
+    made = sampled[0].with_settings(dataclasses.replace(SAMPLED, **changes)) if changes else sampled[0]
+    sound, asked = made._params, [Request(np.full(4, 3, np.int32), np.array([1, 2], np.uint32))]
+    before = results(made, asked)
+    assert all(0 <= token < CONFIG.vocab_size for token in before[0][0])
+    try:
+        for case, (path, change) in CORRUPTIONS.items():
+            made._params = with_changed(sound, path, change)
+            with pytest.raises(InputError, match="the model's probabilities are not numbers"):
+                pytest.fail(f"{case}: {results(made, asked)}")
+    finally:
+        made._params = sound
+    assert results(made, asked) == before
+
+
 @pytest.mark.parametrize("length", [0, LIMIT, LIMIT + 1])
 def test_a_prompt_that_leaves_no_room_is_refused(sampled, length):
     with pytest.raises(InputError, match=f"a prompt of {length} tokens"):
@@ -144,7 +181,21 @@ def test_a_prompt_that_leaves_no_room_is_refused(sampled, length):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"slots": 0}, {"max_tokens": 1}]
+    "changes",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": None},
+        {"slots": 0},
+        {"slots": 2.0},
+        {"max_tokens": 1},
+        {"max_tokens": "many"},
+    ],
 )
 def test_settings_without_sense_are_refused(changes):
     with pytest.raises(InputError):
