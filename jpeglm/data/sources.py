@@ -53,6 +53,7 @@ from typing import Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from jpeglm.data import layouts, metadata
 from jpeglm.errors import InputError, Refused, printable
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
@@ -60,11 +61,32 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # so, too; around a call it 
 
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MOST_BYTES = 512 << 20  # of a file
+BACKGROUNDS = ("white", "black", "refuse")  # what transparent pictures are put over, if they are taken
+DEFAULT_BACKGROUND = "white"
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
-_DRAWN = ("EPS", "WMF")
+# What is opened; the layouts of each are compared with another reader. TGA has no signature, and so comes last.
+_FORMATS = (
+    *(
+        "JPEG",
+        "PNG",
+        "GIF",
+        "WEBP",
+        "AVIF",
+        "BMP",
+        "TIFF",
+        "PPM",
+        "JPEG2000",
+        "QOI",
+        "PSD",
+        "ICO",
+        "PCX",
+        "SGI",
+        "SUN",
+    ),
+    "TGA",
+)
 _REFUSED_MODES = ("I", "F", "LAB")
-_WHITE = (255, 255, 255, 255)
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST
 _LONGEST_DETAIL = 200  # characters
@@ -249,14 +271,28 @@ def open_picture(data: bytes) -> Image.Image:
     if not data:
         raise Refused("not a picture", "the file is empty")
     with refusing():
+        data = metadata.checked(data)
         try:
-            image = Image.open(io.BytesIO(data), formats=_formats())
+            image = _opened(data)
         except UnidentifiedImageError as error:
             raise Refused("not a picture", "no format that is read here") from error
-    _check_size(image)
-    if image.format in ("JPEG", "MPO") and _num_scans(data) > _MOST_SCANS:
-        raise Refused("too large", f"a JPEG of more than {_MOST_SCANS} scans")
-    return image
+        _check_size(image)
+        if image.format in ("JPEG", "MPO") and _num_scans(data) > _MOST_SCANS:
+            raise Refused("too large", f"a JPEG of more than {_MOST_SCANS} scans")
+        if inner := layouts.png_inside(image, data):
+            return open_picture(inner)
+        return layouts.right(image, data)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Opens a file as it is, or else without its metadata."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception:
+        stripped = metadata.stripped(data)
+        if stripped == data:
+            raise
+        return Image.open(io.BytesIO(stripped), formats=_FORMATS)
 
 
 @contextlib.contextmanager
@@ -274,6 +310,7 @@ def load_pixels(image: Image.Image) -> None:
     """Decodes what `open_picture` opened; raises `Refused`."""
     with refusing():
         image.load()
+        layouts.check_palette(image)
     _check_size(image)  # again: an icon's header need not tell the size of the picture inside
 
 
@@ -306,27 +343,24 @@ def _refusal(error: Exception) -> Refused:
     return Refused("broken", f"{type(error).__name__}: {text}")
 
 
-@functools.cache
-def _formats() -> list[str]:
-    """What Pillow opens, without the formats that it hands to other programs or leaves to the system to draw."""
-    Image.init()
-    return [name for name in Image.OPEN if name not in _DRAWN]
-
-
-def canonical(source: Source, name: str, height: int, width: int, mode: str) -> Image.Image:
+def canonical(
+    source: Source, name: str, height: int, width: int, mode: str, background: str = DEFAULT_BACKGROUND
+) -> Image.Image:
     """One picture of a source in the codec's size and mode, by the table above. Raises `Refused`."""
     with source.load(name) as image:
-        return to_canonical(image, height, width, mode)
+        return to_canonical(image, height, width, mode, background)
 
 
-def to_canonical(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
+def to_canonical(
+    image: Image.Image, height: int, width: int, mode: str, background: str = DEFAULT_BACKGROUND
+) -> Image.Image:
     """A Pillow image in the codec's size and mode ("L" or "RGB"), by the table above. Raises `Refused`."""
-    image = upright(image)
+    image = upright(image, background)
     with refusing():
         return ImageOps.fit(_converted(image, mode), (width, height), method=Image.Resampling.BICUBIC)
 
 
-def upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image, background: str = DEFAULT_BACKGROUND) -> Image.Image:
     """A Pillow image in its own size, of mode "L" or "RGB", by the table above. Raises `Refused`."""
     with refusing():
         if image.format not in _FIRST_OF_SEVERAL and getattr(image, "is_animated", False):
@@ -337,14 +371,34 @@ def upright(image: Image.Image) -> Image.Image:
             raise Refused(f"mode {image.mode}", f"{image.format} picture of {image.size[0]}x{image.size[1]}")
         load_pixels(image)
         turn = _TURNS.get(_orientation(image))
-        if turn is not None:
-            image = image.transpose(turn)
         if is_wide_grey:
             image = _eight_bit(image)
-        if image.has_transparency_data:
-            image = _converted(image, "RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+        if turn is not None:
+            image = image.transpose(turn)
+        image = on_background(image, background)
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def on_background(image: Image.Image, background: str) -> Image.Image:
+    """A decoded picture with nothing transparent in it; the same image where it can hold nothing transparent.
+
+    Args:
+      image: of up to 8 bits a channel.
+      background: one of `BACKGROUNDS`.
+
+    Raises:
+      Refused: some of its pixels are transparent, and `background` is "refuse".
+    """
+    if not image.has_transparency_data:
+        return image
+    if image.mode == "La":  # grey multiplied by its alpha, which Pillow makes RGBA of in two steps alone
+        image = image.convert("LA")
+    image = _converted(image, "RGBA")
+    if background == "refuse":
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise Refused("transparent", "some of its pixels are, and the background is to refuse them")
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -361,8 +415,14 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits; a value that the file names as transparent becomes an alpha channel."""
-    wide = np.asarray(image, np.uint32)
-    grey = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    wide = np.asarray(image, np.int32)
+    black, white = layouts.grey_range(image)
+    steps = abs(white - black)
+    scaled = np.abs(wide - black)
+    scaled *= 255  # in place: a picture may have 89 million pixels
+    scaled += steps // 2
+    scaled //= steps
+    grey = Image.fromarray(scaled.astype(np.uint8))
     if "transparency" in image.info:
         opaque = wide != image.info["transparency"]
         grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
