@@ -130,3 +130,90 @@ def _lzw(raw: bytes) -> bytes:
 def _literal_packbits(row: bytes) -> bytes:
     parts = [row[start : start + 128] for start in range(0, len(row), 128)]
     return b"".join(bytes([len(part) - 1]) + part for part in parts)
+
+
+def tga(
+    pixels: np.ndarray,
+    depth: int,
+    *,
+    kind: int = 2,
+    descriptor: int = 0,
+    colours: bytes = b"",
+    colour_depth: int = 0,
+    alpha_meaning: int | None = None,
+) -> bytes:
+    """An uncompressed TGA whose rows go down; `pixels` are as stored: uint8 or uint16 [height, width, ...]."""
+    height, width = pixels.shape[:2]
+    count = len(colours) * 8 // colour_depth if colours else 0
+    head = struct.pack("<BBBHHB", 0, bool(colours), kind, 0, count, colour_depth)
+    file = head + struct.pack("<HHHHBB", 0, 0, width, height, depth, descriptor | 0x20) + colours + pixels.tobytes()
+    if alpha_meaning is None:
+        return file
+    extension = struct.pack("<H", 495) + bytes(492) + bytes([alpha_meaning])
+    return file + extension + struct.pack("<II", len(file), 0) + b"TRUEVISION-XFILE.\0"
+
+
+def bmp(
+    samples: np.ndarray, bits: int, *, compression: int = 0, header: int = 40, masks: bytes = b"", colours: bytes = b""
+) -> bytes:
+    """A BMP of integers [height, width, samples]; `colours`: 4 bytes each."""
+    height, width = samples.shape[:2]
+    rows = b"".join(row + b"\0" * (-len(row) % 4) for row in packed_rows(samples[::-1], bits, "<"))
+    used = len(colours) // 4
+    head = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, compression, len(rows), 0, 0, used, 0)
+    head += masks.ljust(header - 40, b"\0")
+    start = 14 + len(head) + len(colours)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + head + colours + rows
+
+
+def ico(samples: np.ndarray, bits: int, *, told_bits: int | None = None, inside: bytes = b"") -> bytes:
+    """An icon of integers [height, width, samples] with nothing masked, or with a picture file `inside` instead."""
+    height, width = samples.shape[:2]
+    if not inside:
+        inside = bytearray(bmp(samples, bits)[14:])
+        struct.pack_into("<i", inside, 8, 2 * height)
+        inside += bytes((width + 31) // 32 * 4 * height)
+    told_bits = bits if told_bits is None else told_bits
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, width, height, 0, 0, 1, told_bits, len(inside), 22) + bytes(inside)
+
+
+def pcx(planes: Sequence[np.ndarray], bits: int, *, colours: bytes = b"", tail: bytes = b"", stride: int = 0) -> bytes:
+    """A PCX of planes [height, width] of numbers below 64 or 192, or of 1 bit; 16 `colours` stand in its header."""
+    height, width = planes[0].shape
+    lines = [packed_rows(plane[..., None], bits, "<") for plane in planes]
+    stride = stride or (len(lines[0][0]) + 1) // 2 * 2
+    head = struct.pack("<BBBBHHHHHH", 10, 5, 1, bits, 0, 0, width - 1, height - 1, 72, 72) + colours.ljust(48, b"\0")
+    head += bytes([0, len(planes)]) + struct.pack("<HH", stride, 1)
+    rows = b"".join(line[row].ljust(stride, b"\0") for row in range(height) for line in lines)
+    body = b"".join(bytes([0xC1, byte]) if byte >= 0xC0 else bytes([byte]) for byte in rows)
+    return head.ljust(128, b"\0") + body + tail
+
+
+def sgi(planes: Sequence[np.ndarray], size: int, *, dimension: int = 3, colour_map: int = 0) -> bytes:
+    """An uncompressed SGI file of planes [height, width], `size` bytes a number."""
+    height, width = planes[0].shape
+    head = struct.pack(">HBBHHHHII", 474, 0, size, dimension, width, height, len(planes), 0, 255)
+    head = head.ljust(104, b"\0") + struct.pack(">I", colour_map)
+    return head.ljust(512, b"\0") + b"".join(plane[::-1].astype(f">u{size}").tobytes() for plane in planes)
+
+
+def sun(samples: np.ndarray, bits: int, kind: int = 1) -> bytes:
+    """A Sun raster file of integers [height, width, samples]; kind 2 is written without a run."""
+    height, width = samples.shape[:2]
+    rows = b"".join(row + b"\0" * (len(row) % 2) for row in packed_rows(samples, bits, "<"))
+    if kind == 2:
+        rows = rows.replace(b"\x80", b"\x80\0")
+    return struct.pack(">8I", 0x59A66A95, width, height, bits, len(rows), kind, 0, 0) + rows
+
+
+def psd(planes: Sequence[np.ndarray], mode: int, *, bits: int = 8, num_layers: int = 0, colours: bytes = b"") -> bytes:
+    """An uncompressed PSD of planes [height, width]; fewer than no layers: the first further one is transparency."""
+    height, width = planes[0].shape
+    layers = b""
+    if num_layers:
+        layer = struct.pack(">hiiiiH", num_layers, 0, 0, 0, 0, 0) + b"8BIMnorm" + bytes([255, 0, 0, 0]) + bytes(4)
+        layer += b"\0" * (len(layer) % 2)
+        layers = struct.pack(">I", len(layer)) + layer + bytes(4)
+    file = b"8BPS" + struct.pack(">H6xHIIHH", 1, len(planes), height, width, bits, mode)
+    file += b"".join(struct.pack(">I", len(part)) + part for part in (colours, b"", layers)) + b"\0\0"
+    return file + b"".join(b"".join(packed_rows(plane[..., None], bits, ">")) for plane in planes)
