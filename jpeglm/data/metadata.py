@@ -126,8 +126,8 @@ def _orientation_segment(exif: bytes) -> bytes:
 
 def _webp(data: bytes) -> bytes:
     start, has_pixels = 12, False
-    while start + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, start)
+    while start < len(data):
+        kind, length = data[start : start + 4], int.from_bytes(data[start + 4 : start + 8], "little")
         end = start + 8 + length + length % 2
         if kind in (b"VP8 ", b"VP8L", b"ANMF"):
             has_pixels = True

@@ -241,9 +241,9 @@ def test_damage_outside_the_metadata_is_still_refused():
 
 def test_what_opens_is_what_it_was():
     """Metadata that is sound changes nothing, whatever there is of it."""
-    exif, noise = Image.Exif(), os.urandom(3000)
-    exif[0x112], exif[0x10F] = 3, "maker"
+    noise = os.urandom(3000)
     for format in ("PNG", "JPEG", "WEBP", "AVIF", "TIFF"):
-        plain = encoded(format)
+        plain, exif = encoded(format), Image.Exif()
+        exif[0x112], exif[0x10F] = 3, "maker"
         rich = encoded(format, exif=exif, icc_profile=noise, xmp=b"<x:xmpmeta/>", comment=b"a comment")
         np.testing.assert_array_equal(read(rich), read(plain)[::-1, ::-1])
