@@ -125,7 +125,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
 def holds_statistics(path: str | os.PathLike) -> bool:
     """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
     try:
-        if Path(path).suffix != ".npz" or not Path(path).is_file():
+        if Path(path).suffix.lower() != ".npz" or not Path(path).is_file():
             return False
         with zipfile.ZipFile(path) as file:
             return "mu.npy" in file.namelist()
