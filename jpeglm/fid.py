@@ -3,8 +3,8 @@
     python -m jpeglm.fid --real=originals --fake=samples --mode=clean --weights=pt_inception-2015-12-05-6726825d.pth
 
 The last line of standard output is the number; everything else goes to standard error. --real and --fake are folders,
-zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), what `jpeglm.prepare` wrote (its held-out pictures),
-what `jpeglm.sample` wrote (its samples), or statistics that --save_stats wrote before:
+zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), what `jpeglm.prepare` wrote (its held-out
+pictures), what `jpeglm.sample` wrote (its samples), or statistics that --save_stats wrote before:
 
     python -m jpeglm.fid --real=originals --save_stats=originals.npz --mode=... --weights=...
     python -m jpeglm.fid --real=originals.npz --fake=samples --mode=... --weights=...
@@ -188,7 +188,7 @@ def _compare(real: Side, fake: Side) -> dict[str, Any]:
 
 if __name__ == "__main__":
     flags.DEFINE_string(
-        "real", None, "The reference pictures: a folder, archive, arrays, prepared data or statistics."
+        "real", None, "The reference pictures: a folder, an archive, arrays, prepared data, statistics."
     )
     flags.DEFINE_string("fake", None, "The pictures to judge: likewise.")
     flags.DEFINE_enum("mode", None, list(MODES), "How pictures are resized and normalised for the 2015 Inception.")

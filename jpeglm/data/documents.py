@@ -1,9 +1,9 @@
 """From the items of a source to documents, whatever the codec: the one place that knows pictures from clips.
 
 An item is a picture, or a clip; `listing` says which files are. Clips are files; beside them, a folder with pictures
-in it (but for gif, webp and apng, which are clips) is one clip. Its frames are all the pictures that lie in it directly,
-in the order of their names, numbers in them compared as numbers, `codec.fps` of them a second; each becomes RGB by the
-rules of `sources`.
+in it (but for gif, webp and apng, which are clips) is one clip. Its frames are all the pictures that lie in it
+directly, in the order of their names, numbers in them compared as numbers, `codec.fps` of them a second; each becomes
+RGB by the rules of `sources`.
 
 A clip is the first frames of its film, as many as the codec has. Its variants are later windows, which begin at frame
 `stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. They lie in memory until the film is

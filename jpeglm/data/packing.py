@@ -219,7 +219,7 @@ def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
         raise InputError(f"{job.source} changed since the interrupted run: delete {job.out} and start again")
     os.replace(temporary, path)
     if not count:
-        raise InputError(f"{job.source} holds no {codec.item}s{passed_over.after('; ')}")
+        raise InputError(f"{job.source} holds no files that are {codec.item}s{passed_over.after('; ')}")
     return starts, count, dict(sorted(passed_over.counts.items()))
 
 
