@@ -8,7 +8,7 @@ In this order:
 | below a hidden folder | passed over with the folder, which counts as one |
 | linked folder that is listed anyway, or holds the folder it is found in (a loop) | passed over |
 | any other linked folder | listed as if it stood there |
-| beside `samples.jsonl` and `settings.json` (what `jpeglm.sample` writes) | taken if samples.jsonl names it |
+| beside or below `samples.jsonl` and `settings.json` of `jpeglm.sample` | taken if samples.jsonl names it |
 | a suffix of what is looked for, in any case | taken |
 | another suffix, or none | taken if its first bytes are those of what is looked for |
 | a member of an archive that a later one of the same name replaces | passed over |

@@ -131,8 +131,13 @@ class Named(Files):
 
     def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
         rule, passed_over = rule or listing.pictures(), passed_over or listing.PassedOver()
+        of_samples = None  # the last folder of samples; those below it follow it
         for folder, names in self.folders(passed_over):
-            sampled = listing.sampled(printable(os.path.join(self.path, folder)), names, self.read)
+            if of_samples is not None and os.path.join(folder, "").startswith(os.path.join(of_samples, "")):
+                sampled = set()  # films and the like
+            else:
+                sampled = listing.sampled(printable(os.path.join(self.path, folder)), names, self.read)
+                of_samples = folder if sampled is not None else None
             for name in names:
                 if sampled is None:
                     is_taken, why = self._is_taken(name, rule)
