@@ -96,9 +96,7 @@ def test_the_last_line_of_standard_output_is_the_distance_and_the_json_holds_its
             "names": [".ipynb_checkpoints/", "part0/._01.png", "part0/notes.txt"],
         },
     }
-    told = (
-        "fake: 11 pictures; passed over: 1 hidden folder, 1 hidden .png, 1 .txt (.ipynb_checkpoints/, part0/._01.png"
-    )
+    told = "fake: 11 pictures; passed over: 1 hidden folder, 1 hidden .png, 1 .txt (.ipynb_checkpoints/, part0/._01"
     assert told in done.stderr and re.search("real: 13 pictures$", done.stderr, re.MULTILINE)
 
 
