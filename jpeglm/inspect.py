@@ -25,6 +25,7 @@ def main(folder: str) -> None:
     rows = [("seen", counts["seen"]), ("kept", counts["kept"]), ("duplicates among these", counts["duplicates"])]
     rows.append(("variants added", counts["variants"]))
     rows += [(f"refused: {key}", number) for key, number in counts["refused"].items()]
+    rows += [(f"passed over: {key}", number) for key, number in counts.get("passed_over", {}).items()]
     _print(f"{codecs.make(config['codec']).item.capitalize()}s", ["", "number"], rows)
 
     _print(

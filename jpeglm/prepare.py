@@ -6,8 +6,8 @@
 files, an array in a .npz or .npy, `embedded:mnist`, or `tfds:NAME[:SPLIT]`, a dataset that TensorFlow Datasets has
 prepared in TFDS_DATA_DIR as array_record. With the codec avc, the files are clips (mp4, mov, mkv, webm, avi, gif,
 animated webp and png), and a folder of still pictures is one clip. What cannot be used is counted and named in
-DIR/refused.jsonl. A run that was killed goes on where it stood when it is started again
-with the same flags; the result does not depend on `--workers` or on kills.
+DIR/refused.jsonl, and what was not looked for in DIR/passed_over.jsonl. A run that was killed goes on where it stood
+when it is started again with the same flags; the result does not depend on `--workers` or on kills.
 """
 
 from absl import flags
@@ -40,6 +40,9 @@ def main() -> None:
     refused = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
     items = f"{codecs.make(_CONFIG.value.codec).item}s"
     print(f"{counts['kept']} of {counts['seen']} {items} kept; refused: {refused or 'none'}")
+    if passed_over := counts.get("passed_over"):
+        found = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
+        print(f"no {items}, passed over: {found}; named in {_OUT.value}/{packing.PASSED_OVER}")
     rows = [
         [name, split["documents"], split["bytes"], split["tokens"], split["chunks"], len(split["shards"])]
         for name, split in manifest["splits"].items()

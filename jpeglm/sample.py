@@ -16,10 +16,8 @@ is alone, as in the papers.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,47 +30,13 @@ from tqdm import tqdm
 from jpeglm import checkpoint, cli, codecs, runtime, views
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
-from jpeglm.data import documents, pipeline, shards, sources
-from jpeglm.errors import InputError, Refused, printable
+from jpeglm.data import documents
+from jpeglm.errors import InputError
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Completion, Sampler
 
 FLAGS = flags.FLAGS
 GRID_ROWS = 16
-
-
-def read_documents(path: str, codec: Codec, limit: int | None) -> dict[str, bytes]:
-    """Canonical documents by name: a prepared folder's held-out ones, or those of a source, at least one."""
-    if (Path(path) / shards.MANIFEST).exists():
-        heldout = pipeline.documents(path, "heldout", limit)
-        return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
-    source, found, left_out = sources.open_source(path), {}, 0
-    documents.check(source, codec)
-    for name in documents.names(source, codec):
-        if limit is not None and len(found) == limit:
-            break
-        try:
-            document = documents.of(source, name, codec)[0]
-        except Refused as error:
-            logging.warning("left out %s: %s", printable(name), error)
-            left_out += 1
-            continue
-        found[_file_name(name, found)] = document
-    if left_out:
-        logging.warning("%d files left out, %d %ss read", left_out, len(found), codec.item)
-    if not found:
-        raise InputError(f"{path} holds no {codec.item} that can be read")
-    return found
-
-
-def _file_name(name: str, taken: Container[str]) -> str:
-    """What the samples of an item are called: its name without slashes, or a hash where that would be no good name."""
-    flat = name.rstrip("/").replace("/", "_")
-    if not flat.startswith(".") and flat.isprintable() and len(flat.encode()) <= 200 and flat not in taken:
-        return flat
-    chosen = "picture-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    logging.info("%s is called %s here", printable(name), chosen)
-    return chosen
 
 
 def sample(sampler: Sampler, out: Path, originals: dict[str, bytes], ratio: float, samples: int, seed: int) -> None:
@@ -183,7 +147,7 @@ def main() -> None:
     if FLAGS.images is None:
         generate(sampler, out, FLAGS.num, FLAGS.seed)
     else:
-        originals = read_documents(FLAGS.images, sampler.codec, FLAGS.num)
+        originals = documents.read(FLAGS.images, sampler.codec, FLAGS.num)
         sample(sampler, out, originals, ratio, FLAGS.samples, FLAGS.seed)
     print(out / "grid.png")
 

@@ -20,17 +20,17 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from jpeglm import checkpoint, cli, codecs, runtime, sharding
+from jpeglm.data import documents
 from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.loss import cross_entropy
-from jpeglm.sample import read_documents
 from jpeglm.sampling.engine import bucket
 from jpeglm.tokenizer import Tokenizer
 
 FLAGS = flags.FLAGS
 
 
-def score(workdir: epath.Path, documents: Mapping[str, bytes], step: int | None = None) -> Iterator[tuple[str, float]]:
+def score(workdir: epath.Path, found: Mapping[str, bytes], step: int | None = None) -> Iterator[tuple[str, float]]:
     """Yields (name, nats of the whole document with its EOS), one document after the other.
 
     Raises:
@@ -51,7 +51,7 @@ def score(workdir: epath.Path, documents: Mapping[str, bytes], step: int | None 
         return jnp.sum(jnp.where(place[:, 1:] < length, nll, 0))
 
     with jax.set_mesh(mesh):
-        for name, document in documents.items():
+        for name, document in found.items():
             ids = [tokenizer.BOS, *tokenizer.encode(document), tokenizer.EOS]
             if len(ids) > config.data.seq_len:
                 raise InputError(f"{name}: {len(ids)} tokens, more than data.seq_len={config.data.seq_len}")
@@ -64,10 +64,10 @@ def main() -> None:
     runtime.start()
     workdir = epath.Path(FLAGS.workdir)
     codec = codecs.make(checkpoint.read_config(workdir).codec)
-    documents = read_documents(FLAGS.images, codec, FLAGS.num)
+    found = documents.read(FLAGS.images, codec, FLAGS.num)
     rows = []
-    for name, nats in tqdm(score(workdir, documents, FLAGS.step), total=len(documents), unit=codec.item, disable=None):
-        bits, size = nats / np.log(2), len(documents[name])
+    for name, nats in tqdm(score(workdir, found, FLAGS.step), total=len(found), unit=codec.item, disable=None):
+        bits, size = nats / np.log(2), len(found[name])
         rows.append((name, size, bits / size, bits / codec.pixels))
     sizes, per_byte, per_pixel = (np.array(column) for column in list(zip(*rows, strict=True))[1:])
     rows.append(("mean", sizes.mean(), np.average(per_byte, weights=sizes), per_pixel.mean()))

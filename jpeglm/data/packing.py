@@ -35,14 +35,15 @@ from tqdm import tqdm
 
 from jpeglm import codecs, tokenizer
 from jpeglm.config import base
-from jpeglm.data import documents, shards, sources
+from jpeglm.data import documents, listing, shards, sources
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError, Refused, writing
-from jpeglm.files import write_whole
+from jpeglm.files import check_outside, write_whole
 from jpeglm.tokenizer import Tokenizer
 
 REFUSED = "refused.jsonl"
-TOKENIZER = "tokenizer.json"
+PASSED_OVER = "passed_over.jsonl"
+TOKENIZER = shards.TOKENIZER
 _WORK = ".work"
 _NAMES_IN_MANIFEST = 100
 _BATCH = 64  # documents tokenized at a time
@@ -99,6 +100,7 @@ def prepare(
             f"{tokenizer_path} has {given.vocab_size} entries, tokenizer.vocab_size is {config.tokenizer.vocab_size}"
         )
     documents.check_variants(codec, sections["data"])
+    check_outside(out, source=source)
     identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
     out = Path(out)
     unit_items = unit_items or documents.items_a_minute(codec, config.data.augment)
@@ -119,7 +121,7 @@ def prepare(
 def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | None, workers: int | None) -> dict:
     """The three stages, and the manifest that marks their end."""
     _begin(job, identity)
-    unit_starts, num_items = _list_names(job)
+    unit_starts, num_items, passed_over = _list_names(job)
     with Pool(workers) as pool:
         _encode_all(pool, job, unit_starts, num_items)
         places, held_out, shard, counts = _order(job, len(unit_starts))
@@ -131,7 +133,7 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
         **identity,
         "tokenizer_sha256": learnt.sha256,
         "encoder_versions": codecs.make(config.codec).encoder_versions(),
-        "counts": {"seen": num_items, **counts},
+        "counts": {"seen": num_items, **counts, "passed_over": passed_over},
         "splits": {
             split: {
                 key: sum(entry[key] for entry in entries[split]) for key in ("documents", "chunks", "tokens", "bytes")
@@ -141,7 +143,8 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
         },
     }
     write_whole(job.work / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
-    os.replace(job.work / shards.MANIFEST, Path(job.out) / shards.MANIFEST)
+    for name in (PASSED_OVER, shards.MANIFEST):
+        os.replace(job.work / name, Path(job.out) / name)
     shutil.rmtree(job.work)
     return manifest
 
@@ -174,8 +177,6 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 def _begin(job: Job, identity: dict) -> None:
     """Makes the work folder, or checks that the one that is there belongs to this job."""
     out = Path(job.out)
-    if os.path.isdir(job.source) and out.resolve().is_relative_to(Path(job.source).resolve()):
-        raise InputError(f"{out} lies inside the source {job.source}: it would find its own files")
     identity = identity | {"unit_items": job.unit_items}
     record = job.work / "job.json"
     if record.exists():
@@ -194,13 +195,20 @@ def _begin(job: Job, identity: dict) -> None:
 # Stage 1: encode
 
 
-def _list_names(job: Job) -> tuple[list[int], int]:
-    """Lists the source in `names.jsonl`; returns where in it each unit starts, in bytes, and the number of names."""
+def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
+    """Lists the source in `names.jsonl`, and what is passed over in `passed_over.jsonl`.
+
+    Returns:
+      where in it each unit starts, in bytes; the number of names; the numbers of files passed over.
+    """
     path = job.work / "names.jsonl"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    starts, count = [], 0
-    with open(temporary, "wb") as file:
-        names = documents.names(sources.open_source(job.source), codecs.make(job.codec))
+    starts, count, codec = [], 0, codecs.make(job.codec)
+    with open(temporary, "wb") as file, open(job.work / PASSED_OVER, "wb") as others:
+        passed_over = listing.PassedOver(
+            lambda name, reason: others.write(json.dumps({"name": name, "reason": reason}).encode() + b"\n")
+        )
+        names = documents.names(sources.open_source(job.source), codec, passed_over)
         for name in tqdm(names, desc="listing", unit="file", dynamic_ncols=True):
             if count % job.unit_items == 0:
                 starts.append(file.tell())
@@ -211,8 +219,8 @@ def _list_names(job: Job) -> tuple[list[int], int]:
         raise InputError(f"{job.source} changed since the interrupted run: delete {job.out} and start again")
     os.replace(temporary, path)
     if not count:
-        raise InputError(f"{job.source} holds no files")
-    return starts, count
+        raise InputError(f"{job.source} holds no files that are {codec.item}s{passed_over.after('; ')}")
+    return starts, count, dict(sorted(passed_over.counts.items()))
 
 
 def _documents_path(job: Job, unit: int) -> Path:

@@ -18,8 +18,8 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | a file of more than 512 MiB, a progressive JPEG of more than 100 scans | refused, "too large" |
 | metadata that cannot be read (EXIF, ICC) around a sound picture | ignored |
 | truncated or damaged, as far as its decoder notices | refused, "broken" |
-| drawings (EPS, WMF, EMF), no picture that Pillow knows, an empty file | refused, "not a picture" |
-| symbolic link to a folder (may be a loop), pipe, socket, device | refused, "not a regular file" |
+| no picture that Pillow knows, an empty file | refused, "not a picture" |
+| a pipe, socket, device with the name of a picture | refused, "not a regular file" |
 | no permission, dangling link, gone since the folder was listed | refused, "unreadable" |
 | a member of a zip or tar that is a link or a device, or has holes | refused, "not a regular file" |
 | a member whose name is absolute or holds `..` | refused, "unsafe name" |
@@ -27,7 +27,10 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | a member, a record of more than 512 MiB | refused, "too large" |
 | a member that is damaged, or longer than its header says | refused, "broken" |
 | a folder that cannot be listed, a file of pictures that is cut off | an error: nobody knows how much is missing |
+| an archive with anything but zeros behind its end, or in front of a zip: another archive, perhaps | an error |
 | a folder with pictures and record files side by side, arrays that are not uint8 pictures | an error |
+
+What a folder or an archive holds is decided before, by `listing`.
 
 Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as one step.
 
@@ -53,39 +56,19 @@ from typing import Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jpeglm.data import layouts, metadata
+from jpeglm.data import layouts, listing, metadata
 from jpeglm.errors import InputError, Refused, printable
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
 warnings.filterwarnings("ignore", module=r"PIL\.")  # so, too; around a call it would not be safe for threads
 
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MOST_BYTES = 512 << 20  # of a file
 BACKGROUNDS = ("white", "black", "refuse")  # what transparent pictures are put over, if they are taken
 DEFAULT_BACKGROUND = "white"
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
 # What is opened; the layouts of each are compared with another reader. TGA has no signature, and so comes last.
-_FORMATS = (
-    *(
-        "JPEG",
-        "PNG",
-        "GIF",
-        "WEBP",
-        "AVIF",
-        "BMP",
-        "TIFF",
-        "PPM",
-        "JPEG2000",
-        "QOI",
-        "PSD",
-        "ICO",
-        "PCX",
-        "SGI",
-        "SUN",
-    ),
-    "TGA",
-)
+_FORMATS = "JPEG PNG GIF WEBP AVIF BMP TIFF PPM JPEG2000 QOI PSD ICO PCX SGI SUN TGA".split()
 _REFUSED_MODES = ("I", "F", "LAB")
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST
@@ -120,8 +103,13 @@ class Files(abc.ABC):
     path: str
 
     @abc.abstractmethod
-    def names(self) -> Iterator[str]:
-        """Names in an order that depends on the content alone."""
+    def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
+        """Names in an order that depends on the content alone.
+
+        Args:
+          rule: what is looked for, where files have names of their own; pictures if None.
+          passed_over: is told what is left out.
+        """
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
@@ -132,27 +120,115 @@ class Files(abc.ABC):
         return open_picture(self.read(name))
 
 
-class Folder(Files):
-    """Every file below a folder, by relative name; sorted within each folder."""
+class Named(Files):
+    """Files with names that somebody gave them, in folders: `listing` says which of them are taken."""
+
+    @abc.abstractmethod
+    def start(self, name: str) -> bytes:
+        """The first bytes of one file, at most `listing.START`; raises `Refused`."""
+
+    @abc.abstractmethod
+    def folders(self, passed_over: listing.PassedOver) -> Iterator[tuple[str, list[str]]]:
+        """Each folder, "" the first, with the names of the files in it from the top on, none of them hidden."""
+
+    def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
+        rule, passed_over = rule or listing.pictures(), passed_over or listing.PassedOver()
+        of_samples = None  # the last folder of samples; those below it follow it
+        for folder, names in self.folders(passed_over):
+            if of_samples is not None and os.path.join(folder, "").startswith(os.path.join(of_samples, "")):
+                sampled = set()  # films and the like
+            else:
+                sampled = listing.sampled(printable(os.path.join(self.path, folder)), names, self.read)
+                of_samples = folder if sampled is not None else None
+            for name in names:
+                if sampled is None:
+                    is_taken, why = self._is_taken(name, rule)
+                else:
+                    is_taken, why = name in sampled, listing.NOT_A_SAMPLE
+                if is_taken:
+                    yield name
+                else:
+                    passed_over.add(name, why)
+
+    def _is_taken(self, name: str, rule: listing.Rule) -> tuple[bool, str]:
+        """Whether the rule takes a file, and why it cannot tell."""
+        try:
+            return rule.takes(name, self.start), ""
+        except Refused as refusal:
+            return False, refusal.reason
+
+
+class Folder(Named):
+    """The files below a folder, by relative name; sorted within each folder."""
 
     def __init__(self, path: str):
         if not os.path.isdir(path):
-            raise InputError(f"no such folder: {path}")
+            raise InputError(f"no such folder: {printable(path)}")
         self.path = path
 
-    def names(self) -> Iterator[str]:
-        pending = [""]
+    def folders(self, passed_over: listing.PassedOver) -> Iterator[tuple[str, list[str]]]:
+        pending, listed = [""], set()
         while pending:
-            relative = pending.pop()
-            try:
-                with os.scandir(os.path.join(self.path, relative)) as entries:
-                    found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-            except OSError as error:
-                folder = printable(os.path.join(self.path, relative))
-                raise InputError(f"cannot list {folder}: {error.strerror}") from error
-            inside = [(os.path.join(relative, name), is_folder) for name, is_folder in found]
-            yield from (name for name, is_folder in inside if not is_folder)
-            pending += [name for name, is_folder in reversed(inside) if is_folder]
+            folder = pending.pop()
+            files, inside = [], []
+            if self._is_known(folder, listed):
+                passed_over.add(folder + "/", listing.LINKED_FOLDER)
+                continue
+            for name, is_folder, is_link in self._entries(folder):
+                if listing.is_hidden(os.path.basename(name)):
+                    passed_over.add(name + "/" * is_folder, "hidden")
+                elif is_folder and is_link and self._leads_back(name):
+                    passed_over.add(name + "/", listing.LINKED_FOLDER)
+                else:
+                    (inside if is_folder else files).append(name)
+            yield folder, files
+            pending += inside[::-1]
+
+    def _is_known(self, folder: str, listed: set[tuple[int, int]]) -> bool:
+        """Whether a folder is among those that have been listed, and counts it among them."""
+        try:
+            status = os.stat(os.path.join(self.path, folder))
+        except OSError as error:
+            raise InputError(f"cannot list {os.path.join(self.path, folder)}: {error.strerror}") from error
+        known = (status.st_dev, status.st_ino) in listed
+        listed.add((status.st_dev, status.st_ino))
+        return known
+
+    def _leads_back(self, link: str) -> bool:
+        """Whether a linked folder holds this one, or lies in it where it is listed without the link."""
+        top, target = os.path.realpath(self.path), os.path.realpath(os.path.join(self.path, link))
+        if os.path.commonpath([top, target]) == target:
+            return True
+        inside = os.path.relpath(target, top)
+        return os.path.commonpath([top, target]) == top and listing.hidden_part(inside) is None
+
+    def _entries(self, folder: str) -> list[tuple[str, bool, bool]]:
+        """What is in a folder, sorted: its path from the top on, whether it is or links to a folder, is a link."""
+        try:
+            with os.scandir(os.path.join(self.path, folder)) as entries:
+                found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries)
+        except OSError as error:
+            raise InputError(f"cannot list {os.path.join(self.path, folder)}: {error.strerror}") from error
+        return [(os.path.join(folder, name), *kind) for name, *kind in found]
+
+    def stills(self, folder: str) -> list[str]:
+        """The frames that lie in one folder of a clip, by name from the top on; raises `Refused`."""
+        try:
+            entries = self._entries(folder)
+        except InputError as error:
+            raise Refused("unreadable", str(error)) from error
+        rule = listing.films_and_frames()
+        names = [name for name, is_folder, _ in entries if not is_folder]
+        return [
+            name
+            for name in names
+            if not listing.is_hidden(os.path.basename(name))
+            and self._is_taken(name, rule)[0]
+            and listing.is_frame(name, self.start)
+        ]
+
+    def start(self, name: str) -> bytes:
+        return read_file(os.path.join(self.path, name), listing.START)
 
     def read(self, name: str) -> bytes:
         return read_file(os.path.join(self.path, name))
@@ -201,7 +277,7 @@ class TfdsDataset(Files):
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"cannot read {path} (it must lie prepared in TFDS_DATA_DIR): {reason}") from error
 
-    def names(self) -> Iterator[str]:
+    def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
         return (f"{index:09d}" for index in range(len(self._data)))
 
     def read(self, name: str) -> bytes:
@@ -221,10 +297,12 @@ def open_anew(path: str) -> Source:
     |---|---|
     | `embedded:mnist` | 10,000 digits |
     | `tfds:NAME[:SPLIT]` | a dataset of TensorFlow Datasets |
-    | a folder | the files below it; or the records of all `*.array_record` files in it |
-    | `*.zip`, `*.tar`, `*.tar.gz`, `*.tgz`, `*.tar.bz2`, `*.tbz2`, `*.tar.xz`, `*.txz` | the members |
+    | a folder | the files below it, by the rule of `listing`; or the records of all `*.array_record` files in it |
+    | `*.zip`, `*.tar`, `*.tar.gz`, `*.tgz`, `*.tar.bz2`, `*.tbz2`, `*.tar.xz`, `*.txz` | the members, likewise |
     | `*.array_record` | the records, each the bytes of a picture file |
-    | `*.npz`, `*.npy` | one array of pictures, uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3] |
+    | `*.npz`, `*.npy`, `*.npz:NAME` | one array of pictures, uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3] |
+
+    Suffixes may be in capitals.
 
     Raises:
       InputError: there is no such source, or it is damaged.
@@ -239,27 +317,36 @@ def open_anew(path: str) -> Source:
         return archives.ArrayRecords(path) if archives.holds_records(path) else Folder(path)
     kind = archives.kind_of(path)
     if kind is None and os.path.exists(path):
-        raise InputError(f"{path}: neither a folder nor a file of a kind that holds pictures ({archives.KINDS})")
+        raise InputError(
+            f"{printable(path)}: neither a folder nor a file of a kind that holds pictures ({archives.KINDS})"
+        )
     return (kind or Folder)(path)
 
 
-def read_file(path: str | os.PathLike) -> bytes:
-    """The content of a regular file; raises `Refused` for anything else, without waiting at a pipe.
+def read_file(path: str | os.PathLike, size: int | None = None) -> bytes:
+    """The content of a regular file, or its first `size` bytes; raises `Refused` for anything else, without waiting.
 
     It is read whole: decoders that map a file into memory die when somebody shortens it meanwhile.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a device can have effects
-            raise Refused("not a regular file", "a linked folder, pipe, socket or device")
+            raise Refused("not a regular file", "a folder, pipe, socket or device")
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("not a regular file", "it was replaced by a pipe, socket or device")
-            if status.st_size > MOST_BYTES:
+            if size is None and status.st_size > MOST_BYTES:
                 raise Refused("too large", f"a file of {status.st_size >> 20} MiB")
-            return file.read(status.st_size)
+            return file.read(status.st_size if size is None else size)
     except OSError as error:
         raise Refused("unreadable", error.strerror) from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or into a folder that is closed: whoever reads it says so
+        return False
 
 
 def _without_waiting(path: str, mode: int) -> int:

@@ -5,14 +5,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 import numpy as np
 from absl import logging
 from PIL import Image
 
-from jpeglm.data import archives, sources
+from jpeglm.data import documents, listing, shards, sources
 from jpeglm.errors import InputError, Refused, printable
 
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
@@ -36,18 +35,17 @@ class Pictures(Sequence[np.ndarray]):
     Attributes:
       path: where they come from, in words.
       names: of all, in order.
+      passed_over: what else is there and is not taken, by the rule of `jpeglm.data.listing`.
     """
 
     def __init__(self, source: sources.Source):
-        """`source`: in folders, zip and tar files only members with a picture's suffix count."""
+        """Lists the source."""
         self.path = printable(source.path)
-        self.names = list(source.names())
-        if isinstance(source, sources.Folder | archives.Zip | archives.Tar):
-            self.names = [name for name in self.names if _names_a_picture(name)]
-            if not self.names:
-                raise InputError(f"{self.path}: holds no pictures ({', '.join(sorted(sources.PICTURE_SUFFIXES))})")
+        self.passed_over = listing.PassedOver()
+        is_of_files = isinstance(source, sources.Files)
+        self.names = list(source.names(passed_over=self.passed_over) if is_of_files else source.names())
         if not self.names:
-            raise InputError(f"{self.path}: holds no pictures")
+            raise InputError(f"{self.path}: holds no pictures{self.passed_over.after('; ')}")
         self._source = source
 
     def __len__(self) -> int:
@@ -63,14 +61,16 @@ def open_pictures(pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray
     """Opens pictures.
 
     Args:
-      pictures: what `jpeglm.data.sources.open_anew` understands; or arrays in memory: one uint8 [n, h, w] or
-        [n, h, w, 3], or a list of [h, w] or [h, w, 3] of any sizes.
+      pictures: what `jpeglm.data.sources.open_anew` understands; or a folder that `jpeglm.prepare` wrote, whose
+        held-out pictures they are; or arrays in memory: one uint8 [n, h, w] or [n, h, w, 3], or a list of [h, w] or
+        [h, w, 3] of any sizes.
 
     Raises:
       InputError: there are none, or a file that cannot be read as what it is called.
     """
     if isinstance(pictures, str | os.PathLike):
-        return Pictures(sources.open_anew(os.fspath(pictures)))
+        path = os.fspath(pictures)
+        return Pictures(documents.HeldOut(path) if shards.is_prepared(path) else sources.open_anew(path))
     return Pictures(_InMemory(pictures))
 
 
@@ -92,13 +92,6 @@ class _InMemory:
 
     def load(self, name: str) -> Image.Image:
         return Image.fromarray(self._pictures[int(name)])
-
-
-def _names_a_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    # macOS puts a file of attributes, of the same suffix, beside each of an archive's members.
-    is_attributes = path.name.startswith("._") or path.parts[0] == "__MACOSX"
-    return path.suffix.lower() in sources.PICTURE_SUFFIXES and not is_attributes
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

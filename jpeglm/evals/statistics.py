@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from jpeglm.data.archives import check_zip_is_alone
 from jpeglm.errors import InputError, printable, writing
 from jpeglm.evals.fid import Moments
 from jpeglm.files import write_whole
@@ -75,6 +76,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("one array, and no npz")
         with file:
+            check_zip_is_alone(file.zip)
             absent = [key for key in keys if key not in file]
             if absent:
                 held = ", ".join(printable(key) for key in file.files)
@@ -125,7 +127,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
 def holds_statistics(path: str | os.PathLike) -> bool:
     """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
     try:
-        if Path(path).suffix != ".npz" or not Path(path).is_file():
+        if Path(path).suffix.lower() != ".npz" or not Path(path).is_file():
             return False
         with zipfile.ZipFile(path) as file:
             return "mu.npy" in file.namelist()

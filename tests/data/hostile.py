@@ -199,7 +199,7 @@ def _arithmetic_coded(path, random, number):
 @_kind(REFUSED, "unreadable", "not a regular file")
 def _link(path, random, number):
     link = path + b".png"
-    targets = (b"..", b"nothing-there.png", os.path.basename(link), b"/", b"/proc/self/fd")
+    targets = (b"..", b"nothing-there.png", os.path.basename(link), b"/", b"../..")
     os.symlink(targets[number % 5], link)
 
 

@@ -1,9 +1,12 @@
 """Which pictures the evaluator reads, what it makes of them, and how it names those that it cannot use."""
 
 import io
+import os
 import threading
 import time
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image
 from jpeglm.errors import InputError, Refused
 from jpeglm.evals import images
 from tests.data.packing_tools import members, pack, write_records
+from tests.evals import peers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's
 COLOUR = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
@@ -288,3 +292,69 @@ def test_files_of_attributes_that_macos_puts_into_archives_are_no_pictures(tmp_p
         for name in ("a.png", "__MACOSX/._a.png", "b/._c.png"):
             archive.writestr(name, content.getvalue())
     assert images.open_pictures(tmp_path / "a.zip").names == ["a.png"]
+
+
+# Other evaluators' listings
+
+
+def peers_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """What pytorch-fid, clean-fid and torch-fidelity (as it is, and told to look below) take of a folder."""
+    found, defaults = {}, peers.torch_fidelity_defaults()
+
+    def keep(peer: str) -> Callable:
+        return lambda files, *_, **__: found.update({peer: files}) or (None, None)
+
+    monkeypatch.setattr(peers.pytorch_fid(), "calculate_activation_statistics", keep("pytorch-fid"))
+    peers.pytorch_fid().compute_statistics_of_path(str(folder), None, 1, 2048, "cpu")
+    monkeypatch.setattr(peers.clean_fid(), "get_files_features", keep("clean-fid"))
+    peers.clean_fid().get_folder_features(str(folder), verbose=False)
+    for peer, deep in (("torch-fidelity", False), ("torch-fidelity deep", True)):
+        extensions = defaults["samples_find_ext"]
+        found[peer] = peers.torch_fidelity_listing()(str(folder), deep, extensions, verbose=False)
+    return {peer: {os.path.relpath(file, folder) for file in files} for peer, files in found.items()}
+
+
+ALL = {"ours", "pytorch-fid", "clean-fid", "torch-fidelity", "torch-fidelity deep"}
+
+
+@pytest.mark.parametrize(
+    "name, takers",
+    [
+        ("a.png", ALL),
+        ("a.jpeg", ALL),
+        ("A.JPG", ALL - {"pytorch-fid"}),
+        ("a.Png", ALL - {"pytorch-fid", "clean-fid"}),
+        ("a.jfif", {"ours"}),
+        ("a.avif", {"ours"}),
+        ("a.gif", {"ours"}),
+        ("a.webp", ALL - {"torch-fidelity", "torch-fidelity deep"}),
+        ("a.tiff", ALL - {"torch-fidelity", "torch-fidelity deep"}),
+        ("a", {"ours"}),
+        ("a.npy", {"clean-fid"}),
+        ("a.txt", set()),
+        ("deep/er/a.png", ALL - {"pytorch-fid", "torch-fidelity"}),
+        (".a.png", ALL - {"ours", "clean-fid"}),
+        ("._a.png", ALL - {"ours", "clean-fid"}),
+        (".ipynb_checkpoints/a.png", {"torch-fidelity deep"}),
+        ("__MACOSX/a.png", {"clean-fid", "torch-fidelity deep"}),
+        ("linked/a.png", {"ours", "clean-fid"}),
+    ],
+)
+def test_the_listing_differs_from_other_evaluators_as_the_readme_says(tmp_path, monkeypatch, name, takers):
+    folder = tmp_path / "folder"
+    (folder / name).parent.mkdir(parents=True)
+    target = folder / name
+    if name.startswith("linked"):
+        (tmp_path / "beside").mkdir()
+        (folder / "linked").rmdir()
+        (folder / "linked").symlink_to(tmp_path / "beside")
+    if name == "a.npy":
+        np.save(target, COLOUR)
+    else:
+        buffer = io.BytesIO()
+        PICTURE.save(buffer, "PNG")
+        target.write_bytes(b"text" if name == "a.txt" else buffer.getvalue())
+    PICTURE.save(folder / "other.png")
+    found = peers_lists(folder, monkeypatch) | {"ours": set(images.open_pictures(folder).names)}
+    assert {peer for peer, names in found.items() if name in names} == takers
+    assert all("other.png" in names for names in found.values())
