@@ -16,8 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
-from jpeglm import checkpoint, files, metrics, runtime
-from jpeglm import config as config_lib
+from jpeglm import checkpoint, metrics, runtime
 from jpeglm.data import shards
 from jpeglm.errors import InputError
 from jpeglm.metrics import human_bytes
@@ -29,8 +28,6 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
     Raises:
       InputError: the run cannot go, and why.
     """
-    config_lib.check(config)
-    files.check_store(workdir)
     runtime.start(config.platform, config.watchdog, config.deterministic)
     is_lead = jax.process_index() == 0
     folder, was_there = workdir / "dry_run", workdir.exists()

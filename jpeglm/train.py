@@ -40,7 +40,6 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
       SystemExit: with status 75, when asked to stop; a checkpoint is saved.
     """
     config_lib.check(config)
-    files.check_store(workdir)
     clock = metrics.Stopwatch()
     last_step = config.steps if last_step is None else last_step
 
@@ -165,6 +164,8 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """The command."""
     workdir = epath.Path(FLAGS.workdir)
+    config_lib.check(FLAGS.config)
+    files.check_store(workdir)
     with faults.leaving_at_once():
         if FLAGS.dry_run:
             dry_run.rehearse(train, FLAGS.config, workdir)

@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jpeglm import config as config_lib
 from jpeglm import sharding
 from jpeglm.codecs.jpeg_grammar import Place
 from jpeglm.errors import InputError
@@ -74,7 +73,11 @@ class Settings:
     grammar: bool = True
 
     def __post_init__(self) -> None:
-        config_lib.check_sampling(dataclasses.asdict(self))
+        is_temperature = self.temperature == 0 or 1e-30 <= self.temperature <= 1e30  # what float32 can divide by
+        if not is_temperature or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError("sampling wants temperature 0 or 1e-30 to 1e30, top_k >= 0 (0: all) and 0 < top_p <= 1")
+        if self.slots < 1 or self.max_tokens < 2:
+            raise InputError("sampling wants at least one slot and max_tokens of 2 or more")
 
 
 class _Walks(NamedTuple):
