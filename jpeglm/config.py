@@ -311,7 +311,7 @@ def _first_line(error: BaseException) -> str:
     return text.partition("\n")[0].partition(" Other fields present")[0][:200]
 
 
-def parse(path: os.PathLike, text: bytes) -> ConfigDict:
+def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
     """The config in the `config.json` of a run; keys that it is too old to have are as in `base()`. It is locked.
 
     Args:

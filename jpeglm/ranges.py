@@ -96,7 +96,7 @@ def check(prefix: str, values: Mapping[str, Any], ranges: Mapping[str, Range], o
     """
     for key in values:
         if key not in ranges:
-            raise InputError(f"{prefix}{key}: no such key{did_you_mean(key, ranges)}")
+            raise InputError(f"{prefix}{key}: no such key{did_you_mean(key, ranges, prefix)}")
     for key, range_ in ranges.items():
         if key in values:
             check_one(f"{prefix}{key}", values[key], range_)

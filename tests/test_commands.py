@@ -17,7 +17,10 @@ TINY = "--config=tests/tiny_config.py"
 LOG_LINE = re.compile(r"[IW]\d{4} ")  # absl's
 # name -> flags and variables of `jpeglm.train`, and what the line must name. Braces are filled with folders.
 BAD_TRAININGS = {
-    "misspelt key": ([TINY, "--config.optim.lrr=1", "--workdir={new}"], ["lrr", '"lr"']),
+    "misspelt key": (
+        [TINY, "--config.optim.lrr=1", "--workdir={new}"],
+        ["config.optim.lrr: no such key; did you mean config.optim.lr?"],
+    ),
     "value of another type": ([TINY, "--config.optim.lr=high", "--workdir={new}"], ["config.optim.lr=high"]),
     "misspelt flag": ([TINY, "--workdirr={new}"], ["workdirr", "workdir"]),
     "config file that does not exist": (["--config=configs/nope.py", "--workdir={new}"], ["configs/nope.py"]),
