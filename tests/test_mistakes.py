@@ -65,7 +65,7 @@ MISTAKES = {  # (commands, flags, line)
     "sample --ratio=inf": (
         ("sample",),
         ["--ratio=inf"],
-        "flag --ratio=inf: inf is not a number in the range [0.0, 1.0]",
+        "flag --ratio=inf: inf is not a number in the range [0, 1]",
     ),
     "sample --max_tokens=0": (("sample",), ["--max_tokens=0"], "flag --max_tokens=0: 0 is not integer >= 2"),
     "a number of 70 bits": (
@@ -109,7 +109,7 @@ MISTAKES = {  # (commands, flags, line)
     "a section": (
         RUNS,
         ["--config.mesh=8"],
-        "config.mesh is a section, its keys are mesh.data, mesh.fsdp, mesh.context, mesh.tensor",
+        "config.mesh is a section, its keys are mesh.context, mesh.data, mesh.fsdp, mesh.tensor",
     ),
     "s3": (
         ("train", "train --dry_run", "sample", "score"),
@@ -219,7 +219,7 @@ def test_names_that_are_not_utf8_reach_any_terminal(tiny_data, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["source"] = f"{folder}/pictures"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    for encoding in ("latin-1", "ascii", "utf-8"):
+    for encoding in ("latin-1", "utf-8"):
         command = [sys.executable, "-m", "jpeglm.inspect"]
         variables = os.environ | {"PYTHONIOENCODING": encoding}
         done = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, env=variables)
