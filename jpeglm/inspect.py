@@ -9,7 +9,6 @@ from jpeglm import cli, codecs
 from jpeglm.data import packing, shards
 from jpeglm.tokenizer import Tokenizer
 
-_MERGES = flags.DEFINE_integer("merges", 10, "How many of the longest merges to show.", 0)
 _SHOWN_BYTES = 40  # of a merge
 
 
@@ -80,4 +79,5 @@ def _print(title: str, headers: list[str], rows: list[tuple]) -> None:
 
 
 if __name__ == "__main__":
+    _MERGES = flags.DEFINE_integer("merges", 10, "How many of the longest merges to show.", 0)
     cli.run(main, positional=("DIR",))

@@ -11,25 +11,11 @@ when it is started again with the same flags; the result does not depend on `--w
 """
 
 from absl import flags
-from ml_collections import config_flags
 from tabulate import tabulate
 
 from jpeglm import cli, codecs
 from jpeglm.data import packing
 from jpeglm.data.verify import verify
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The run's config file.")
-_SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    "A folder of pictures or clips, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT].",
-    required=True,
-)
-_OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Afterwards read everything again and compare it with the manifest.")
-_WORKERS = flags.DEFINE_integer("workers", None, "Processes; all cores by default. The result is the same.", 1)
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:
@@ -52,4 +38,14 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    _CONFIG = cli.define_config()
+    _SOURCE = flags.DEFINE_string(
+        "source", None, "A folder of pictures or clips, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT]."
+    )
+    _OUT = flags.DEFINE_string("out", None, "The folder to make.")
+    _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
+    _VERIFY = flags.DEFINE_bool("verify", False, "Afterwards read everything again and compare it with the manifest.")
+    _WORKERS = flags.DEFINE_integer(
+        "workers", None, "Processes; all cores by default. The result is the same.", 1, 1024
+    )
+    cli.run(main, required=("config", "source", "out"))

@@ -79,5 +79,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("images", None, "Pictures or clips to score: a folder of files, or of prepared data.")
     flags.DEFINE_integer("num", None, "At most so many of them.", lower_bound=1)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
-    flags.mark_flags_as_required(["workdir", "images"])
-    cli.run(main)
+    cli.run(main, required=("workdir", "images"))

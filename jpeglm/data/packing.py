@@ -15,10 +15,12 @@
 Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
 workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed behind the manifest; it holds
 all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 200
-bytes each) and never the documents themselves.
+bytes each) and never the documents themselves. Where nothing can be prepared, because the source is empty or the
+config does not fit its documents, the folder is free for another source or config.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -34,7 +36,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jpeglm import codecs, tokenizer
-from jpeglm.config import base
+from jpeglm.config import base, check
 from jpeglm.data import documents, listing, shards, sources
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError, Refused, writing
@@ -87,13 +89,9 @@ def prepare(
       InputError: a source without usable pictures, a folder with something else in it or that cannot be written (a
         full disk: what is done stays and is gone on from), a config that does not fit.
     """
+    check(config)
     sections = config_sections(config)
     codec = codecs.make(config.codec)
-    if config.data.shards < 1 or config.data.seq_len < 2:
-        raise InputError("data.shards must be at least 1 and data.seq_len at least 2")
-    holdout = config.data.holdout
-    if holdout <= 0 or (holdout >= 1 and holdout != int(holdout)):
-        raise InputError(f"data.holdout must be a fraction below 1 or a whole number from 1 on, not {holdout}")
     given = Tokenizer.load(tokenizer_path) if tokenizer_path else None
     if given and given.vocab_size != config.tokenizer.vocab_size:
         raise InputError(
@@ -124,8 +122,9 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
     unit_starts, num_items, passed_over = _list_names(job)
     with Pool(workers) as pool:
         _encode_all(pool, job, unit_starts, num_items)
-        places, held_out, shard, counts = _order(job, len(unit_starts))
-        learnt = _make_tokenizer(job, config.tokenizer, places[held_out:], given)
+        with _vacating(job):
+            places, held_out, shard, counts = _order(job, len(unit_starts))
+            learnt = _make_tokenizer(job, config.tokenizer, places[held_out:], given)
         entries = _pack_all(pool, job, places, held_out, shard)
 
     manifest = {
@@ -178,18 +177,29 @@ def _begin(job: Job, identity: dict) -> None:
     """Makes the work folder, or checks that the one that is there belongs to this job."""
     out = Path(job.out)
     identity = identity | {"unit_items": job.unit_items}
-    record = job.work / "job.json"
-    if record.exists():
+    record, names = job.work / "job.json", job.work / "names.jsonl"
+    if record.exists() and not (names.exists() and names.stat().st_size == 0):
         _refuse_other(out, _flatten(json.loads(record.read_bytes())), identity)
         logging.info("going on with the run that was interrupted in %s", out)
         return
-    if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK}):
+    if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK, REFUSED}):
         raise InputError(f"{out} holds something else: give an empty or a new folder")
+    shutil.rmtree(job.work, ignore_errors=True)  # of a source or a config from which nothing could be prepared
     try:
         job.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {job.work}: {error.strerror}") from error
     write_whole(record, json.dumps(identity).encode())
+
+
+@contextlib.contextmanager
+def _vacating(job: Job) -> Iterator[None]:
+    """Around what fails for the source or the config alone: the next start in this folder may then have others."""
+    try:
+        yield
+    except InputError:
+        (job.work / "job.json").unlink(missing_ok=True)
+        raise
 
 
 # Stage 1: encode

@@ -102,7 +102,7 @@ def test_tokens_of_a_clip_cut_between_frames_or_slices_are_a_prefix(prepared, st
 def test_what_does_not_go_with_clips_is_refused_in_one_line(windows, tmp_path):
     config = config_of_clips()
     config.data.stride = -1
-    with pytest.raises(InputError, match="data.stride=-1: frames between windows"):
+    with pytest.raises(InputError, match="config.data.stride=-1: a whole number from 0"):
         packing.prepare(config, str(windows), tmp_path / "out")
     pictures = base()
     pictures.data.stride = 5
