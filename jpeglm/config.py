@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jpeglm import codecs, ranges
+from jpeglm.data import sources
 from jpeglm.errors import InputError, reading
 from jpeglm.ranges import SEED, SWITCH, TEXT, Range, one_of, real, several, whole
 
@@ -57,6 +58,7 @@ def base() -> ConfigDict:
     config.data.augment = 0
     config.data.stride = 0  # frames from the beginning of one window of a clip to the next; 0: as many as a clip has
     config.data.seed = 0  # order of documents and held-out split
+    config.data.background = "white"  # what transparent pictures are put over; or black, or refuse
 
     config.model = ConfigDict()
     config.model.num_layers = 32
@@ -146,6 +148,7 @@ RUN = {
     "data.augment": whole(0),
     "data.stride": whole(0),
     "data.seed": SEED,
+    "data.background": one_of(*sources.BACKGROUNDS),
     "model.num_layers": whole(1, 10_000),
     "model.width": whole(1, 2**20),
     "model.num_heads": whole(1, 2**16),

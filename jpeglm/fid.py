@@ -25,6 +25,7 @@ import jax
 from absl import flags, logging
 
 from jpeglm import cli, runtime
+from jpeglm.data import sources
 from jpeglm.errors import InputError, writing
 from jpeglm.evals import images
 from jpeglm.evals.efficientnet import EfficientNetLite0
@@ -125,7 +126,7 @@ def _open() -> dict[str, Side]:
             spatial = load_statistics(path, spatial=True)[0] if FLAGS.spatial else None
             sides[name] = Side(path, facts, None, Measured(moments, spatial))
         else:
-            pictures = images.open_pictures(path)
+            pictures = images.open_pictures(path, FLAGS.background)
             logging.info("%s: %d pictures%s", pictures.path, len(pictures), pictures.passed_over.after("; "))
             sides[name] = Side(path, {}, pictures, None)
     to_measure = [side for side in sides.values() if side.pictures is not None]
@@ -136,6 +137,7 @@ def _open() -> dict[str, Side]:
     for side in to_measure:
         network = _extractor()
         side.facts = {"metric": network.metric, "mode": network.mode, "weights_sha256": network.weights_sha256}
+        side.facts["background"] = FLAGS.background
     if len(sides) == 2:
         real, fake = sides.values()
         check_comparable(real.facts, fake.facts, (real.path, fake.path))
@@ -200,6 +202,12 @@ if __name__ == "__main__":
     flags.DEFINE_integer("bootstrap", 0, "Also an interval, by resampling the pictures so many times.", lower_bound=0)
     flags.DEFINE_integer("seed", 2020, "Of --kid and --bootstrap.", 0, 2**32 - 1)
     flags.DEFINE_bool("allow_unreadable", False, "Leave out pictures that cannot be used, instead of ending.")
+    flags.DEFINE_enum(
+        "background",
+        sources.DEFAULT_BACKGROUND,
+        list(sources.BACKGROUNDS),
+        "What transparent pictures are put over; `refuse` takes none. The same default as of jpeglm.prepare.",
+    )
     flags.DEFINE_integer("batch_size", None, "Pictures computed at once; chosen by the device if not given.", 1)
     flags.DEFINE_string("platform", "", "cpu, gpu or tpu; what JAX finds if not given.")
     cli.run(main)

@@ -14,11 +14,13 @@ from absl import flags
 from tabulate import tabulate
 
 from jpeglm import cli, codecs
-from jpeglm.data import packing
+from jpeglm.data import packing, sources
 from jpeglm.data.verify import verify
 
 
 def main() -> None:
+    if _BACKGROUND.value:
+        _CONFIG.value.data.background = _BACKGROUND.value
     manifest = packing.prepare(_CONFIG.value, _SOURCE.value, _OUT.value, _TOKENIZER.value, _WORKERS.value)
     if _VERIFY.value:
         verify(_OUT.value, _WORKERS.value)
@@ -45,6 +47,13 @@ if __name__ == "__main__":
     _OUT = flags.DEFINE_string("out", None, "The folder to make.")
     _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
     _VERIFY = flags.DEFINE_bool("verify", False, "Afterwards read everything again and compare it with the manifest.")
+    _BACKGROUND = flags.DEFINE_enum(
+        "background",
+        None,
+        list(sources.BACKGROUNDS),
+        f"What transparent pictures are put over, or refuse; config.data.background ({sources.DEFAULT_BACKGROUND}) "
+        "if not given.",
+    )
     _WORKERS = flags.DEFINE_integer(
         "workers", None, "Processes; all cores by default. The result is the same.", 1, 1024
     )

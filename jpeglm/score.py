@@ -63,8 +63,9 @@ def score(workdir: epath.Path, found: Mapping[str, bytes], step: int | None = No
 def main() -> None:
     runtime.start()
     workdir = epath.Path(FLAGS.workdir)
-    codec = codecs.make(checkpoint.read_config(workdir).codec)
-    found = documents.read(FLAGS.images, codec, FLAGS.num)
+    config = checkpoint.read_config(workdir)
+    codec = codecs.make(config.codec)
+    found = documents.read(FLAGS.images, codec, FLAGS.num, config.data.background)
     rows = []
     for name, nats in tqdm(score(workdir, found, FLAGS.step), total=len(found), unit=codec.item, disable=None):
         bits, size = nats / np.log(2), len(found[name])

@@ -28,11 +28,15 @@ from jpeglm.errors import InputError, Refused, printable
 
 
 def check_variants(codec: Codec, data: Mapping[str, Any]) -> None:
-    """`InputError` if a config's `data` section asks for variants that the codec does not have."""
+    """`InputError` if a config's `data` section asks for variants or a background that the codec does not have."""
     if data["augment"] < 0:
         raise InputError(f"data.augment must be a number of variants from 0 on, not {data['augment']}")
     if data["stride"] < 0 or (data["stride"] and not isinstance(codec, AvcCodec)):
         raise InputError(f"data.stride={data['stride']}: frames between windows of clips, 0 or more; of pictures 0")
+    if data["background"] != sources.DEFAULT_BACKGROUND and isinstance(codec, AvcCodec):
+        raise InputError(
+            f"data.background={data['background']}: transparent clips are put over {sources.DEFAULT_BACKGROUND} alone"
+        )
 
 
 def check(source: Source, codec: Codec) -> None:
@@ -75,13 +79,16 @@ def names(source: Source, codec: Codec, passed_over: listing.PassedOver | None =
                 yield clip or "./"
 
 
-def read(path: str, codec: Codec, limit: int | None = None) -> dict[str, bytes]:
+def read(
+    path: str, codec: Codec, limit: int | None = None, background: str = sources.DEFAULT_BACKGROUND
+) -> dict[str, bytes]:
     """The canonical documents of a set of pictures or clips, by names that are good as those of files.
 
     Args:
       path: what `sources.open_source` understands; or what `jpeglm.prepare` wrote, whose held-out documents they are.
       codec: of the documents.
       limit: at most so many.
+      background: of transparent pictures, as the run's config says (`data.background`).
 
     Raises:
       InputError: there is none, or the documents are another codec's.
@@ -95,7 +102,7 @@ def read(path: str, codec: Codec, limit: int | None = None) -> dict[str, bytes]:
         if limit is not None and len(found) == limit:
             break
         try:
-            document = of(source, name, codec)[0]
+            document = of(source, name, codec, background=background)[0]
         except Refused as error:
             logging.warning("left out %s: %s", printable(name), error)
             left_out += 1
@@ -151,7 +158,14 @@ def _file_name(name: str, taken: Container[str]) -> str:
     return chosen
 
 
-def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int = 0) -> list[bytes]:
+def of(
+    source: Source,
+    name: str,
+    codec: Codec,
+    variants: int = 0,
+    stride: int = 0,
+    background: str = sources.DEFAULT_BACKGROUND,
+) -> list[bytes]:
     """The document of an item, and behind it those of its variants. Raises `Refused`.
 
     Args:
@@ -160,6 +174,7 @@ def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int =
       codec: of the documents.
       variants: so many of a picture; of a clip at most so many.
       stride: frames from the beginning of one window of a clip to that of the next; 0: as many as a clip has.
+      background: what transparent pictures are put over, one of `sources.BACKGROUNDS`; clips always over white.
     """
     if isinstance(codec, AvcCodec):
         windows, found = _windows(source, name, codec, 1 + variants, stride or codec.frames), []
@@ -172,7 +187,7 @@ def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int =
             if refusal.reason != "short":  # which is the film's end
                 logging.warning("%s: %d of its windows kept, then: %s", printable(name), len(found), refusal)
         return found
-    image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
+    image = sources.canonical(source, name, codec.height, codec.width, codec.mode, background)
     return [codec.encode(augment.variant(image, number) if number else image) for number in range(1 + variants)]
 
 

@@ -264,7 +264,8 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
         names = [json.loads(line) for line in itertools.islice(file, job.unit_items)]
     for name in names:
         try:
-            found = documents.of(source, name, codec, job.data["augment"], job.data["stride"])
+            data = job.data
+            found = documents.of(source, name, codec, data["augment"], data["stride"], data["background"])
         except Refused as refusal:
             refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
             continue

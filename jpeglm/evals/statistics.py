@@ -39,7 +39,7 @@ def save_statistics(
     Args:
       path: of the npz.
       moments: of the features, with a known number of pictures.
-      facts: what they were made with: `metric`, `mode`, `weights_sha256`.
+      facts: what they were made with: `metric`, `mode`, `weights_sha256`, `background`.
       spatial: moments of the spatial features of the same pictures.
 
     Raises:
@@ -153,6 +153,9 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
     if not (facts_a and facts_b):
         return
     differing = [fact for fact in facts_a | facts_b if facts_a.get(fact) != facts_b.get(fact)]
+    # Where transparent pictures were refused, there is none: so it was before the background was told.
+    if "refuse" in (facts_a.get("background", "refuse"), facts_b.get("background", "refuse")):
+        differing = [fact for fact in differing if fact != "background"]
     if differing:
         values = "; ".join(
             f"{printable(fact)}: {printable(facts_a.get(fact, 'none'))} against {printable(facts_b.get(fact, 'none'))}"
