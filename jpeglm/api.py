@@ -108,7 +108,8 @@ class Model:
             if isinstance(codec, AvcCodec):
                 return codec.encode(image) if isinstance(image, bytes) else codec.encode_frames(_frames(image))
             image = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
-            return codec.encode(sources.to_canonical(image, codec.height, codec.width, codec.mode))
+            background = self._sampler.config.data.background
+            return codec.encode(sources.to_canonical(image, codec.height, codec.width, codec.mode, background))
         except InputError as error:
             raise InputError(f"image {number}: {error}") from error
 

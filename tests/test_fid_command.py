@@ -151,6 +151,26 @@ def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_pat
     assert number(with_itself) <= 1e-6
 
 
+def test_the_background_of_transparent_pictures_is_a_flag_and_a_fact(folders, tmp_path):
+    glass = tmp_path / "glass"
+    glass.mkdir()
+    for number in range(12):
+        Image.new("RGBA", (40, 56), (20 * number, 90, 30, 100)).save(glass / f"{number:02}.png")
+    real, stats = sides(folders)[0], tmp_path / "black.npz"
+    refused = run("jpeglm.fid", real, f"--fake={glass}", "--background=refuse")
+    assert refused.returncode == 2 and "12 of 12 pictures cannot be used" in refused.stderr
+    assert "by reason: 12 transparent" in refused.stderr and refused.stderr.count(": transparent: ") <= 11
+    made = run("jpeglm.fid", f"--real={glass}", f"--save_stats={stats}", "--background=black")
+    assert made.returncode == 0, made.stderr
+    other = run("jpeglm.fid", f"--real={stats}", f"--fake={glass}")
+    assert other.returncode == 2 and "background: black against white" in other.stderr
+    same = run(
+        "jpeglm.fid", f"--real={stats}", f"--fake={glass}", "--background=black", f"--json={tmp_path / 'a.json'}"
+    )
+    assert number(same) <= 1e-3
+    assert json.loads((tmp_path / "a.json").read_text())["background"] == "black"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +189,7 @@ def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_pat
         (["--kid", "--seed=4294967296"], "seed"),
         (["--json=/tmp"], "--json=/tmp: is a folder"),
         (["--batch_size=0"], "batch_size"),
+        (["--background=grey"], "white|black|refuse"),
         (["--platform=tpux"], "tpux"),
         (["surplus"], "unexpected argument 'surplus'"),
         (["--json=REAL/x.json"], "/real/x.json lies in --real="),

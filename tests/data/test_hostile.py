@@ -336,12 +336,12 @@ def test_the_evaluator_names_every_file_that_is_no_picture_and_gives_no_number(t
     (fake / "bomb.png").write_bytes(hostile.png(9_460, 9_460, 8, 0, b""))
     (fake / "empty.jpg").touch()
     (fake / "cut.png").write_bytes((fake / "fine.png").read_bytes()[:-40])
-    done = run("jpeglm.fid", f"--real={tmp_path / 'real'}", f"--fake={fake}")
+    done = run("jpeglm.fid", f"--real={tmp_path / 'real'}", f"--fake={fake}", "--background=refuse")
     told = done.stderr.decode()
     assert done.returncode == 2 and not done.stdout
     check_terminal(done)
     for name, why in (
-        ("alpha.png", "mode LA"),
+        ("alpha.png", "transparent"),
         (r"pipe\n.png", "not a regular file"),
         ("gone.png", "unreadable"),
         ("drawing.png", "not a picture"),
