@@ -24,10 +24,11 @@ from absl import flags, logging
 from etils import epath
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tabulate import tabulate
 
-from jpeglm import cli, estimate, hardware, hlo, metrics, sharding, train_step
+from jpeglm import cli, estimate, hardware, hlo, metrics, runtime, sharding, train_step
+from jpeglm import config as config_lib
 from jpeglm.errors import InputError, writing
 from jpeglm.hardware import Chip
 from jpeglm.metrics import human_bytes, human_count
@@ -484,6 +485,8 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """The command."""
     config = FLAGS.config
+    config_lib.check(config)
+    runtime.compute_in_float32()
     jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none needs to be there
     jax.config.update("jax_enable_compilation_cache", False)  # which cannot read such programs again
     target = describe(FLAGS.topology, FLAGS.slices, FLAGS.dcn_bandwidth)
@@ -520,7 +523,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "File with get_config(); single keys as --config.KEY=VALUE.")
+    cli.define_config()
     flags.DEFINE_string("topology", None, "CHIP:SHAPE of a TPU slice, as v5p:4x4x4, or CHIP:NUMBER of GPUs.")
     flags.DEFINE_integer("slices", 1, "Of that shape each; mesh.data runs across them.", lower_bound=1)
     flags.DEFINE_float(
@@ -530,5 +533,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("slots", 8, "Sequences sampled at once.", lower_bound=1)
     flags.DEFINE_bool("search", False, "Find the fastest microbatch and remat policy that fit, or the most slots.")
     flags.DEFINE_string("json", None, "File for the numbers.")
-    flags.mark_flags_as_required(["config", "topology"])
-    cli.run(main)
+    cli.run(main, required=("config", "topology"))

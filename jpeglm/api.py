@@ -182,7 +182,8 @@ class Model:
             image = sources.open_picture(image)
         elif not isinstance(image, Image.Image):
             image = _from_array(np.asarray(image))
-        return codec.encode(sources.to_canonical(image, codec.height, codec.width, codec.mode))
+        background = self._sampler.config.data.background
+        return codec.encode(sources.to_canonical(image, codec.height, codec.width, codec.mode, background))
 
     def _picture(self, completion: Completion) -> Picture:
         codec, document = self._sampler.codec, completion.document

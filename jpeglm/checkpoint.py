@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jpeglm import config as config_lib
-from jpeglm import retries, runtime, sharding
+from jpeglm import files, retries, runtime, sharding
 from jpeglm.errors import InputError, writing
 from jpeglm.model import llama
 from jpeglm.tokenizer import Tokenizer
@@ -421,20 +421,13 @@ def _write_whole(path: epath.Path, text: str) -> None:
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """The config of the run in `workdir`, locked. Raises InputError where there is none."""
+    """The config of the run in `workdir`, locked. Raises InputError where there is none, or a damaged one."""
+    files.check_store(workdir)
     path = workdir / "config.json"
     text = retries.read_text(path)
     if text is None:
         raise InputError(f"{workdir}: no run here (config.json is missing)")
-    try:
-        config, stored = config_lib.base(), json.loads(text)
-        if stored.get("codec", {}).get("name") == "avc":  # each codec has its own keys
-            config.codec = config_lib.avc()
-        config.update(stored)
-        return config
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error.args[0]).partition("\n")[0][:200]  # a KeyError of ml_collections tells all keys there are
-        raise InputError(f"{path}: not the config of a run: {reason}") from error
+    return config_lib.parse(path, text)
 
 
 def read_manifest(workdir: epath.Path) -> dict[str, Any]:

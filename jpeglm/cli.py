@@ -6,19 +6,28 @@ traceback.
 """
 
 import contextlib
+import functools
 import logging as std_logging
+import math
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
+from jpeglm import config as config_lib
+from jpeglm import ranges
 from jpeglm.errors import Diverged, InputError, printable
 
 EXIT_BAD_INPUT = 2
 PACKAGE = Path(__file__).parent
+_FLOATS = ranges.Range(math.isfinite, "a finite number")
+_INTEGERS = ranges.Range(lambda value: abs(value) < 2**32, "a whole number of at most 32 bits")
+flags.disclaim_key_flags()  # what is defined here is the command's
 
 
 def _tell(message: object) -> None:
@@ -53,29 +62,78 @@ def _program() -> str:
     return f"python -m {spec.name}" if spec else sys.argv[0]
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+class _ConfigFile(flags.ArgumentParser):
+    """Loads the file that --config names, and looks whether it has the keys of --config.KEY=VALUE."""
+
+    def parse(self, path: str) -> ConfigDict:
+        """The config, locked. flags.Error where it cannot be loaded or has no such key."""
+        try:
+            config = config_lib.load(path)
+        except InputError as error:  # a ValueError, which absl would tell in words of its own
+            raise flags.Error(str(error)) from error
+        for argument in sys.argv[1:]:
+            if found := re.match(r"--?(?:no)?config\.([^=\[]+)=?(.?)", argument):
+                _check_key(config, *found.groups())
+        return config.lock()
+
+    def flag_type(self) -> str:
+        """For --helpxml."""
+        return "config object"
+
+
+def _check_key(config: ConfigDict, key: str, begin: str) -> None:
+    """flags.Error for a key that is not there, and for a section without "{", which begins a whole one."""
+    known = ranges.flat(config.to_dict())
+    section = [name for name in known if name.startswith(f"{key}.")]
+    if section and begin != "{":
+        raise flags.Error(f"config.{key} is a section, its keys are {', '.join(section)}")
+    if not section and key not in known:
+        raise flags.Error(f"config.{key}: no such key{ranges.did_you_mean(key, known, 'config.')}")
+
+
+def define_config(what: str = "File with get_config(); single keys as --config.KEY=VALUE.") -> flags.FlagHolder:
+    """Defines the flag --config, whose value is the ConfigDict; `what` says in --help what it is."""
+    holder = config_flags.DEFINE_config_file("config", None, what)
+    flags.FLAGS["config"].parser = _ConfigFile()
+    return holder
+
+
+def _parse(argv: Sequence[str], required: Sequence[str]) -> list[str]:
     asked = {arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")}
     if asked & {"help", "helpshort", "helpfull"}:
         app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True, exitcode=0)  # does not return
-    # config_flags raises KeyError/AttributeError for an unknown key and ValueError/TypeError for a wrong value. Each
-    # is the user's to mend.
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.lock()  # a file that could not be read says so only when it is first used
+        _check_flags(required)
         return rest
+    except flags.UnrecognizedFlagError as error:
+        known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
+        if "config" in flags.FLAGS and isinstance(config := flags.FLAGS["config"].value, ConfigDict):
+            known += [f"config.{key}" for key in ranges.flat(config.to_dict())]
+        _fail(f"unknown flag --{error.flagname}{ranges.did_you_mean(error.flagname, known, '--')}")
+    # config_flags raises any of them for a value that does not fit its key.
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(_describe(error))
+        _fail(error)
 
 
-def _describe(error: Exception) -> object:
-    if isinstance(error, OSError):
-        return f"cannot load the config: {str(error).splitlines()[-1]}"  # the lines before tell where it looked
-    if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
-        error = error.args[0]
-    if isinstance(error, KeyError):
-        return f"the config has no such key: {error.args[0]}"
-    return error
+def _check_flags(required: Sequence[str]) -> None:
+    """`InputError` for flags that are missing, and for numbers that no flag takes."""
+    missing = [f"--{name}" for name in required if not flags.FLAGS[name].value]
+    if missing:
+        raise InputError(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} needed; see --help")
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        is_float = isinstance(value, float)
+        if not name.startswith("config.") and (is_float or isinstance(value, int)):
+            ranges.check_one(f"--{name}", value, _FLOATS if is_float else _INTEGERS)
+
+
+def _unreachable_store(error: Exception) -> str:
+    """What is wrong with a path on a store that nothing here can reach; "" if the error says something else."""
+    if isinstance(error, ImportError):
+        return str(error) if "install" in str(error).lower() else ""  # as of gs:// or s3:// without gcsfs or s3fs
+    scheme = str(error.args[0]) if error.args else ""
+    return f"{scheme}: there is no such store; gs:// and s3:// are known" if scheme.endswith("://") else ""
 
 
 def _nobody_reads() -> bool:
@@ -102,13 +160,16 @@ def only_standard_error() -> Iterator[None]:
         os.close(kept)
 
 
-def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
+def run(main: Callable[..., None], positional: Sequence[str] = (), required: Sequence[str] = ()) -> None:
     """Parses the flags and runs `main`; `InputError` becomes one line and exit status 2.
 
     Args:
       main: the command.
       positional: names of the arguments that are not flags; each must be given and is passed to `main`.
+      required: names of the flags that must be given.
     """
+    if sys.stdout is not None:  # a name may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def wrapped(argv: Sequence[str]) -> None:
         given = argv[1:]
@@ -124,10 +185,10 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
             sys.stdout.flush()
         except InputError as error:
             _fail(error)
-        except ImportError as error:
-            if "Please install" not in str(error):  # as etils says of a workdir on gs:// where gcsfs is missing
+        except (ImportError, KeyError) as error:
+            if not (why := _unreachable_store(error)):
                 raise
-            _fail(error)
+            _fail(why)
         except Diverged as error:  # all processes meet it at the same step, and end together
             if str(error):
                 _tell(error)
@@ -138,4 +199,4 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the flush at exit complain
             sys.exit(1)
 
-    app.run(wrapped, flags_parser=_parse)
+    app.run(wrapped, flags_parser=functools.partial(_parse, required=required))

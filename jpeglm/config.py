@@ -1,10 +1,27 @@
-"""Every key that a run's config may hold, with its default: the 7B JPEG-LM.
+"""Every key that a config may hold, with the default of a run (the 7B JPEG-LM) and the range of its values.
 
 Files in `configs/` start from `base()` and change what differs. The ConfigDict is locked, so a misspelt key is an
-error and not a silent default.
+error and not a silent default. Every command checks its config here before it does anything.
 """
 
+import importlib.machinery
+import json
+import os
+import traceback
+import types
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from jpeglm import codecs, ranges
+from jpeglm.data import sources
+from jpeglm.errors import InputError, reading
+from jpeglm.ranges import SEED, SWITCH, TEXT, Range, one_of, real, several, whole
+
+PLATFORMS = ("", "cpu", "gpu", "tpu")
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "full", "attention")
+ATTENTION = ("auto", "blockwise", "splash", "cudnn", "triton")
 
 
 def base() -> ConfigDict:
@@ -41,6 +58,7 @@ def base() -> ConfigDict:
     config.data.augment = 0
     config.data.stride = 0  # frames from the beginning of one window of a clip to the next; 0: as many as a clip has
     config.data.seed = 0  # order of documents and held-out split
+    config.data.background = "white"  # what transparent pictures are put over; or black, or refuse
 
     config.model = ConfigDict()
     config.model.num_layers = 32
@@ -101,3 +119,224 @@ def avc() -> ConfigDict:
     codec.qp = 37  # quantiser
     codec.strip_headers = False  # True leaves out parameter sets and x264's message, the same for all clips
     return codec.lock()
+
+
+############################ Ranges ############################
+
+
+def _is_holdout(value: Any) -> bool:
+    return real(above=0).holds(value) and (value < 1 or (value == int(value) and whole(1).holds(int(value))))
+
+
+_AXIS = whole(1, also=-1)
+# Of each key of `base()` but the codec's, whose fields check themselves (jpeglm/codecs).
+RUN = {
+    "seed": SEED,
+    "platform": one_of(*PLATFORMS),
+    "deterministic": SWITCH,
+    "steps": whole(1),
+    "init_from": TEXT,
+    "watchdog": whole(0, 366 * 86_400),
+    "profile": whole(0),
+    "tokenizer.vocab_size": whole(259, 2**16),  # specials and bytes at least; ids are stored as uint16
+    "tokenizer.documents": whole(1),
+    "data.path": TEXT,
+    "data.seq_len": whole(2, 2**24),  # positions that float32 tells apart
+    "data.verify": SWITCH,
+    "data.shards": whole(1, 99_999),  # five digits in their names
+    "data.holdout": Range(_is_holdout, "a fraction above 0 and below 1, or a whole number from 1 on"),
+    "data.augment": whole(0),
+    "data.stride": whole(0),
+    "data.seed": SEED,
+    "data.background": one_of(*sources.BACKGROUNDS),
+    "model.num_layers": whole(1, 10_000),
+    "model.width": whole(1, 2**20),
+    "model.num_heads": whole(1, 2**16),
+    "model.num_kv_heads": whole(1, 2**16),
+    "model.head_dim": whole(2, 2**16),
+    "model.ffn_width": whole(1, 2**22),
+    "model.norm_eps": real(above=0),
+    "model.rope_theta": real(least=1),
+    "model.qk_norm": SWITCH,
+    "model.mask_documents": SWITCH,
+    "model.dtype": one_of(*DTYPES),
+    "model.remat": one_of(*REMAT),
+    "model.attention": one_of(*ATTENTION),
+    "optim.batch_size": whole(1),
+    "optim.accumulate": whole(1),
+    "optim.lr": real(above=0),
+    "optim.warmup_steps": whole(0),
+    "optim.final_lr_ratio": real(least=0, most=1),
+    "optim.b1": real(least=0, below=1),
+    "optim.b2": real(least=0, below=1),
+    "optim.eps": real(above=0),
+    "optim.weight_decay": real(least=0),
+    "optim.clip_norm": real(above=0),
+    "optim.z_loss": real(least=0),
+    "mesh.data": _AXIS,
+    "mesh.fsdp": _AXIS,
+    "mesh.context": _AXIS,
+    "mesh.tensor": _AXIS,
+    "eval.every": whole(1),
+    "eval.batches": whole(1),
+    "checkpoint.every": whole(1),
+    "checkpoint.keep": whole(1),
+    "checkpoint.keep_every": whole(0),
+    "log.every": whole(1),
+}
+# How files are drawn: of `jpeglm.sample`'s flags, of the arguments in Python and of a table's section.
+SAMPLING = {
+    "max_tokens": whole(2, 2**24),
+    "temperature": real(least=1e-30, most=1e30, also=0),  # what float32 can divide by
+    "top_k": whole(0),
+    "top_p": real(above=0, most=1),
+    "slots": whole(1),
+    "grammar": SWITCH,
+}
+# Of a table's config (configs/eval).
+TABLE = {
+    "workdir": TEXT,
+    "data": TEXT,
+    "out": TEXT,
+    "platform": one_of(*PLATFORMS),
+    "num": whole(2),  # a distance needs two pictures
+    "ratios": several(real(least=0, below=1)),
+    "rows": several(TEXT),
+    "ngram_tokens": whole(0),
+    "pretrained": TEXT,
+    "extractor": TEXT,
+    "weights": TEXT,
+    "mode": TEXT,
+    "video_weights": TEXT,
+    "seed": SEED,
+} | {f"sampling.{key}": range_ for key, range_ in SAMPLING.items()}
+_OPTIONAL_IN_TABLES = {"weights", "mode", "video_weights", "ngram_tokens"}  # older configs lack them
+_OPTIONAL_IN_TABLES |= {key for key in TABLE if key.startswith("sampling.") and key != "sampling.max_tokens"}
+
+
+def check(config: ConfigDict) -> None:
+    """The config of a run: every key of `base()` is there, no other one, each in its range, and they fit together.
+
+    Raises:
+      InputError: the first key that the user must change.
+    """
+    values = ranges.flat(config.to_dict())
+    if "sampling" in config and "model" not in config:
+        raise InputError("this is the config of a table; the config of a run is needed, as configs/jpeglm_demo.py")
+    codec = {key for key in values if key == "codec" or key.startswith("codec.")}
+    ranges.check("config.", {key: value for key, value in values.items() if key not in codec}, RUN)
+    if "codec.name" not in codec:
+        raise InputError(f"config.codec.name is missing: {one_of(*codecs.NAMES).words}")
+    codecs.make(config.codec)
+    check_model(config.model.to_dict())
+    if config.optim.batch_size % config.optim.accumulate:
+        raise InputError(
+            f"config.optim.accumulate={config.optim.accumulate} does not divide "
+            f"config.optim.batch_size={config.optim.batch_size}"
+        )
+    if config.optim.warmup_steps >= config.steps:
+        raise InputError(
+            f"config.optim.warmup_steps={config.optim.warmup_steps}: fewer than config.steps={config.steps} are needed"
+        )
+
+
+def check_model(model: dict[str, Any]) -> None:
+    """The section model, or the fields of a model that came from elsewhere, likewise."""
+    ranges.check("config.model.", model, {key[6:]: range_ for key, range_ in RUN.items() if key[:6] == "model."})
+    if model["num_heads"] % model["num_kv_heads"]:
+        raise InputError(
+            f"config.model.num_heads={model['num_heads']} is no multiple of num_kv_heads={model['num_kv_heads']}"
+        )
+    if model["head_dim"] % 2:
+        raise InputError(f"config.model.head_dim={model['head_dim']} is odd; rotary embedding turns pairs")
+
+
+def check_table(config: ConfigDict) -> None:
+    """The config of a table, likewise."""
+    values = ranges.flat(config.to_dict())
+    if "model" in config and "sampling" not in config:
+        raise InputError("this is the config of a run; the config of a table is needed, as configs/eval/demo.py")
+    if not any(key.startswith("sampling.") for key in values):
+        raise InputError("config.sampling is missing: max_tokens, temperature, top_k, top_p, slots")
+    ranges.check("config.", values, TABLE, _OPTIONAL_IN_TABLES)
+
+
+def check_sampling(settings: dict[str, Any]) -> None:
+    """How files are drawn, likewise."""
+    ranges.check("sampling.", settings, SAMPLING)
+
+
+############################ Files ############################
+
+
+def load(path: str) -> ConfigDict:
+    """What get_config() of a Python file gives; `FILE.py:TEXT` calls get_config("TEXT").
+
+    Raises:
+      InputError: there is no such file, it fails, or it gives no ConfigDict.
+    """
+    path, *argument = path.split(":", 1)
+    if not path:
+        raise InputError("--config=FILE: a Python file with get_config() is needed")
+    if path.endswith(".json"):
+        raise InputError(f"{path}: a config is a Python file with get_config(), as configs/jpeglm_demo.py")
+    module = types.ModuleType("config_file")
+    module.__file__ = path
+    try:
+        # By Python's own loader, which reads the source's encoding and keeps what it compiled.
+        importlib.machinery.SourceFileLoader(module.__name__, path).exec_module(module)
+        make = getattr(module, "get_config", None)
+        if make is None:
+            raise InputError(f"{path}: it has no get_config()")
+        config = make(*argument)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot read the config {path}: {error.strerror or error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{path}{_place(error, path)}: {type(error).__name__}: {_first_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() gives {type(config).__name__}, not a ConfigDict as base() does")
+    return config
+
+
+def _place(error: BaseException, path: str) -> str:
+    """ ", line N" of the config file in which an error arose, or "" where it did not come so far."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}" if error.filename == path and error.lineno else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _first_line(error: BaseException) -> str:
+    # A KeyError of ml_collections goes on with all keys that there are.
+    text = str(error.args[0]) if error.args else ""
+    return text.partition("\n")[0].partition(" Other fields present")[0][:200]
+
+
+def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
+    """The config in the `config.json` of a run; keys that it is too old to have are as in `base()`. It is locked.
+
+    Args:
+      path: for messages.
+      text: of the file.
+
+    Raises:
+      InputError: it is not the config of a run, or a value is not allowed.
+    """
+    with reading(path, "config of a run"):
+        config, stored = base(), json.loads(text)
+        if not isinstance(stored, dict):
+            raise InputError(f"not the config of a run: {type(stored).__name__} instead of an object")
+        if isinstance(stored.get("codec"), dict) and stored["codec"].get("name") == "avc":
+            config.codec = avc()  # each codec has its own keys
+        known = ranges.flat(config.to_dict())
+        for key in ranges.flat(stored):
+            if key not in known:
+                raise InputError(f"not the config of a run: config.{key}: no such key")
+        try:
+            config.update(stored)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not the config of a run: {_first_line(error)}") from error
+        check(config)
+    return config

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from jpeglm import checkpoint, cli, runtime
 from jpeglm import config as config_lib
@@ -45,6 +44,7 @@ def main(direction: str, source: str, target: str) -> None:
     runtime.start("cpu")
     if direction == "import":
         config = FLAGS.config or config_lib.base()
+        config_lib.check(config)
         model = huggingface.import_model(Path(source), Path(target), config)
     elif direction == "slim":
         model = checkpoint.slim(epath.Path(source), epath.Path(target), FLAGS.step)
@@ -67,7 +67,7 @@ def _convert_inception(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="The run's config file; the 7B's if not given.")
+    cli.define_config("The run's config file; the 7B's if not given.")
     flags.DEFINE_integer("step", None, "Checkpoint to take; the last one if not given.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported weights.")
     cli.run(main, positional=("import|export|slim|inception", "SRC", "DST"))

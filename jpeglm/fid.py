@@ -3,7 +3,8 @@
     python -m jpeglm.fid --real=originals --fake=samples --mode=clean --weights=pt_inception-2015-12-05-6726825d.pth
 
 The last line of standard output is the number; everything else goes to standard error. --real and --fake are folders,
-zip or tar files, ArrayRecords, arrays (.npz, .npy), or statistics that --save_stats wrote before:
+zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), what `jpeglm.prepare` wrote (its held-out
+pictures), what `jpeglm.sample` wrote (its samples), or statistics that --save_stats wrote before:
 
     python -m jpeglm.fid --real=originals --save_stats=originals.npz --mode=... --weights=...
     python -m jpeglm.fid --real=originals.npz --fake=samples --mode=... --weights=...
@@ -24,6 +25,7 @@ import jax
 from absl import flags, logging
 
 from jpeglm import cli, runtime
+from jpeglm.data import sources
 from jpeglm.errors import InputError, writing
 from jpeglm.evals import images
 from jpeglm.evals.efficientnet import EfficientNetLite0
@@ -33,7 +35,7 @@ from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.kid import kernel_distance
 from jpeglm.evals.measure import LONGEST, Measured, measure
 from jpeglm.evals.statistics import check_comparable, holds_statistics, load_statistics, save_statistics
-from jpeglm.files import write_whole
+from jpeglm.files import check_outside, write_whole
 
 FLAGS = flags.FLAGS
 
@@ -90,7 +92,7 @@ def _check_flags() -> None:
         raise InputError("--bootstrap=1: one resampling has no spread, 100 or more are usual")
     if FLAGS.save_stats and holds_statistics(FLAGS.real):
         raise InputError(f"--save_stats: {FLAGS.real} holds statistics already")
-    if FLAGS.save_stats and not FLAGS.save_stats.endswith(".npz"):
+    if FLAGS.save_stats and not FLAGS.save_stats.lower().endswith(".npz"):
         raise InputError(f"--save_stats={FLAGS.save_stats}: its name must end in .npz")
 
 
@@ -101,6 +103,7 @@ def _check_outputs() -> None:
         path = Path(FLAGS[name].value)
         if not path.parent.is_dir() or path.is_dir():
             raise InputError(f"--{name}={path}: {'is a folder' if path.is_dir() else 'no such folder'}")
+        check_outside(path, real=FLAGS.real, fake=FLAGS.fake)
 
 
 @functools.cache
@@ -123,7 +126,9 @@ def _open() -> dict[str, Side]:
             spatial = load_statistics(path, spatial=True)[0] if FLAGS.spatial else None
             sides[name] = Side(path, facts, None, Measured(moments, spatial))
         else:
-            sides[name] = Side(path, {}, images.open_pictures(path), None)
+            pictures = images.open_pictures(path, FLAGS.background)
+            logging.info("%s: %d pictures%s", pictures.path, len(pictures), pictures.passed_over.after("; "))
+            sides[name] = Side(path, {}, pictures, None)
     to_measure = [side for side in sides.values() if side.pictures is not None]
     if FLAGS.weights and not to_measure:
         raise InputError("--mode and --weights are for pictures, and both sides are statistics")
@@ -132,6 +137,7 @@ def _open() -> dict[str, Side]:
     for side in to_measure:
         network = _extractor()
         side.facts = {"metric": network.metric, "mode": network.mode, "weights_sha256": network.weights_sha256}
+        side.facts["background"] = FLAGS.background
     if len(sides) == 2:
         real, fake = sides.values()
         check_comparable(real.facts, fake.facts, (real.path, fake.path))
@@ -175,6 +181,7 @@ def _compare(real: Side, fake: Side) -> dict[str, Any]:
         "paths": {name: side.path for name, side in sides.items()},
         "n": {name: side.measured.moments.count for name, side in sides.items()},
         "refused": {name: side.measured.refused for name, side in sides.items()},
+        "passed_over": {name: side.pictures.passed_over.to_json() for name, side in sides.items() if side.pictures},
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy", "pillow")},
         "device": jax.devices()[0].device_kind,
@@ -182,7 +189,9 @@ def _compare(real: Side, fake: Side) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("real", None, "The reference pictures: a folder, an archive, arrays or statistics.")
+    flags.DEFINE_string(
+        "real", None, "The reference pictures: a folder, an archive, arrays, prepared data, statistics."
+    )
     flags.DEFINE_string("fake", None, "The pictures to judge: likewise.")
     flags.DEFINE_enum("mode", None, list(MODES), "How pictures are resized and normalised for the 2015 Inception.")
     flags.DEFINE_string("weights", None, "Weights of the 2015 Inception: its .pth, or what jpeglm.convert made of it.")
@@ -193,6 +202,12 @@ if __name__ == "__main__":
     flags.DEFINE_integer("bootstrap", 0, "Also an interval, by resampling the pictures so many times.", lower_bound=0)
     flags.DEFINE_integer("seed", 2020, "Of --kid and --bootstrap.", 0, 2**32 - 1)
     flags.DEFINE_bool("allow_unreadable", False, "Leave out pictures that cannot be used, instead of ending.")
+    flags.DEFINE_enum(
+        "background",
+        sources.DEFAULT_BACKGROUND,
+        list(sources.BACKGROUNDS),
+        "What transparent pictures are put over; `refuse` takes none. The same default as of jpeglm.prepare.",
+    )
     flags.DEFINE_integer("batch_size", None, "Pictures computed at once; chosen by the device if not given.", 1)
     flags.DEFINE_string("platform", "", "cpu, gpu or tpu; what JAX finds if not given.")
     cli.run(main)

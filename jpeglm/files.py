@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
+from etils import epath
 
 from jpeglm.errors import InputError, writing
 
@@ -43,6 +44,22 @@ def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) ->
         if written.is_relative_to(os.path.realpath(path)):
             named = f"{name}={path}" if name.isupper() else f"--{name}={path}"
             raise InputError(f"{out} lies in {named}: what is written there would be read as input next time")
+
+
+def check_store(folder: epath.Path) -> None:
+    """Refuses a workdir that is a file, or on a store that nothing here can reach, as s3:// without s3fs.
+
+    Raises:
+      InputError: which of them, and what must be installed.
+    """
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except ImportError as error:
+        raise InputError(f"{folder}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from error
+    if is_file:
+        raise InputError(f"{folder} is a file; a folder is needed")
 
 
 @contextlib.contextmanager

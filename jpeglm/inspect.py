@@ -9,7 +9,6 @@ from jpeglm import cli, codecs
 from jpeglm.data import packing, shards
 from jpeglm.tokenizer import Tokenizer
 
-_MERGES = flags.DEFINE_integer("merges", 10, "How many of the longest merges to show.", 0)
 _SHOWN_BYTES = 40  # of a merge
 
 
@@ -25,6 +24,7 @@ def main(folder: str) -> None:
     rows = [("seen", counts["seen"]), ("kept", counts["kept"]), ("duplicates among these", counts["duplicates"])]
     rows.append(("variants added", counts["variants"]))
     rows += [(f"refused: {key}", number) for key, number in counts["refused"].items()]
+    rows += [(f"passed over: {key}", number) for key, number in counts.get("passed_over", {}).items()]
     _print(f"{codecs.make(config['codec']).item.capitalize()}s", ["", "number"], rows)
 
     _print(
@@ -79,4 +79,5 @@ def _print(title: str, headers: list[str], rows: list[tuple]) -> None:
 
 
 if __name__ == "__main__":
+    _MERGES = flags.DEFINE_integer("merges", 10, "How many of the longest merges to show.", 0)
     cli.run(main, positional=("DIR",))

@@ -11,7 +11,7 @@ from etils import epath
 from tabulate import tabulate
 
 from jpeglm import codecs, retries
-from jpeglm.errors import InputError, writing
+from jpeglm.errors import Diverged, InputError, writing
 
 
 def speed(
@@ -178,7 +178,13 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:
-    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files."""
+    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files.
+
+    Raises:
+      Diverged: the loss is not finite.
+    """
+    if not math.isfinite(nats_per_token):
+        raise Diverged(f"the held-out loss is {nats_per_token}")
     split = manifest["splits"]["heldout"]
     bits = nats_per_token / math.log(2) * split["tokens"]
     return {

@@ -6,33 +6,21 @@
 files, an array in a .npz or .npy, `embedded:mnist`, or `tfds:NAME[:SPLIT]`, a dataset that TensorFlow Datasets has
 prepared in TFDS_DATA_DIR as array_record. With the codec avc, the files are clips (mp4, mov, mkv, webm, avi, gif,
 animated webp and png), and a folder of still pictures is one clip. What cannot be used is counted and named in
-DIR/refused.jsonl. A run that was killed goes on where it stood when it is started again
-with the same flags; the result does not depend on `--workers` or on kills.
+DIR/refused.jsonl, and what was not looked for in DIR/passed_over.jsonl. A run that was killed goes on where it stood
+when it is started again with the same flags; the result does not depend on `--workers` or on kills.
 """
 
 from absl import flags
-from ml_collections import config_flags
 from tabulate import tabulate
 
 from jpeglm import cli, codecs
-from jpeglm.data import packing
+from jpeglm.data import packing, sources
 from jpeglm.data.verify import verify
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The run's config file.")
-_SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    "A folder of pictures or clips, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT].",
-    required=True,
-)
-_OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Afterwards read everything again and compare it with the manifest.")
-_WORKERS = flags.DEFINE_integer("workers", None, "Processes; all cores by default. The result is the same.", 1)
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:
+    if _BACKGROUND.value:
+        _CONFIG.value.data.background = _BACKGROUND.value
     manifest = packing.prepare(_CONFIG.value, _SOURCE.value, _OUT.value, _TOKENIZER.value, _WORKERS.value)
     if _VERIFY.value:
         verify(_OUT.value, _WORKERS.value)
@@ -40,6 +28,9 @@ def main() -> None:
     refused = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
     items = f"{codecs.make(_CONFIG.value.codec).item}s"
     print(f"{counts['kept']} of {counts['seen']} {items} kept; refused: {refused or 'none'}")
+    if passed_over := counts.get("passed_over"):
+        found = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
+        print(f"no {items}, passed over: {found}; named in {_OUT.value}/{packing.PASSED_OVER}")
     rows = [
         [name, split["documents"], split["bytes"], split["tokens"], split["chunks"], len(split["shards"])]
         for name, split in manifest["splits"].items()
@@ -49,4 +40,21 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    _CONFIG = cli.define_config()
+    _SOURCE = flags.DEFINE_string(
+        "source", None, "A folder of pictures or clips, an archive, arrays, embedded:mnist, or tfds:NAME[:SPLIT]."
+    )
+    _OUT = flags.DEFINE_string("out", None, "The folder to make.")
+    _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Use this tokenizer.json instead of learning one.")
+    _VERIFY = flags.DEFINE_bool("verify", False, "Afterwards read everything again and compare it with the manifest.")
+    _BACKGROUND = flags.DEFINE_enum(
+        "background",
+        None,
+        list(sources.BACKGROUNDS),
+        f"What transparent pictures are put over, or refuse; config.data.background ({sources.DEFAULT_BACKGROUND}) "
+        "if not given.",
+    )
+    _WORKERS = flags.DEFINE_integer(
+        "workers", None, "Processes; all cores by default. The result is the same.", 1, 1024
+    )
+    cli.run(main, required=("config", "source", "out"))

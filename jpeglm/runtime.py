@@ -30,6 +30,7 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     number, this one's), or as JAX finds out by itself under Slurm and Open MPI (one process a GPU, if
     JAX_LOCAL_DEVICE_IDS does not say otherwise), on GKE and, with platform "tpu", on any Cloud TPU.
     """
+    compute_in_float32()
     if platform not in PLATFORMS:
         raise InputError(f"platform={platform!r} is none of cpu, gpu, tpu")
     if PLATFORMS[platform]:
@@ -48,6 +49,13 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     if jax.process_index():
         logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
     return devices
+
+
+def compute_in_float32() -> None:
+    """Switches 64-bit types off, which JAX_ENABLE_X64 has switched on for other programs: ours are of 32 bits."""
+    if jax.config.jax_enable_x64:
+        logging.warning("JAX_ENABLE_X64 is set, and has no effect here: jpeglm computes in 32 bits")
+        jax.config.update("jax_enable_x64", False)
 
 
 def wait_for_all(what: str, seconds: int = LONGEST_COMPILATION) -> None:

@@ -19,8 +19,7 @@ papers do.
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ from tqdm import tqdm
 from jpeglm import checkpoint, cli, codecs, files, runtime, views
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
-from jpeglm.data import documents, pipeline, shards, sources
-from jpeglm.errors import InputError, Refused, printable
+from jpeglm.data import documents
+from jpeglm.errors import InputError, printable
 from jpeglm.sampling import too_long
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.folder import Samples
@@ -42,40 +41,6 @@ from jpeglm.sampling.sampler import Completion, Sampler
 
 FLAGS = flags.FLAGS
 GRID_ROWS = 16
-
-
-def read_documents(path: str, codec: Codec, limit: int | None) -> dict[str, bytes]:
-    """Canonical documents by name: a prepared folder's held-out ones, or those of a source, at least one."""
-    if (Path(path) / shards.MANIFEST).exists():
-        heldout = pipeline.documents(path, "heldout", limit)
-        return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
-    source, found, left_out = sources.open_source(path), {}, 0
-    documents.check(source, codec)
-    for name in documents.names(source, codec):
-        if limit is not None and len(found) == limit:
-            break
-        try:
-            document = documents.of(source, name, codec)[0]
-        except Refused as error:
-            logging.warning("left out %s: %s", printable(name), error)
-            left_out += 1
-            continue
-        found[_file_name(name, found)] = document
-    if left_out:
-        logging.warning("%d files left out, %d %ss read", left_out, len(found), codec.item)
-    if not found:
-        raise InputError(f"{path} holds no {codec.item} that can be read")
-    return found
-
-
-def _file_name(name: str, taken: Container[str]) -> str:
-    """What the samples of an item are called: its name without slashes, or a hash where that would be no good name."""
-    flat = name.rstrip("/").replace("/", "_")
-    if not flat.startswith(".") and flat.isprintable() and len(flat.encode()) <= 200 and flat not in taken:
-        return flat
-    chosen = "picture-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    logging.info("%s is called %s here", printable(name), chosen)
-    return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +191,7 @@ def main() -> None:
     if FLAGS.images is None:
         print(generate(sampler, job))
         return
-    originals = read_documents(FLAGS.images, sampler.codec, FLAGS.num)
+    originals = documents.read(FLAGS.images, sampler.codec, FLAGS.num, sampler.config.data.background)
     left_out = sampler.too_long(originals, ratio)
     print(sample(sampler, too_long.leave_out(originals, left_out), job))
     too_long.finish(left_out, len(originals), FLAGS.allow_too_long)
@@ -235,19 +200,18 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder, or prepared data.")
-    flags.DEFINE_float("ratio", 0.5, "Share of each that is given, in whole MCUs or frames.")
+    flags.DEFINE_float("ratio", 0.5, "Share of each that is given, in whole MCUs or frames.", 0, 1)
     flags.DEFINE_integer("frames", None, "Or, of clips, the number of frames that are given.")
     flags.DEFINE_integer("samples", 1, "Completions of each.", lower_bound=1)
     flags.DEFINE_integer("num", None, "New ones to write; with --images, at most so many of them.", lower_bound=1)
     flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 takes the most probable token.")
     flags.DEFINE_integer("top_k", 0, "Draw among the k most probable tokens; 0: among all.")
     flags.DEFINE_float("top_p", 1.0, "Draw among the most probable tokens that sum to p.")
-    flags.DEFINE_integer("seed", 0, "Of the draws.")
+    flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**32 - 1)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
-    flags.DEFINE_integer("slots", 8, "Files written at once.")
-    flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.")
+    flags.DEFINE_integer("slots", 8, "Files written at once.", lower_bound=1)
+    flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.", lower_bound=2)
     flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file, not as in the papers.")
     flags.DEFINE_bool("allow_too_long", False, "Status 0 although pictures were left out as too long.")
     flags.DEFINE_string("out", None, "Folder for the files.")
-    flags.mark_flags_as_required(["workdir", "out"])
-    cli.run(main)
+    cli.run(main, required=("workdir", "out"))

@@ -15,8 +15,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from jpeglm import checkpoint, cli, codecs, runtime
+from jpeglm.data import documents
 from jpeglm.errors import printable
-from jpeglm.sample import read_documents
 from jpeglm.sampling import too_long
 from jpeglm.sampling.scoring import Scorer
 
@@ -27,12 +27,13 @@ def main() -> None:
     runtime.start()
     runtime.refuse_several("jpeglm.score")
     workdir = epath.Path(FLAGS.workdir)
-    codec = codecs.make(checkpoint.read_config(workdir).codec)
+    config = checkpoint.read_config(workdir)
+    codec = codecs.make(config.codec)
     scorer = Scorer.load(workdir, FLAGS.step)
-    documents = read_documents(FLAGS.images, codec, FLAGS.num)
-    left_out = scorer.too_long(documents)
+    found = documents.read(FLAGS.images, codec, FLAGS.num, config.data.background)
+    left_out = scorer.too_long(found)
     rows = []
-    for name, document in tqdm(too_long.leave_out(documents, left_out).items(), unit=codec.item, disable=None):
+    for name, document in tqdm(too_long.leave_out(found, left_out).items(), unit=codec.item, disable=None):
         bits, size = scorer.nats(document) / np.log(2), len(document)
         rows.append((name, size, bits / size, bits / codec.pixels))
     sizes, per_byte, per_pixel = (np.array(column) for column in list(zip(*rows, strict=True))[1:])
@@ -41,8 +42,8 @@ def main() -> None:
     for name, why in left_out.items():
         print(f"left out: {printable(name)}: {why}")
     if left_out:
-        print(f"{len(left_out)} of {len(documents)} left out, and not in the mean")
-    too_long.finish(left_out, len(documents), FLAGS.allow_too_long)
+        print(f"{len(left_out)} of {len(found)} left out, and not in the mean")
+    too_long.finish(left_out, len(found), FLAGS.allow_too_long)
 
 
 if __name__ == "__main__":
@@ -51,5 +52,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num", None, "At most so many of them.", lower_bound=1)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
     flags.DEFINE_bool("allow_too_long", False, "Status 0 although pictures were left out as too long.")
-    flags.mark_flags_as_required(["workdir", "images"])
-    cli.run(main)
+    cli.run(main, required=("workdir", "images"))

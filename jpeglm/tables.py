@@ -11,15 +11,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
 from jpeglm import cli, runtime
 from jpeglm.evals import report, table_text, tables
 from jpeglm.files import owned
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="The table's config file.")
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:
@@ -39,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    _CONFIG = cli.define_config("The table's config file; single keys as --config.KEY=VALUE.")
+    cli.run(main, required=("config",))

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from absl import flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from jpeglm import checkpoint, cli, dry_run, faults, metrics, runtime, sharding, train_step
+from jpeglm import checkpoint, cli, dry_run, faults, files, metrics, runtime, sharding, train_step
+from jpeglm import config as config_lib
 from jpeglm.data import pipeline, shards
 from jpeglm.errors import InputError
 from jpeglm.progress import Progress, opening_table
@@ -38,6 +39,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
       Diverged: a loss, a gradient or a parameter is no longer finite.
       SystemExit: with status 75, when asked to stop; a checkpoint is saved.
     """
+    config_lib.check(config)
     clock = metrics.Stopwatch()
     last_step = config.steps if last_step is None else last_step
 
@@ -162,6 +164,8 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """The command."""
     workdir = epath.Path(FLAGS.workdir)
+    config_lib.check(FLAGS.config)
+    files.check_store(workdir)
     with faults.leaving_at_once():
         if FLAGS.dry_run:
             dry_run.rehearse(train, FLAGS.config, workdir)
@@ -170,8 +174,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "File with get_config(); single keys as --config.KEY=VALUE.")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run; a run that stands there goes on.")
     flags.DEFINE_bool("dry_run", False, "Tries everything once in a folder that is removed again; says go or no.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    cli.run(main)
+    cli.run(main, required=("config", "workdir"))

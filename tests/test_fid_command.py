@@ -34,6 +34,10 @@ def folders(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
             arrays[side].append(np.asarray(picture))
+    for name in (".ipynb_checkpoints/01.png", "part0/._01.png", "part0/notes.txt"):
+        path = root / "fake" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no picture")
     return root, arrays
 
 
@@ -85,6 +89,15 @@ def test_the_last_line_of_standard_output_is_the_distance_and_the_json_holds_its
     assert result["n"] == {"real": 13, "fake": 11} and result["refused"] == {"real": [], "fake": []}
     assert result["weights_sha256"] == hashlib.sha256(efficientnet.weights_path().read_bytes()).hexdigest()
     assert {"jax", "numpy", "pillow"} <= result["versions"].keys()
+    assert result["passed_over"] == {
+        "real": {"counts": {}, "names": []},
+        "fake": {
+            "counts": {".txt": 1, "hidden .png": 1, "hidden folder": 1},
+            "names": [".ipynb_checkpoints/", "part0/._01.png", "part0/notes.txt"],
+        },
+    }
+    told = "fake: 11 pictures; passed over: 1 hidden folder, 1 hidden .png, 1 .txt (.ipynb_checkpoints/, part0/._01"
+    assert told in done.stderr and re.search("real: 13 pictures$", done.stderr, re.MULTILINE)
 
 
 def test_all_numbers_are_those_of_the_features(folders, weights, features, tmp_path):
@@ -138,6 +151,26 @@ def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_pat
     assert number(with_itself) <= 1e-6
 
 
+def test_the_background_of_transparent_pictures_is_a_flag_and_a_fact(folders, tmp_path):
+    glass = tmp_path / "glass"
+    glass.mkdir()
+    for number in range(12):
+        Image.new("RGBA", (40, 56), (20 * number, 90, 30, 100)).save(glass / f"{number:02}.png")
+    real, stats = sides(folders)[0], tmp_path / "black.npz"
+    refused = run("jpeglm.fid", real, f"--fake={glass}", "--background=refuse")
+    assert refused.returncode == 2 and "12 of 12 pictures cannot be used" in refused.stderr
+    assert "by reason: 12 transparent" in refused.stderr and refused.stderr.count(": transparent: ") <= 11
+    made = run("jpeglm.fid", f"--real={glass}", f"--save_stats={stats}", "--background=black")
+    assert made.returncode == 0, made.stderr
+    other = run("jpeglm.fid", f"--real={stats}", f"--fake={glass}")
+    assert other.returncode == 2 and "background: black against white" in other.stderr
+    same = run(
+        "jpeglm.fid", f"--real={stats}", f"--fake={glass}", "--background=black", f"--json={tmp_path / 'a.json'}"
+    )
+    assert number(same) <= 1e-3
+    assert json.loads((tmp_path / "a.json").read_text())["background"] == "black"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -156,11 +189,16 @@ def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_pat
         (["--kid", "--seed=4294967296"], "seed"),
         (["--json=/tmp"], "--json=/tmp: is a folder"),
         (["--batch_size=0"], "batch_size"),
+        (["--background=grey"], "white|black|refuse"),
         (["--platform=tpux"], "tpux"),
         (["surplus"], "unexpected argument 'surplus'"),
+        (["--json=REAL/x.json"], "/real/x.json lies in --real="),
+        (["--save_stats=FAKE/part0/x.npz"], "/fake/part0/x.npz lies in --fake="),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_status_2(folders, arguments, message):
+    places = {side.upper(): str(folders[0] / side) for side in ("real", "fake")}
+    arguments = [re.sub("REAL|FAKE", lambda found: places[found[0]], argument) for argument in arguments]
     done = run("jpeglm.fid", *sides(folders), *arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1

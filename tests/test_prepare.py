@@ -23,6 +23,7 @@ def prepared(tmp_path_factory):
     for index in range(12):
         Image.radial_gradient("L").rotate(index * 25, fillcolor=index).save(folder / "pictures" / f"{index}.png")
     (folder / "pictures" / "notes.txt").write_text("none")
+    (folder / "pictures" / "notes.png").write_text("none")
     arguments = [
         "--config=configs/jpeglm_demo.py",
         f"--source={folder / 'pictures'}",
@@ -39,6 +40,7 @@ def test_prepare_says_what_it_kept_and_verifies(prepared):
     out, _, done = prepared
     assert done.returncode == 0, done.stderr
     assert "12 of 13 pictures kept; refused: 1 not a picture" in done.stdout
+    assert f"no pictures, passed over: 1 .txt; named in {out}/passed_over.jsonl" in done.stdout
     assert f"{out}: verified" in done.stdout
     assert "encoding: 100%" in done.stderr and "verifying: 100%" in done.stderr
     assert json.loads((out / "manifest.json").read_text())["counts"]["kept"] == 12
@@ -92,6 +94,7 @@ def test_inspect_prints_what_is_in_the_folder(prepared):
         "codec.quality",
         "train-00003-of-00004.array_record",
         "refused: not a picture",
+        "passed over: .txt",
         "280 entries, 21 merges",
     ):
         assert text in done.stdout

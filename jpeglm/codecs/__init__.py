@@ -7,23 +7,27 @@ from typing import Any
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.errors import InputError
+from jpeglm.ranges import BY_TYPE, check_one
 
 Codec = JpegCodec | AvcCodec
 _CODECS = {"jpeg": JpegCodec, "avc": AvcCodec}
+NAMES = tuple(_CODECS)
 
 
 def make(config_codec: Mapping[str, Any]) -> Codec:
     """Makes the codec that a config's `codec` section names; the section's other keys are the codec's fields.
 
     Raises:
-      InputError: unknown name, missing or surplus keys, or a value that the codec does not have.
+      InputError: unknown name, missing or surplus keys, or a value of a type or range that the codec does not have.
     """
     settings = dict(config_codec)
-    name = settings.pop("name")
-    if name not in _CODECS:
-        raise InputError(f"config.codec.name: unknown codec {name!r}; the codecs are: {', '.join(_CODECS)}")
-    wanted = {field.name for field in dataclasses.fields(_CODECS[name])}
-    for key in wanted ^ set(settings):
+    name = settings.pop("name", None)
+    if name not in NAMES:
+        raise InputError(f"config.codec.name: unknown codec {name!r}; the codecs are: {', '.join(NAMES)}")
+    wanted = {field.name: field.type for field in dataclasses.fields(_CODECS[name])}
+    for key in sorted(wanted.keys() ^ settings.keys()):
         what = "is missing" if key in wanted else f"is nothing that the codec {name} has"
         raise InputError(f"config.codec.{key} {what}: its keys are {', '.join(sorted(wanted))}")
+    for key, kind in wanted.items():
+        check_one(f"config.codec.{key}", settings[key], BY_TYPE[kind])
     return _CODECS[name](**settings)

@@ -7,28 +7,32 @@ a compressed .npz) is unpacked once a process to a file without a name in the fo
 
 import bz2
 import contextlib
+import dataclasses
 import errno
 import gzip
 import io
+import itertools
 import lzma
 import math
 import os
+import re
 import stat
 import struct
 import tarfile
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 from PIL import Image
 
-from jpeglm.data import sources
-from jpeglm.data.sources import Files, Source
+from jpeglm.data import listing, sources
+from jpeglm.data.sources import Files, Named, Source
 from jpeglm.errors import InputError, Refused, printable
 
 RECORDS = ".array_record"
@@ -36,20 +40,43 @@ _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20  # bytes, of a tar's member or a numpy array
 _XZ_MEMORY = 256 << 20  # bytes for its dictionary; xz -9 takes 65 MiB
 _BLOCK = tarfile.BLOCKSIZE
+_JOINED = "another one, or damage; files that were joined can be given one by one"
 
 
-class Zip(Files):
-    """The members of a .zip file, by name; sorted as a folder is."""
+class Archive(Named):
+    """The members of an archive, by name; sorted as a folder is."""
+
+    _members: dict[str, Any]  # files alone, by name; the last of each name
+    _replaced: list[str]  # names of members that a later one replaces
+
+    def folders(self, passed_over: listing.PassedOver) -> Iterator[tuple[str, list[str]]]:
+        for name in self._replaced:
+            passed_over.add(name, listing.REPLACED)
+        hidden, shown = {}, []
+        for name in listing.sorted_as_in_folders(self._members):
+            if (part := listing.hidden_part(name)) is not None:
+                hidden[part] = None
+            elif name:
+                shown.append(name)
+            else:
+                passed_over.add(name, listing.NAMELESS)
+        for part in hidden:
+            passed_over.add(part, "hidden")
+        for folder, names in itertools.groupby(shown, os.path.dirname):
+            yield folder, list(names)
+
+
+class Zip(Archive):
+    """The members of a .zip file."""
 
     def __init__(self, path: str):
         self.path = path
         with _naming(path, "zip file"):
             self._zip = zipfile.ZipFile(_open(path))
-        self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
+            check_zip_is_alone(self._zip)
+            members = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
+        self._members, self._replaced = _by_name((info.filename, info) for info in members)
         self._lock = threading.Lock()  # opening a member counts what is open, in steps that a thread could interrupt
-
-    def names(self) -> Iterator[str]:
-        return _sorted_as_in_folders(self._members)
 
     def read(self, name: str) -> bytes:
         member = self._members[name]
@@ -61,32 +88,37 @@ class Zip(Files):
         if member.compress_type not in _BOUNDED:
             raise Refused("unreadable", f"compression method {member.compress_type}, not stored or deflated")
         _refuse_large(member.file_size)
+        return self._read(member, member.file_size)  # no more, whatever is behind it; then the checksum is wrong
+
+    def start(self, name: str) -> bytes:
+        member = self._members[name]
+        if member.flag_bits & 1 or member.compress_type not in _BOUNDED:
+            return b""
+        return self._read(member, listing.START)
+
+    def _read(self, member: zipfile.ZipInfo, size: int) -> bytes:
         with sources.refusing():
             with self._lock:
                 file = self._zip.open(member)
             try:
-                data = file.read(member.file_size)  # no more, whatever is behind it; then the checksum is wrong
+                return file.read(size)
             finally:
                 with self._lock:
                     file.close()
-        return data
 
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a limit of memory
 
 
-class Tar(Files):
-    """The members of a .tar file, which may be compressed as a whole, by name; sorted as a folder is."""
+class Tar(Archive):
+    """The members of a .tar file, which may be compressed as a whole."""
 
     def __init__(self, path: str):
         self.path = path
         file = _open(path)
         with _naming(path, "tar file"):
             self._file = _unpacked(file, path)
-            self._members = _list_tar(self._file.fileno())
-
-    def names(self) -> Iterator[str]:
-        return _sorted_as_in_folders(self._members)
+            self._members, self._replaced = _by_name(_list_tar(self._file.fileno()))
 
     def read(self, name: str) -> bytes:
         offset, size = self._members[name]
@@ -96,6 +128,21 @@ class Tar(Files):
         _refuse_large(size)
         with sources.refusing():
             return _pread(self._file.fileno(), size, offset)
+
+    def start(self, name: str) -> bytes:
+        offset, size = self._members[name]
+        with sources.refusing():
+            return _pread(self._file.fileno(), min(size or 0, listing.START), offset)
+
+
+def _by_name(members: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Members by name, the last of each name as if they were unpacked in turn; and the names of the others."""
+    by_name, replaced = {}, []
+    for name, member in members:
+        if name in by_name:
+            replaced.append(name)
+        by_name[name] = member
+    return by_name, replaced
 
 
 class _Headers(io.FileIO):
@@ -107,12 +154,11 @@ class _Headers(io.FileIO):
         return super().read(size)
 
 
-def _list_tar(descriptor: int) -> dict[str, tuple[int, int | None]]:
-    """Offset and size of each member that is no folder; no size where it is no regular file. The last of a name stays.
+def _list_tar(descriptor: int) -> Iterator[tuple[str, tuple[int, int | None]]]:
+    """Name, offset and size of each member that is no folder; no size where it is no regular file.
 
     tarfile takes a damaged header, and the end of a file that was cut off between two members, for the archive's end.
     """
-    members = {}
     end = -1
     with tarfile.open(fileobj=_Headers(descriptor, closefd=False), mode="r:", errors="surrogateescape") as tar:
         while (member := tar.next()) is not None:
@@ -122,10 +168,44 @@ def _list_tar(descriptor: int) -> dict[str, tuple[int, int | None]]:
             tar.members = []  # or it keeps them all
             if not member.isdir():
                 is_plain = member.isreg() and not member.issparse()
-                members[member.name.removeprefix("./")] = (member.offset_data, member.size if is_plain else None)
+                yield member.name.removeprefix("./"), (member.offset_data, member.size if is_plain else None)
         if os.pread(descriptor, _BLOCK, tar.offset) != bytes(_BLOCK):
             raise tarfile.ReadError(f"it is damaged or cut off at byte {tar.offset}")
-    return members
+        _check_end(descriptor, tar.offset)
+
+
+def _check_end(descriptor: int, end: int) -> None:
+    """Raises `ValueError` if anything but zeros stands from byte `end` on, where a file should end.
+
+    Files that were joined, as by `cat`, are such; most readers see the first or the last of them alone.
+    """
+    while chunk := os.pread(descriptor, _CHUNK, end):
+        if chunk.strip(b"\0"):
+            start = end + len(chunk) - len(chunk.lstrip(b"\0"))
+            raise ValueError(f"it ends, and more follows at byte {start}: {_JOINED}")
+        end += len(chunk)
+
+
+def check_zip_is_alone(archive: zipfile.ZipFile) -> None:
+    """Raises `zipfile.BadZipFile` for several zip files joined into one, of which zipfile reads the last.
+
+    In general: if anything stands in front of the first member, or anything but zeros behind the end.
+    """
+    start = min((info.header_offset for info in archive.infolist()), default=archive.start_dir)
+    if start:
+        raise zipfile.BadZipFile(f"{start} bytes stand in front of it: {_JOINED}")
+    file = archive.fp
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _ZIP_END - 0xFFFF))
+    tail = file.read()
+    if not tail[-_ZIP_END:].startswith(b"PK\5\6"):  # with a comment, or more
+        end = tail.rfind(b"PK\5\6")
+        (comment,) = struct.unpack_from("<H", tail, end + _ZIP_END - 2)
+        if tail[end + _ZIP_END + comment :].strip(b"\0"):
+            raise zipfile.BadZipFile(f"it ends, and more follows: {_JOINED}")
+
+
+_ZIP_END = 22  # bytes of the record that ends a zip file, without its comment
 
 
 class ArrayRecords(Files):
@@ -137,16 +217,21 @@ class ArrayRecords(Files):
     def __init__(self, path: str):
         """`path`: a file, or a folder with such files in it."""
         self.path = path
-        files = [path]
+        files, self._others = [path], []
         if os.path.isdir(path):
-            files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(RECORDS)]
+            names = sorted(os.listdir(path))
+            files = [os.path.join(path, name) for name in names if _is_records(name)]
+            self._others = [name for name in names if not _is_records(name)]
         self._data = {}
         for file in files:
             with _naming(file, "ArrayRecord file"):
-                _open(file).close()
+                with _open(file) as opened:
+                    _check_records_end(opened)
                 self._data[os.path.basename(file)] = grain.sources.ArrayRecordDataSource(file)
 
-    def names(self) -> Iterator[str]:
+    def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
+        for name in self._others if passed_over else ():
+            passed_over.add(name, "hidden" if listing.is_hidden(name) else "")
         return (f"{file}:{index}" for file, data in self._data.items() for index in range(len(data)))
 
     def read(self, name: str) -> bytes:
@@ -157,6 +242,37 @@ class ArrayRecords(Files):
         return data
 
 
+def _is_records(name: str) -> bool:
+    return listing.suffix_of(name) == RECORDS and not listing.is_hidden(name)
+
+
+def _check_records_end(file: io.BufferedReader) -> None:
+    """Raises `ValueError` if an ArrayRecord file goes on behind its end.
+
+    The reader looks for a file's end in its last block, and believes the place of the index that it reads there. Of
+    files of one length that were joined, it so reads the first alone. The layout is that of Riegeli: blocks of 64 KiB,
+    each with a header of 24 bytes; chunks with a header of 40, whose second word is their size; the last block holds a
+    chunk of three equal messages, of which field 1 is the place of the index.
+    """
+    descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+    last = os.pread(descriptor, 128, max(0, size - _RECORDS_BLOCK))[24 + 40 :]
+    found = re.match(rb"\x00\x03(.)\1\1\x08([\x80-\xff]{0,9}[\x00-\x7f])", last, re.DOTALL)
+    if not found:
+        return  # no such file: its reader says so
+    index = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[2]))
+    header = _pread(descriptor, 24 + 24, index) if index + 48 <= size else bytes(48)
+    inside = _RECORDS_BLOCK - index % _RECORDS_BLOCK  # bytes up to the next block, whose header may stand in between
+    header = header[24:] if inside == _RECORDS_BLOCK else header[:inside] + header[inside + 24 :]
+    (length,) = struct.unpack_from("<Q", header, 8)
+    start = index // _RECORDS_BLOCK * (_RECORDS_BLOCK - 24) + max(0, index % _RECORDS_BLOCK - 24)  # without headers
+    blocks = -(-(start + 40 + length) // (_RECORDS_BLOCK - 24))
+    if size > (blocks + 1) * _RECORDS_BLOCK:
+        raise ValueError(f"it ends, and more follows at byte {(blocks + 1) * _RECORDS_BLOCK}: {_JOINED}")
+
+
+_RECORDS_BLOCK = 1 << 16
+
+
 def holds_records(folder: str) -> bool:
     """Whether `folder` holds ArrayRecord files.
 
@@ -165,12 +281,12 @@ def holds_records(folder: str) -> bool:
     """
     try:
         with os.scandir(folder) as entries:
-            found = [(os.path.splitext(entry.name)[1], entry.is_dir()) for entry in entries]
+            found = [(entry.name, entry.is_dir()) for entry in entries if not listing.is_hidden(entry.name)]
     except OSError:
         return False  # the folder's own source tells why
-    if RECORDS not in {suffix for suffix, is_folder in found if not is_folder}:
+    if not any(_is_records(name) for name, is_folder in found if not is_folder):
         return False
-    if any(is_folder or suffix.lower() in sources.PICTURE_SUFFIXES for suffix, is_folder in found):
+    if any(is_folder or listing.suffix_of(name) in listing.pictures().suffixes for name, is_folder in found):
         raise InputError(f"{printable(folder)} holds {RECORDS} files, and pictures or folders beside them: which?")
     return True
 
@@ -178,46 +294,48 @@ def holds_records(folder: str) -> bool:
 class Arrays:
     """The pictures of one uint8 array in a .npy or .npz file, in order, named by their number.
 
-    Of a .npz file it is `arr_0`, or the only array in it that has pictures' shape and type; others are left alone.
+    FILE.npz:NAME is the array NAME. Of FILE.npz it is `arr_0`, or the only array that has pictures' shape and type;
+    others are left alone.
     """
 
     def __init__(self, path: str):
         self.path = path
-        self._file = _open(path)
-        with _naming(path, "numpy file"):
-            if _has_suffix(path, ".npz"):
-                self._shape, self._offset = self._in_archive(path)
+        found = None if os.path.exists(path) else _ARRAY_OF.fullmatch(path)
+        file, wanted = found.groups() if found else (path, None)
+        self._file = _open(file)
+        with _naming(file, "numpy file"):
+            if _has_suffix(file, ".npz"):
+                header = self._in_archive(path, wanted)
             else:
-                self._shape, self._offset = _array_header(self._file)
-        if not _holds_pictures(self._shape):
-            raise InputError(f"{printable(path)} holds no uint8 array [n, h, w], [n, h, w, 1] or [n, h, w, 3]")
-        expected, found = self._offset + math.prod(self._shape), os.fstat(self._file.fileno()).st_size
-        if found < expected:
-            raise InputError(f"cannot read {printable(path)}: its array ends at byte {expected}, it has {found}")
+                header = _array_header(self._file)
+                header.check_pictures(path)
+                _check_end(self._file.fileno(), header.end)
+        self._shape, self._offset = header.shape, header.offset
+        size = os.fstat(self._file.fileno()).st_size
+        if size < header.end:
+            raise InputError(f"cannot read {printable(path)}: its array ends at byte {header.end}, it has {size}")
 
-    def _in_archive(self, path: str) -> tuple[tuple[int, ...], int]:
-        """Shape and place of the array in a .npz file; one that is compressed becomes a file of its own."""
+    def _in_archive(self, path: str, wanted: str | None) -> "_ArrayHeader":
+        """The array in a .npz file; one that is compressed becomes a file of its own."""
         with zipfile.ZipFile(self._file) as archive:
+            check_zip_is_alone(archive)
             headers = {}
             for info in archive.infolist():
                 if info.filename.endswith(".npy") and info.compress_type in _BOUNDED:
                     with archive.open(info) as member:
-                        shape, offset = _array_header(member)
-                    if _holds_pictures(shape) and info.file_size == offset + math.prod(shape):
-                        headers[info.filename] = info, shape, offset
-            if "arr_0.npy" not in headers and len(headers) != 1:
-                return (), 0
-            info, shape, offset = headers.get("arr_0.npy") or next(iter(headers.values()))
+                        headers[info.filename.removesuffix(".npy")] = _array_header(member, info.file_size)
+            name = _chosen(headers, path, wanted)
+            info, header = archive.getinfo(f"{name}.npy"), headers[name]
             if info.compress_type == zipfile.ZIP_STORED:
                 with archive.open(info) as member:  # to its end, where the checksum is compared
                     while member.read(_CHUNK):
                         pass
                 local = _pread(self._file.fileno(), 30, info.header_offset)
                 name, extra = struct.unpack("<HH", local[26:30])  # the lengths of what stands before the data
-                return shape, info.header_offset + 30 + name + extra + offset
+                return dataclasses.replace(header, offset=info.header_offset + 30 + name + extra + header.offset)
             with archive.open(info) as member:
                 self._file = _to_nameless_file(iter(lambda: member.read(_CHUNK), b""), path)
-            return shape, offset
+            return header
 
     def names(self) -> Iterator[str]:
         return (f"{index:09d}" for index in range(self._shape[0]))
@@ -230,8 +348,43 @@ class Arrays:
         return Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
 
 
-def _array_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], int]:
-    """Shape of the array in a .npy file, () if it is not uint8 in C order, and where its values start."""
+_ARRAY_OF = re.compile(r"(.+\.npz):([^/]+)", re.IGNORECASE | re.DOTALL)  # a file and the name of an array in it
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArrayHeader:
+    """What a .npy file says of its array, and where its values start; `trouble` in words if they cannot be used."""
+
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+    kind: str = "fields"  # dtype, and what else is not as it should be
+    is_plain: bool = False  # whether the values are uint8, in C order, and all there
+
+    @property
+    def end(self) -> int:
+        return self.offset + math.prod(self.shape)
+
+    @property
+    def holds_pictures(self) -> bool:
+        """Whether it is uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3]."""
+        if not self.is_plain or len(self.shape) not in (3, 4) or self.shape[3:] not in ((), (1,), (3,)):
+            return False
+        return min(self.shape) >= 0 and 0 < self.shape[1] * self.shape[2] <= Image.MAX_IMAGE_PIXELS
+
+    def check_pictures(self, where: str) -> None:
+        """Raises `InputError` if it holds none."""
+        if not self.holds_pictures:
+            raise InputError(f"{printable(where)} holds no {_PICTURES}; it is {self}")
+
+    def __str__(self) -> str:
+        return f"{self.kind} {list(self.shape)}"
+
+
+_PICTURES = "uint8 array [n, h, w], [n, h, w, 1] or [n, h, w, 3]"
+
+
+def _array_header(file: io.BufferedIOBase, size: int | None = None) -> _ArrayHeader:
+    """What stands before the values of a .npy file; `size`: bytes of the whole, if they are known."""
     start = io.BytesIO(file.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
     if version == (1, 0):
@@ -239,14 +392,37 @@ def _array_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], int]:
     elif version == (2, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(start)
     else:  # for names of fields
-        return (), 0
-    return (() if is_fortran or dtype != np.uint8 else shape), start.tell()
+        return _ArrayHeader()
+    kind = f"{dtype} in Fortran's order" if is_fortran else str(dtype)
+    header = _ArrayHeader(shape, start.tell(), kind, dtype == np.uint8 and not is_fortran)
+    if header.is_plain and size not in (None, header.end):
+        return dataclasses.replace(header, kind=f"{kind} of another size than it says", is_plain=False)
+    return header
 
 
-def _holds_pictures(shape: tuple[int, ...]) -> bool:
-    if len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or min(shape) < 0:
-        return False
-    return 0 < shape[1] * shape[2] <= Image.MAX_IMAGE_PIXELS
+def _chosen(headers: dict[str, _ArrayHeader], path: str, wanted: str | None) -> str:
+    """The name of the array to read; raises `InputError` if it holds no pictures, or nobody can tell which it is."""
+
+    def listed(names: Iterable[str]) -> str:
+        shown = [f"{printable(name)} {headers[name]}" for name in itertools.islice(names, 20)]
+        return ", ".join(shown) or "nothing"
+
+    pictures = [name for name, header in headers.items() if header.holds_pictures]
+    if wanted is not None:
+        if wanted not in headers:
+            raise InputError(f"{printable(path)}: no such array; the file holds {listed(headers)}")
+        headers[wanted].check_pictures(path)
+        return wanted
+    if "arr_0" in pictures:
+        return "arr_0"
+    if not pictures:
+        raise InputError(f"{printable(path)} holds no {_PICTURES}; it holds {listed(headers)}")
+    if len(pictures) > 1:
+        raise InputError(
+            f"{printable(path)} holds several arrays of pictures, {listed(pictures)}: name one, as "
+            f"{printable(path)}:{printable(pictures[0])}"
+        )
+    return pictures[0]
 
 
 _KINDS = {
@@ -260,6 +436,8 @@ KINDS = ", ".join(suffix for suffixes in _KINDS for suffix in suffixes)
 
 def kind_of(path: str) -> type[Source] | None:
     """The source for a file of this name, if there is one."""
+    if _ARRAY_OF.fullmatch(path):
+        return Arrays
     return next((kind for suffixes, kind in _KINDS.items() if _has_suffix(path, *suffixes)), None)
 
 
@@ -308,24 +486,32 @@ def _unpacked(file: io.BufferedReader, path: str) -> io.BufferedIOBase:
     if start.startswith(b"\x1f\x8b"):
         stream = gzip.open(file)
     elif start.startswith(b"BZh"):
-        stream = bz2.open(file)
+        return _to_nameless_file(_decompressed(file, bz2.BZ2Decompressor), path)
     elif start == b"\xfd7zXZ\x00":
-        return _to_nameless_file(_unpack_xz(file), path)
+        # `lzma.open` gives a file the 4 GiB for which its header may ask.
+        return _to_nameless_file(_decompressed(file, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY)), path)
     else:
         return file
     return _to_nameless_file(iter(lambda: stream.read(_CHUNK), b""), path)
 
 
-def _unpack_xz(file: io.BufferedReader) -> Iterator[bytes]:
-    """The chunks of an .xz file of one stream. `lzma.open` gives a file the 4 GiB for which its header may ask."""
-    decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
-    while not decoder.eof:
-        data = file.read(_CHUNK) if decoder.needs_input else b""
-        if decoder.needs_input and not data:
-            raise EOFError("it is cut off")
-        yield decoder.decompress(data, _CHUNK)
-    if (decoder.unused_data + file.read(_CHUNK)).strip(b"\x00"):
-        raise lzma.LZMAError("several streams in one file")
+def _decompressed(
+    file: io.BufferedReader, decoder_of: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
+) -> Iterator[bytes]:
+    """The chunks of all streams of a compressed file; only zeros may stand between and behind them."""
+    data = file.read(_CHUNK)
+    while data:
+        decoder = decoder_of()
+        while not decoder.eof:
+            if decoder.needs_input and not data:
+                data = file.read(_CHUNK)
+                if not data:
+                    raise EOFError("it is cut off")
+            yield decoder.decompress(data, _CHUNK)
+            data = b""
+        data = decoder.unused_data.lstrip(b"\0")
+        while not data and (more := file.read(_CHUNK)):
+            data = more.lstrip(b"\0")
 
 
 def _to_nameless_file(chunks: Iterable[bytes], path: str) -> io.BufferedIOBase:
@@ -345,16 +531,6 @@ def _to_nameless_file(chunks: Iterable[bytes], path: str) -> io.BufferedIOBase:
             raise InputError(f"cannot read {printable(path)}: {reason}") from error
         raise
     return file
-
-
-def _sorted_as_in_folders(names: Iterable[str]) -> Iterator[str]:
-    """The order of `sources.Folder`: in each folder its files come first, and each folder is followed by its own."""
-
-    def key(name: str) -> list[tuple[bool, str]]:
-        *folders, last = name.split("/")
-        return [*((True, folder) for folder in folders), (False, last)]
-
-    return iter(sorted(names, key=key))
 
 
 def _refuse_unsafe(name: str) -> None:

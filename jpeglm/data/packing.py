@@ -15,10 +15,12 @@
 Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
 workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed behind the manifest; it holds
 all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 200
-bytes each) and never the documents themselves.
+bytes each) and never the documents themselves. Where nothing can be prepared, because the source is empty or the
+config does not fit its documents, the folder is free for another source or config.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -34,15 +36,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jpeglm import codecs, tokenizer
-from jpeglm.config import base
-from jpeglm.data import documents, shards, sources
+from jpeglm.config import base, check
+from jpeglm.data import documents, listing, shards, sources
 from jpeglm.data.workers import Pool, progress
 from jpeglm.errors import InputError, Refused, writing
-from jpeglm.files import write_whole
+from jpeglm.files import check_outside, write_whole
 from jpeglm.tokenizer import Tokenizer
 
 REFUSED = "refused.jsonl"
-TOKENIZER = "tokenizer.json"
+PASSED_OVER = "passed_over.jsonl"
+TOKENIZER = shards.TOKENIZER
 _WORK = ".work"
 _NAMES_IN_MANIFEST = 100
 _BATCH = 64  # documents tokenized at a time
@@ -86,19 +89,16 @@ def prepare(
       InputError: a source without usable pictures, a folder with something else in it or that cannot be written (a
         full disk: what is done stays and is gone on from), a config that does not fit.
     """
+    check(config)
     sections = config_sections(config)
     codec = codecs.make(config.codec)
-    if config.data.shards < 1 or config.data.seq_len < 2:
-        raise InputError("data.shards must be at least 1 and data.seq_len at least 2")
-    holdout = config.data.holdout
-    if holdout <= 0 or (holdout >= 1 and holdout != int(holdout)):
-        raise InputError(f"data.holdout must be a fraction below 1 or a whole number from 1 on, not {holdout}")
     given = Tokenizer.load(tokenizer_path) if tokenizer_path else None
     if given and given.vocab_size != config.tokenizer.vocab_size:
         raise InputError(
             f"{tokenizer_path} has {given.vocab_size} entries, tokenizer.vocab_size is {config.tokenizer.vocab_size}"
         )
     documents.check_variants(codec, sections["data"])
+    check_outside(out, source=source)
     identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
     out = Path(out)
     unit_items = unit_items or documents.items_a_minute(codec, config.data.augment)
@@ -119,11 +119,12 @@ def prepare(
 def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | None, workers: int | None) -> dict:
     """The three stages, and the manifest that marks their end."""
     _begin(job, identity)
-    unit_starts, num_items = _list_names(job)
+    unit_starts, num_items, passed_over = _list_names(job)
     with Pool(workers) as pool:
         _encode_all(pool, job, unit_starts, num_items)
-        places, held_out, shard, counts = _order(job, len(unit_starts))
-        learnt = _make_tokenizer(job, config.tokenizer, places[held_out:], given)
+        with _vacating(job):
+            places, held_out, shard, counts = _order(job, len(unit_starts))
+            learnt = _make_tokenizer(job, config.tokenizer, places[held_out:], given)
         entries = _pack_all(pool, job, places, held_out, shard)
 
     manifest = {
@@ -131,7 +132,7 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
         **identity,
         "tokenizer_sha256": learnt.sha256,
         "encoder_versions": codecs.make(config.codec).encoder_versions(),
-        "counts": {"seen": num_items, **counts},
+        "counts": {"seen": num_items, **counts, "passed_over": passed_over},
         "splits": {
             split: {
                 key: sum(entry[key] for entry in entries[split]) for key in ("documents", "chunks", "tokens", "bytes")
@@ -141,7 +142,8 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
         },
     }
     write_whole(job.work / shards.MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
-    os.replace(job.work / shards.MANIFEST, Path(job.out) / shards.MANIFEST)
+    for name in (PASSED_OVER, shards.MANIFEST):
+        os.replace(job.work / name, Path(job.out) / name)
     shutil.rmtree(job.work)
     return manifest
 
@@ -174,16 +176,15 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 def _begin(job: Job, identity: dict) -> None:
     """Makes the work folder, or checks that the one that is there belongs to this job."""
     out = Path(job.out)
-    if os.path.isdir(job.source) and out.resolve().is_relative_to(Path(job.source).resolve()):
-        raise InputError(f"{out} lies inside the source {job.source}: it would find its own files")
     identity = identity | {"unit_items": job.unit_items}
-    record = job.work / "job.json"
-    if record.exists():
+    record, names = job.work / "job.json", job.work / "names.jsonl"
+    if record.exists() and not (names.exists() and names.stat().st_size == 0):
         _refuse_other(out, _flatten(json.loads(record.read_bytes())), identity)
         logging.info("going on with the run that was interrupted in %s", out)
         return
-    if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK}):
+    if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK, REFUSED}):
         raise InputError(f"{out} holds something else: give an empty or a new folder")
+    shutil.rmtree(job.work, ignore_errors=True)  # of a source or a config from which nothing could be prepared
     try:
         job.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -191,16 +192,33 @@ def _begin(job: Job, identity: dict) -> None:
     write_whole(record, json.dumps(identity).encode())
 
 
+@contextlib.contextmanager
+def _vacating(job: Job) -> Iterator[None]:
+    """Around what fails for the source or the config alone: the next start in this folder may then have others."""
+    try:
+        yield
+    except InputError:
+        (job.work / "job.json").unlink(missing_ok=True)
+        raise
+
+
 # Stage 1: encode
 
 
-def _list_names(job: Job) -> tuple[list[int], int]:
-    """Lists the source in `names.jsonl`; returns where in it each unit starts, in bytes, and the number of names."""
+def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
+    """Lists the source in `names.jsonl`, and what is passed over in `passed_over.jsonl`.
+
+    Returns:
+      where in it each unit starts, in bytes; the number of names; the numbers of files passed over.
+    """
     path = job.work / "names.jsonl"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    starts, count = [], 0
-    with open(temporary, "wb") as file:
-        names = documents.names(sources.open_source(job.source), codecs.make(job.codec))
+    starts, count, codec = [], 0, codecs.make(job.codec)
+    with open(temporary, "wb") as file, open(job.work / PASSED_OVER, "wb") as others:
+        passed_over = listing.PassedOver(
+            lambda name, reason: others.write(json.dumps({"name": name, "reason": reason}).encode() + b"\n")
+        )
+        names = documents.names(sources.open_source(job.source), codec, passed_over)
         for name in tqdm(names, desc="listing", unit="file", dynamic_ncols=True):
             if count % job.unit_items == 0:
                 starts.append(file.tell())
@@ -211,8 +229,8 @@ def _list_names(job: Job) -> tuple[list[int], int]:
         raise InputError(f"{job.source} changed since the interrupted run: delete {job.out} and start again")
     os.replace(temporary, path)
     if not count:
-        raise InputError(f"{job.source} holds no files")
-    return starts, count
+        raise InputError(f"{job.source} holds no files that are {codec.item}s{passed_over.after('; ')}")
+    return starts, count, dict(sorted(passed_over.counts.items()))
 
 
 def _documents_path(job: Job, unit: int) -> Path:
@@ -246,7 +264,8 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
         names = [json.loads(line) for line in itertools.islice(file, job.unit_items)]
     for name in names:
         try:
-            found = documents.of(source, name, codec, job.data["augment"], job.data["stride"])
+            data = job.data
+            found = documents.of(source, name, codec, data["augment"], data["stride"], data["background"])
         except Refused as refusal:
             refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
             continue

@@ -36,7 +36,8 @@ class Chunks:
           mask_documents: positions start again with each document.
 
         Raises:
-          InputError: no finished folder, chunks of another length, a missing shard or one of another size.
+          InputError: no finished folder, no chunks or chunks of another length, a missing shard or one of another
+            size.
         """
         self.manifest = shards.read_manifest(path)
         found = self.manifest["config"]["data"]["seq_len"]
@@ -49,6 +50,8 @@ class Chunks:
         # The reader has nothing to open in shards without chunks.
         self.paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
         entries = [entry for entry in entries if entry["chunks"]]
+        if not entries:
+            raise InputError(f"{path} holds no chunks of the split {split}")
         chunks = [entry["chunks"] for entry in entries]
         self._ends = np.cumsum(chunks)  # of each shard, in chunks
         try:

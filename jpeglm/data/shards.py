@@ -3,6 +3,7 @@
     DIR/manifest.json       written last: a folder without it is not finished
     DIR/tokenizer.json
     DIR/refused.jsonl       every refused picture: name, reason, detail
+    DIR/passed_over.jsonl   every file of the source that is not looked for: name, reason
     DIR/train-00000-of-00008.array_record ...
     DIR/heldout-00000-of-00001.array_record
 
@@ -29,11 +30,17 @@ from jpeglm.tokenizer import BOS, EOS
 FORMAT_VERSION = 1
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
 _TOKEN = np.dtype("<u2")
 
 
 def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.array_record"
+
+
+def is_prepared(folder: str | os.PathLike) -> bool:
+    """Whether `jpeglm.prepare` has finished this folder."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (MANIFEST, TOKENIZER))
 
 
 def sha256_of(path: Path) -> str:

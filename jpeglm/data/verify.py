@@ -49,6 +49,13 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
     refused = collections.Counter(json.loads(line)["reason"] for line in lines)
     if refused != counts["refused"] or counts["seen"] != counts["kept"] + len(lines):
         raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
+    if "passed_over" in counts:  # earlier folders have none
+        try:
+            passed_over = [json.loads(line)["reason"] for line in open(folder / packing.PASSED_OVER, "rb")]
+        except OSError as error:
+            raise InputError(f"cannot read {folder / packing.PASSED_OVER}: {error.strerror}") from error
+        if collections.Counter(passed_over) != counts["passed_over"]:
+            raise InputError(f"{folder}: {packing.PASSED_OVER} and the manifest's counts do not agree")
     if listed_documents != sum(split["documents"] for split in splits.values()):
         raise InputError(f"{folder}: the manifest says {listed_documents} documents in all, the splits hold others")
     return manifest

@@ -2,25 +2,24 @@
 
 import itertools
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 import numpy as np
 from absl import logging
 from PIL import Image
 
-from jpeglm.data import archives, sources
+from jpeglm.data import documents, listing, shards, sources
 from jpeglm.errors import InputError, Refused, printable
 
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
-_MODES_WITH_ALPHA = {"LA", "PA", "RGBA"}
-_GREY = {"1", "L", "LA"}
+_MODES_WITH_ALPHA = {"LA", "La", "PA", "RGBA"}
+_GREY = {"1", "L", "LA", "La"}
 _AHEAD = 64  # converted pictures that wait; at 299x299 in float32 they take 65 MiB
 _MOST_THREADS = 32
-_MOST_LOGGED = 100
+_MOST_LOGGED = 10  # of each reason
 Converted = TypeVar("Converted")
 
 
@@ -29,26 +28,25 @@ class Pictures(Sequence[np.ndarray]):
 
     Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
     EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
-    CMYK and YCbCr are taken. An alpha channel, or a transparent colour, is dropped where every pixel is opaque;
-    otherwise the picture is refused, because there is no one right background. Refused are also several frames, more
-    than 8 bits of grey, floating point and all that `jpeglm.data.sources` refuses.
+    CMYK and YCbCr are taken. Transparent pixels are put over the background, by the rule of `jpeglm.data.sources`;
+    an alpha channel that is opaque everywhere changes nothing. Refused are several frames, more than 8 bits of grey,
+    floating point and all that `jpeglm.data.sources` refuses.
 
     Attributes:
       path: where they come from, in words.
       names: of all, in order.
+      passed_over: what else is there and is not taken, by the rule of `jpeglm.data.listing`.
     """
 
-    def __init__(self, source: sources.Source):
-        """`source`: in folders, zip and tar files only members with a picture's suffix count."""
+    def __init__(self, source: sources.Source, background: str = sources.DEFAULT_BACKGROUND):
+        """Lists the source. `background`: one of `sources.BACKGROUNDS`."""
         self.path = printable(source.path)
-        self.names = list(source.names())
-        if isinstance(source, sources.Folder | archives.Zip | archives.Tar):
-            self.names = [name for name in self.names if _names_a_picture(name)]
-            if not self.names:
-                raise InputError(f"{self.path}: holds no pictures ({', '.join(sorted(sources.PICTURE_SUFFIXES))})")
+        self.passed_over = listing.PassedOver()
+        is_of_files = isinstance(source, sources.Files)
+        self.names = list(source.names(passed_over=self.passed_over) if is_of_files else source.names())
         if not self.names:
-            raise InputError(f"{self.path}: holds no pictures")
-        self._source = source
+            raise InputError(f"{self.path}: holds no pictures{self.passed_over.after('; ')}")
+        self._source, self._background = source, background
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,21 +54,27 @@ class Pictures(Sequence[np.ndarray]):
     def __getitem__(self, index: int) -> np.ndarray:
         """One picture; raises `Refused`."""
         with self._source.load(self.names[index]) as image, sources.refusing():
-            return _pixels(image)
+            return _pixels(image, self._background)
 
 
-def open_pictures(pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray]) -> Pictures:
+def open_pictures(
+    pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray], background: str = sources.DEFAULT_BACKGROUND
+) -> Pictures:
     """Opens pictures.
 
     Args:
-      pictures: what `jpeglm.data.sources.open_anew` understands; or arrays in memory: one uint8 [n, h, w] or
-        [n, h, w, 3], or a list of [h, w] or [h, w, 3] of any sizes.
+      pictures: what `jpeglm.data.sources.open_anew` understands; or a folder that `jpeglm.prepare` wrote, whose
+        held-out pictures they are; or arrays in memory: one uint8 [n, h, w] or [n, h, w, 3], or a list of [h, w] or
+        [h, w, 3] of any sizes.
+      background: what transparent pixels are put over, or "refuse".
 
     Raises:
       InputError: there are none, or a file that cannot be read as what it is called.
     """
     if isinstance(pictures, str | os.PathLike):
-        return Pictures(sources.open_anew(os.fspath(pictures)))
+        path = os.fspath(pictures)
+        source = documents.HeldOut(path) if shards.is_prepared(path) else sources.open_anew(path)
+        return Pictures(source, background)
     return Pictures(_InMemory(pictures))
 
 
@@ -94,22 +98,14 @@ class _InMemory:
         return Image.fromarray(self._pictures[int(name)])
 
 
-def _names_a_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    # macOS puts a file of attributes, of the same suffix, beside each of an archive's members.
-    is_attributes = path.name.startswith("._") or path.parts[0] == "__MACOSX"
-    return path.suffix.lower() in sources.PICTURE_SUFFIXES and not is_attributes
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, background: str) -> np.ndarray:
     if getattr(image, "n_frames", 1) > 1:
         raise Refused("several frames", f"{image.format} of {image.n_frames} frames")
     if image.mode not in _MODES | _MODES_WITH_ALPHA:
         raise Refused(f"mode {image.mode}", "not 8 bits a channel, or no colours that have one meaning")
     sources.load_pixels(image)
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise Refused(f"mode {image.mode}", "some of its pixels are transparent")
-    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+    mode = "L" if image.mode in _GREY else "RGB"
+    return np.asarray(sources.on_background(image, background).convert(mode))
 
 
 class Reader(Generic[Converted]):
@@ -140,6 +136,7 @@ class Reader(Generic[Converted]):
           threads: how many; as many as this process may use cores if None, and at most 32.
         """
         self.refused: list[tuple[str, str]] = []
+        self._counts: Counter[str] = Counter()  # of the same, by class
         self._pictures = pictures
         self._convert = convert
         self._indices = range(len(pictures)) if indices is None else indices
@@ -148,6 +145,7 @@ class Reader(Generic[Converted]):
 
     def __iter__(self) -> Iterator[Converted]:
         self.refused.clear()
+        self._counts.clear()
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="pictures")
         waiting = iter(self._indices)
         ahead = deque((index, executor.submit(self._read, index)) for index in itertools.islice(waiting, _AHEAD))
@@ -162,8 +160,9 @@ class Reader(Generic[Converted]):
                     yield result
         finally:
             executor.shutdown(cancel_futures=True)
-        if len(self.refused) > _MOST_LOGGED:
-            logging.error("%s: and %d more", self._pictures.path, len(self.refused) - _MOST_LOGGED)
+        for reason, count in self._counts.items():
+            if count > _MOST_LOGGED:
+                logging.error("%s: and %d more: %s", self._pictures.path, count - _MOST_LOGGED, reason)
 
     def _gives(self) -> bool:
         return self._allows or not self.refused
@@ -178,8 +177,14 @@ class Reader(Generic[Converted]):
 
     def _refuse(self, name: str, reason: str) -> None:
         self.refused.append((name, reason))
-        if len(self.refused) <= _MOST_LOGGED:
+        self._counts[_class(reason)] += 1
+        if self._counts[_class(reason)] <= _MOST_LOGGED:
             logging.error("%s: %s: %s", self._pictures.path, printable(name), reason)
+
+
+def _class(reason: str) -> str:
+    """What stands before the detail in a refusal's text."""
+    return reason.partition(":")[0]
 
 
 def unreadable(path: str, refused: Sequence[tuple[str, str]], total: int) -> InputError:
@@ -191,7 +196,9 @@ def unreadable(path: str, refused: Sequence[tuple[str, str]], total: int) -> Inp
       total: number of pictures there.
     """
     name, reason = refused[0]
+    counts = Counter(_class(reason) for _, reason in refused).most_common()
     return InputError(
         f"{path}: {len(refused)} of {total} pictures cannot be used, the first is {printable(name)} ({reason}); "
+        f"by reason: {', '.join(f'{count} {kind}' for kind, count in counts)}; "
         "--allow_unreadable goes on without them"
     )

@@ -1,6 +1,7 @@
 """Features and moments of many pictures, shared out over the processes of a job."""
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from jpeglm import runtime
+from jpeglm.errors import InputError
 from jpeglm.evals import images
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments
@@ -51,8 +53,11 @@ def measure(
       allow_unreadable: whether pictures that cannot be used are left out.
 
     Raises:
-      InputError: pictures cannot be used and are not to be left out, or a feature is not a finite number.
+      InputError: pictures cannot be used and are not to be left out, a feature is not a finite number, or the
+        processes have not found the same pictures.
     """
+    if jax.process_count() > 1:
+        _check_same(pictures)
     bounds = np.linspace(0, len(pictures), jax.process_count() + 1).astype(int)
     mine = range(bounds[jax.process_index()], bounds[jax.process_index() + 1])
     reader = images.Reader(pictures, extractor.prepare, mine, allow_unreadable=allow_unreadable)
@@ -82,6 +87,14 @@ def measure(
     if keep_features:
         whole.features = np.concatenate([np.zeros((0, extractor.dim), np.float32), *kept])
     return whole
+
+
+def _check_same(pictures: images.Pictures) -> None:
+    """Raises `InputError` in every process if one has listed other pictures: parts of two lists are no whole."""
+    runtime.wait_for_all(f"names of {pictures.path}", LONGEST)
+    names = json.dumps(list(pictures.names)).encode()
+    if len(set(runtime.from_each(hashlib.sha256(names).digest()))) > 1:
+        raise InputError(f"{pictures.path}: the processes of this job do not see the same pictures there")
 
 
 def _nothing(extractor: Extractor) -> Measured:

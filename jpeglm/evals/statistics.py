@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from jpeglm.data.archives import check_zip_is_alone
 from jpeglm.errors import InputError, printable, writing
 from jpeglm.evals.fid import Moments
 from jpeglm.files import write_whole
@@ -38,7 +39,7 @@ def save_statistics(
     Args:
       path: of the npz.
       moments: of the features, with a known number of pictures.
-      facts: what they were made with: `metric`, `mode`, `weights_sha256`.
+      facts: what they were made with: `metric`, `mode`, `weights_sha256`, `background`.
       spatial: moments of the spatial features of the same pictures.
 
     Raises:
@@ -75,6 +76,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("one array, and no npz")
         with file:
+            check_zip_is_alone(file.zip)
             absent = [key for key in keys if key not in file]
             if absent:
                 held = ", ".join(printable(key) for key in file.files)
@@ -125,7 +127,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
 def holds_statistics(path: str | os.PathLike) -> bool:
     """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
     try:
-        if Path(path).suffix != ".npz" or not Path(path).is_file():
+        if Path(path).suffix.lower() != ".npz" or not Path(path).is_file():
             return False
         with zipfile.ZipFile(path) as file:
             return "mu.npy" in file.namelist()
@@ -151,6 +153,9 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
     if not (facts_a and facts_b):
         return
     differing = [fact for fact in facts_a | facts_b if facts_a.get(fact) != facts_b.get(fact)]
+    # Where transparent pictures were refused, there is none: so it was before the background was told.
+    if "refuse" in (facts_a.get("background", "refuse"), facts_b.get("background", "refuse")):
+        differing = [fact for fact in differing if fact != "background"]
     if differing:
         values = "; ".join(
             f"{printable(fact)}: {printable(facts_a.get(fact, 'none'))} against {printable(facts_b.get(fact, 'none'))}"

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from jpeglm import config as config_lib
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
@@ -55,16 +56,13 @@ Measures = dict[str, np.ndarray]  # features float32 [pictures, dim], perhaps vi
 
 def check(config: ConfigDict) -> None:
     """`InputError` for a config that names no table."""
+    config_lib.check_table(config)
     for key in ("workdir", "data", "out"):
         if not config[key]:
             raise InputError(f"--config.{key}=DIR is needed")
     _check_rows(config.rows, tuple(TITLES))
-    if not config.ratios or not all(0 <= ratio < 1 for ratio in config.ratios):
-        raise InputError(f"config.ratios={tuple(config.ratios)}: one or more of 0 to below 1 are needed")
     if len(set(config.ratios)) < len(config.ratios) or len(set(config.rows)) < len(config.rows):
         raise InputError("config.ratios or config.rows: something stands there twice")
-    if config.num < 2:
-        raise InputError(f"config.num={config.num}: a distance needs two pictures")
     if config.extractor not in EXTRACTORS:
         raise InputError(f"config.extractor: {config.extractor!r} is none of {', '.join(EXTRACTORS)}")
     if (config.extractor == "inception") != bool(config.get("weights")):  # older configs have no such key

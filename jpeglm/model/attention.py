@@ -19,8 +19,6 @@ from jpeglm.errors import InputError
 from jpeglm.model import kernels
 from jpeglm.model.kernels import SAVED
 
-IMPLEMENTATIONS = ("auto", "blockwise", "splash", "cudnn", "triton")
-
 BLOCK = 64  # queries handled at once
 MOST_BLOCKS = 24  # each is compiled anew; longer sequences are cut into stripes
 KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
@@ -45,7 +43,7 @@ def causal_attention(
       q: [batch, length, heads, head_dim].
       k, v: [batch, length, kv_heads, head_dim].
       segment_ids: [batch, length] int; where given, positions of different segments do not see each other.
-      implementation: one of `IMPLEMENTATIONS`; "auto" takes the best that platform, mesh and shapes allow.
+      implementation: one of `config.ATTENTION`; "auto" takes the best that platform, mesh and shapes allow.
 
     Returns:
       [batch, length, heads, head_dim] of q's dtype.

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jpeglm import config as config_lib
 from jpeglm.errors import InputError
-from jpeglm.model.attention import IMPLEMENTATIONS, cached_attention, causal_attention
+from jpeglm.model.attention import cached_attention, causal_attention
 from jpeglm.model.kernels import SAVED
 from jpeglm.sharding import constrain, gather, is_spread
 
@@ -54,16 +55,8 @@ class LlamaConfig:
     stacked: bool = True  # layers as one array each, for training; False: one by one, for decoding
 
     def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise InputError(f"model.num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise InputError(f"model.head_dim={self.head_dim} is odd; rotary embedding turns pairs")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
-        if self.remat not in REMAT:
-            raise InputError(f"model.remat={self.remat!r} is none of {', '.join(REMAT)}")
-        if self.attention not in IMPLEMENTATIONS:
-            raise InputError(f"model.attention={self.attention!r} is none of {', '.join(IMPLEMENTATIONS)}")
+        own = ("vocab_size", "stacked")  # not of the section model
+        config_lib.check_model({key: value for key, value in dataclasses.asdict(self).items() if key not in own})
 
     @classmethod
     def of(cls, config: ConfigDict) -> "LlamaConfig":

@@ -108,7 +108,7 @@ def _truncated(path, random, number):
     _write(path, suffix, content[: max(1, int(len(content) * random.uniform(0.01, 0.9)))])
 
 
-@_kind(EITHER, "broken", "not a picture", "too large", "animated", "mode I", "mode F", "mode LAB")
+@_kind(EITHER, "broken", "not a picture", "too large", "layout", "animated", "mode I", "mode F", "mode LAB")
 def _bit_flipped(path, random, number):
     content, suffix = _any_file(random)
     changed = bytearray(content)
@@ -199,7 +199,7 @@ def _arithmetic_coded(path, random, number):
 @_kind(REFUSED, "unreadable", "not a regular file")
 def _link(path, random, number):
     link = path + b".png"
-    targets = (b"..", b"nothing-there.png", os.path.basename(link), b"/", b"/proc/self/fd")
+    targets = (b"..", b"nothing-there.png", os.path.basename(link), b"/", b"../..")
     os.symlink(targets[number % 5], link)
 
 
@@ -261,7 +261,7 @@ def _animated(path, random, number):
     _write(path, suffix, encoded(frames[0], suffix, save_all=True, append_images=frames[1:]))
 
 
-@_kind(EITHER, "broken", "not a picture", "too large", "mode I", "mode F", "mode LAB")
+@_kind(EITHER, "broken", "not a picture", "too large", "layout", "mode I", "mode F", "mode LAB")
 def _lying_tiff(path, random, number):
     image = picture(random, ("RGB", "L", "1", "CMYK", "I;16")[number % 5])
     compression = (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg")[number // 5 % 5]
@@ -282,7 +282,7 @@ def _lying_tiff(path, random, number):
     _write(path, "tif", bytes(content))
 
 
-@_kind(REFUSED, "too large", "broken", "not a picture")
+@_kind(REFUSED, "too large", "broken", "layout", "not a picture")
 def _absurd_header(path, random, number):
     side = int(random.choice([30_000, 65_535]))
     little = random.bytes(int(random.integers(1, 300)))
@@ -312,9 +312,8 @@ def _absurd_header(path, random, number):
     _write(path, suffix, content)
 
 
-@_kind(EITHER, "broken")
+@_kind(KEPT)
 def _odd_metadata(path, random, number):
-    """Kept but for text that decompresses to 100 MB: `METADATA_KEPT` says which."""
     junk, image = random.bytes(int(random.integers(1, 3_000))), picture(random)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -329,9 +328,6 @@ def _odd_metadata(path, random, number):
         ("png", lambda: _with_chunk(encoded(image, "png"), b"zTXt", b"bomb\x00\x00" + text)),
     )[number % 6]
     _write(path, suffix, content())
-
-
-METADATA_KEPT = {0, 1, 2, 3, 4}  # number modulo 6
 
 
 # Parts of files

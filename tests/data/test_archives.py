@@ -186,7 +186,7 @@ def test_prepare_gives_the_same_documents_from_every_kind(tmp_path, monkeypatch)
         monkeypatch.setattr(packing, "Pool", InThisProcess)  # after the first
         assert (manifest["counts"]["kept"], manifest["counts"]["refused"]) == (30, {})
         found.append({file.name: file.read_bytes() for file in out.iterdir() if file.name != "manifest.json"})
-    assert len(found[0]) == 5  # three shards, tokenizer, refused
+    assert len(found[0]) == 6  # three shards, tokenizer, refused, passed over
     assert all(files == found[0] for files in found[1:])
 
 

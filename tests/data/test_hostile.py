@@ -44,6 +44,12 @@ def refusals(out: Path) -> dict[str, dict]:
     return {line["name"]: line for line in map(json.loads, (out / packing.REFUSED).read_bytes().splitlines())}
 
 
+def passed_over(out: Path) -> dict[str, str]:
+    return {
+        line["name"]: line["reason"] for line in map(json.loads, (out / packing.PASSED_OVER).read_bytes().splitlines())
+    }
+
+
 def documents(out: Path) -> collections.Counter:
     manifest, learnt = shards.read_manifest(out), Tokenizer.load(out / packing.TOKENIZER)
     seq_len = manifest["config"]["data"]["seq_len"]
@@ -75,29 +81,33 @@ def prepared(request, tmp_path_factory):
 
 def test_every_input_is_kept_or_refused_as_its_kind_demands(prepared):
     folder, good, each, _ = prepared
-    refused = refusals(folder / "zoo.out")
-    assert not good & set(refused)
+    refused, others = refusals(folder / "zoo.out"), passed_over(folder / "zoo.out")
+    assert not good & (set(refused) | set(others))
+    assert set(others.values()) <= {".txt", "linked folder", "hidden", "no suffix", "not a regular file .jpg"}
     for name, kind in hostile.KINDS.items():
         found = [line for line in refused.values() if line["name"].startswith(f"{name}/")]
         assert {line["reason"] for line in found} <= kind.reasons, name
-        assert len(found) <= each
-        if kind.outcome != hostile.EITHER:
-            assert len(found) == (each if kind.outcome == hostile.REFUSED else 0), name
-    for line in refused.values():
-        kind, _, rest = line["name"].partition("/")
-        if kind == "odd metadata":
-            assert int(rest[:3]) % 6 not in hostile.METADATA_KEPT
+        passed = [reason for other, reason in others.items() if other.startswith(f"{name}/")]
+        assert len(found) + len(passed) <= each
+        if kind.outcome == hostile.REFUSED:
+            assert len(found) + len(passed) == each, name
+        if kind.outcome == hostile.KEPT:
+            assert not found and set(passed) <= {"hidden"}, name
 
 
 def test_each_refusal_is_counted_and_named(prepared):
     folder, good, each, done = prepared
     manifest = verify(folder / "zoo.out", workers=1)
     refused, counts = refusals(folder / "zoo.out"), manifest["counts"]
-    assert counts["seen"] == len(good) + each * len(hostile.KINDS) == counts["kept"] + len(refused)
+    others = passed_over(folder / "zoo.out")
+    assert counts["seen"] == len(good) + each * len(hostile.KINDS) - len(others) == counts["kept"] + len(refused)
+    assert counts["passed_over"] == collections.Counter(others.values())
     assert counts["refused"] == collections.Counter(line["reason"] for line in refused.values())
     for line in refused.values():
         assert os.path.lexists(folder / "zoo" / line["name"])
         assert line["detail"].isprintable() and 0 < len(line["detail"]) < 300 and " at 0x" not in line["detail"]
+    for name in others:
+        assert os.path.lexists(folder / "zoo" / name)
     told = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
     assert f"{counts['kept']} of {counts['seen']} pictures kept; refused: {told}\n" in done.stdout.decode()
 
@@ -283,7 +293,8 @@ def check_left_out(done: subprocess.CompletedProcess) -> None:
     check_terminal(done)
     told = done.stderr.decode()
     assert done.returncode == 0, told
-    kinds = [name for name, kind in hostile.KINDS.items() if kind.outcome == hostile.REFUSED]
+    kinds = [name for name, kind in hostile.KINDS.items() if kind.outcome == hostile.REFUSED and name != "link"]
+    assert "passed over: 1 linked folder (link.png/)" in told
     for name in kinds:
         assert f"left out {name}" in told
     assert f"{len(kinds)} files left out, 4 pictures read" in told
@@ -325,12 +336,12 @@ def test_the_evaluator_names_every_file_that_is_no_picture_and_gives_no_number(t
     (fake / "bomb.png").write_bytes(hostile.png(9_460, 9_460, 8, 0, b""))
     (fake / "empty.jpg").touch()
     (fake / "cut.png").write_bytes((fake / "fine.png").read_bytes()[:-40])
-    done = run("jpeglm.fid", f"--real={tmp_path / 'real'}", f"--fake={fake}")
+    done = run("jpeglm.fid", f"--real={tmp_path / 'real'}", f"--fake={fake}", "--background=refuse")
     told = done.stderr.decode()
     assert done.returncode == 2 and not done.stdout
     check_terminal(done)
     for name, why in (
-        ("alpha.png", "mode LA"),
+        ("alpha.png", "transparent"),
         (r"pipe\n.png", "not a regular file"),
         ("gone.png", "unreadable"),
         ("drawing.png", "not a picture"),

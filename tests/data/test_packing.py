@@ -27,10 +27,12 @@ ROOT = Path(__file__).parents[2]
 NUM_PICTURES = 90  # distinct ones, in the folder of `photographs`
 BROKEN = {
     "a/cut.png": "broken",
-    "a/notes.txt": "not a picture",
+    "a/text.png": "not a picture",
     "film.gif": "animated",
     "float.tif": "mode F",
 }
+PASSED_OVER = {"a/notes.txt": ".txt", ".ipynb_checkpoints/": "hidden folder", "a/._cut.png": "hidden .png"}
+RESULT = ["manifest.json", "passed_over.jsonl", "refused.jsonl", "tokenizer.json"]
 
 
 def small_config(**data):
@@ -55,7 +57,11 @@ def photographs(tmp_path_factory) -> Path:
     for index in (0, 3, 6):
         shutil.copy(folder / f"{index:03d}.png", folder / "a" / "b" / f"copy-{index}.png")
     (folder / "a" / "cut.png").write_bytes((folder / "000.png").read_bytes()[:5000])
+    (folder / "a" / "text.png").write_text("not a picture")
     (folder / "a" / "notes.txt").write_text("not a picture")
+    (folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "000.png", folder / ".ipynb_checkpoints")
+    (folder / "a" / "._cut.png").write_bytes(b"attributes")
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green")]
     frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])
     Image.new("F", (32, 32)).save(folder / "float.tif")
@@ -107,7 +113,7 @@ def detokenize(folder: Path) -> list[bytes]:
 def usable(folder: Path) -> list[str]:
     """The names of the pictures of `photographs` that must be kept."""
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    names = [name for name in names if name not in BROKEN]
+    names = [name for name in names if name not in BROKEN and not name.startswith((*PASSED_OVER,))]
     assert len(names) == NUM_PICTURES + 3
     return names
 
@@ -171,8 +177,11 @@ def test_the_manifest_counts_everything(photographs, prepared):
     assert counts["duplicates"] == 3
     assert counts["refused"] == {"animated": 1, "broken": 1, "mode F": 1, "not a picture": 1}
     assert counts["first_refused"] == [
-        f"{name}: {BROKEN[name]}" for name in ("film.gif", "float.tif", "a/cut.png", "a/notes.txt")
+        f"{name}: {BROKEN[name]}" for name in ("film.gif", "float.tif", "a/cut.png", "a/text.png")
     ]
+    assert counts["passed_over"] == {".txt": 1, "hidden .png": 1, "hidden folder": 1}
+    lines = [json.loads(line) for line in (prepared / "passed_over.jsonl").read_text().splitlines()]
+    assert {line["name"]: line["reason"] for line in lines} == PASSED_OVER
     lines = [json.loads(line) for line in (prepared / "refused.jsonl").read_text().splitlines()]
     assert {line["name"]: line["reason"] for line in lines} == BROKEN
     assert all(line["detail"] for line in lines)
@@ -204,9 +213,7 @@ def test_chunks_are_full_but_for_the_last_of_a_shard_which_is_padded(prepared):
 
 def test_nothing_but_the_result_is_left_behind(prepared):
     shards = [f"train-0000{index}-of-00003.array_record" for index in range(3)]
-    assert sorted(contents(prepared)) == sorted(
-        [*shards, "heldout-00000-of-00001.array_record", "manifest.json", "refused.jsonl", "tokenizer.json"]
-    )
+    assert sorted(contents(prepared)) == sorted([*shards, "heldout-00000-of-00001.array_record", *RESULT])
     assert not (prepared / ".work").exists()
 
 
@@ -388,13 +395,16 @@ def test_another_config_or_source_in_a_finished_folder_is_refused(photographs, p
         packing.prepare(small_config(), str(photographs), prepared, tokenizer_path=prepared / "tokenizer.json")
 
 
-def test_a_source_that_changed_after_a_kill_is_refused(tmp_path):
+def test_a_source_that_changed_after_a_kill_is_refused(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.new("RGB", (32, 32)).save(pictures / "a.png")
-    for _ in range(2):  # one picture cannot be divided
-        with pytest.raises(InputError, match="leaves nothing of 1 documents for training"):
-            packing.prepare(small_config(holdout=1), str(pictures), tmp_path / "out", workers=1)
+    monkeypatch.setattr(packing, "_order", stop)
+    with pytest.raises(KeyboardInterrupt):
+        packing.prepare(small_config(holdout=1), str(pictures), tmp_path / "out", workers=1)
     Image.new("RGB", (32, 32)).save(pictures / "b.png")
     with pytest.raises(InputError, match="pictures changed since the interrupted run"):
         packing.prepare(small_config(holdout=1), str(pictures), tmp_path / "out", workers=1)
@@ -404,7 +414,7 @@ def test_a_folder_with_something_else_in_it_is_refused(photographs, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds something else"):
         packing.prepare(small_config(), str(photographs), tmp_path)
-    with pytest.raises(InputError, match="lies inside the source"):
+    with pytest.raises(InputError, match="out lies in --source="):
         packing.prepare(small_config(), str(photographs), photographs / "out")
 
 
@@ -414,13 +424,16 @@ def test_a_source_without_a_usable_picture_is_refused(tmp_path):
     with pytest.raises(InputError, match="pictures holds no files"):
         packing.prepare(small_config(), str(pictures), tmp_path / "out", workers=1)
     (pictures / "notes.txt").write_text("none")
-    with pytest.raises(InputError, match=r"no picture of .* can be used \(1 not a picture\)"):
+    with pytest.raises(InputError, match=r"holds no files that are pictures; passed over: 1 .txt \(notes.txt\)"):
         packing.prepare(small_config(), str(pictures), tmp_path / "other", workers=1)
+    (pictures / "notes.png").write_text("none")
+    with pytest.raises(InputError, match=r"no picture of .* can be used \(1 not a picture\)"):
+        packing.prepare(small_config(), str(pictures), tmp_path / "third", workers=1)
 
 
 @pytest.mark.parametrize("holdout", [0, -1, 2.5])
 def test_an_impossible_held_out_part_is_refused(photographs, tmp_path, holdout):
-    with pytest.raises(InputError, match=f"data.holdout must be .* not {float(holdout)}"):
+    with pytest.raises(InputError, match=f"config.data.holdout={float(holdout)}: a fraction above 0 and below 1, or"):
         packing.prepare(small_config(holdout=holdout), str(photographs), tmp_path / "out")
 
 

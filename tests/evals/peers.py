@@ -72,6 +72,14 @@ def clean_fid():
     return fid
 
 
+def torch_fidelity_listing():
+    """torch-fidelity's list of a folder's pictures."""
+    make_importable()
+    from torch_fidelity.utils import glob_samples_paths
+
+    return glob_samples_paths
+
+
 def clean_resizer():
     """clean-fid's resize of a picture [height, width, 3] to float32 [299, 299, 3]."""
     make_importable()

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jpeglm import runtime
+from jpeglm.errors import InputError
 from jpeglm.evals import images
 from jpeglm.evals.measure import measure
 from tests.evals.projection import Projection
@@ -35,8 +36,15 @@ def main() -> None:
         measured = measure(images.open_pictures(pictures), Projection(), f"{count} pictures", keep_features=True)
         covariance = measured.moments.covariance.tolist() if count > 1 else None
         found.append([measured.moments.count, measured.moments.mean.tolist(), covariance, measured.features.tolist()])
+    differing = images.open_pictures(np.zeros((4, 8, 8), np.uint8))
+    differing.names = differing.names[mine % 2 :]  # as where a folder changes, or a disk is not the same
+    try:
+        told = str(measure(differing, Projection(), "differing").moments.count)
+    except InputError as error:
+        told = str(error)
+    told = [one.decode() for one in runtime.from_each(told.encode())]
     if mine == 0:
-        print(json.dumps({"sent": right, "measured": found}))
+        print(json.dumps({"sent": right, "measured": found, "differing": told}))
     sys.stdout.flush()
 
 

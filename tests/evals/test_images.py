@@ -1,9 +1,12 @@
 """Which pictures the evaluator reads, what it makes of them, and how it names those that it cannot use."""
 
 import io
+import os
 import threading
 import time
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jpeglm.data import sources
 from jpeglm.errors import InputError, Refused
 from jpeglm.evals import images
 from tests.data.packing_tools import members, pack, write_records
+from tests.evals import peers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's
 COLOUR = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
@@ -150,13 +155,6 @@ def test_values_are_those_of_pillows_conversion_to_rgb(tmp_path, name, image, op
 @pytest.mark.parametrize(
     ("name", "image", "options", "mode"),
     [
-        ("a.png", with_alpha(PICTURE, 254), {}, "RGBA"),
-        ("a.webp", with_alpha(PICTURE, 0), {"lossless": True}, "RGBA"),
-        ("a.png", with_alpha(GREY, 0), {}, "LA"),
-        ("a.png", PICTURE.quantize(16), {"transparency": 3}, "P"),
-        ("a.gif", PICTURE.quantize(16), {"transparency": 3}, "P"),
-        ("a.png", Image.new("RGB", (9, 9), (7, 8, 9)), {"transparency": (7, 8, 9)}, "RGB"),
-        ("a.png", Image.new("L", (9, 9), 7), {"transparency": 7}, "L"),
         ("a.png", Image.fromarray(COLOUR[..., 0].astype(np.uint16) * 257), {}, "I;16"),
         ("a.tif", Image.new("I", (9, 9)), {}, "I"),
         ("a.tif", Image.new("F", (9, 9)), {}, "F"),
@@ -168,6 +166,45 @@ def test_pictures_without_one_right_meaning_are_refused_by_mode(tmp_path, name, 
     with pytest.raises(Refused) as refusal:
         read(tmp_path / name)
     assert refusal.value.reason == f"mode {mode}"
+
+
+TRANSPARENT = [
+    ("a.png", with_alpha(PICTURE, 254), {}),
+    ("a.webp", with_alpha(PICTURE, 0), {"lossless": True}),
+    ("a.png", with_alpha(GREY, 0), {}),
+    ("a.tif", with_alpha(GREY, 100), {}),
+    ("a.png", PICTURE.quantize(16), {"transparency": 3}),
+    ("a.gif", PICTURE.quantize(16), {"transparency": 3}),
+    ("a.png", Image.new("RGB", (9, 9), (7, 8, 9)), {"transparency": (7, 8, 9)}),
+    ("a.png", Image.new("L", (9, 9), 7), {"transparency": 7}),
+]
+
+
+@pytest.mark.parametrize(("name", "image", "options"), TRANSPARENT)
+def test_transparent_pictures_are_what_prepare_makes_of_them(tmp_path, name, image, options):
+    image.save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as opened:
+        rgba = np.asarray(opened.convert("RGBA"), np.float64)
+    for background, value in (("white", 255), ("black", 0)):
+        (found,) = images.open_pictures(tmp_path, background)
+        found = found if found.ndim == 3 else np.stack([found] * 3, -1)
+        opacity = rgba[..., 3:] / 255
+        np.testing.assert_allclose(found, rgba[..., :3] * opacity + value * (1 - opacity), atol=1)
+        with sources.Folder(str(tmp_path)).load(name) as opened:
+            np.testing.assert_array_equal(found, sources.upright(opened, background).convert("RGB"))
+    np.testing.assert_array_equal(read(tmp_path / name), images.open_pictures(tmp_path, "white")[0])
+    with pytest.raises(Refused, match="^transparent: "):
+        images.open_pictures(tmp_path, "refuse")[0]
+
+
+@pytest.mark.parametrize("background", ["white", "black", "refuse"])
+def test_the_background_changes_nothing_of_opaque_pictures(tmp_path, background):
+    for number, image in enumerate((PICTURE, with_alpha(PICTURE, 255), with_alpha(GREY, 255), PICTURE.quantize(16))):
+        image.save(tmp_path / f"{number}.png", **({"transparency": 200} if number == 3 else {}))
+    for found, image in zip(images.open_pictures(tmp_path, background), (PICTURE, PICTURE, GREY, None), strict=True):
+        np.testing.assert_array_equal(
+            found, image.convert(image.mode) if image else PICTURE.quantize(16).convert("RGB")
+        )
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
@@ -265,12 +302,21 @@ def test_each_unusable_picture_is_named_and_counted(tmp_path, caplog):
     assert len(list(allowing)) == 3 and [name for name, _ in allowing.refused] == ["2.png", "4.png"]
 
 
-def test_the_first_hundred_are_named_and_the_others_counted(caplog):
-    reader = images.Reader(Numbers(130, bad=range(3, 130)), lambda n: n)
-    assert list(reader) == [0, 1, 2]
-    assert sum(": broken: " in message for message in caplog.messages) == 100
-    assert caplog.messages[-1] == "numbers: and 27 more"
-    assert len(reader.refused) == 127
+def test_of_each_reason_the_first_ten_are_named_and_the_others_counted(tmp_path, caplog):
+    for number in range(25):
+        with_alpha(PICTURE, 3).save(tmp_path / f"a{number:02}.png")
+    for number in range(12):
+        (tmp_path / f"b{number:02}.png").write_bytes(b"no picture")
+    (tmp_path / "c.png").write_bytes(b"")
+    reader = images.Reader(images.open_pictures(tmp_path, "refuse"), np.shape)
+    assert list(reader) == []
+    told = [message.removeprefix(f"{tmp_path}: ") for message in caplog.messages]
+    assert [sum(f": {reason}: " in line for line in told) for reason in ("transparent", "not a picture")] == [10, 10]
+    assert told[-2:] == ["and 15 more: transparent", "and 3 more: not a picture"]
+    assert len(reader.refused) == 38
+    line = str(images.unreadable("photos", reader.refused, 38))
+    assert "photos: 38 of 38 pictures cannot be used, the first is a00.png (transparent: " in line
+    assert "by reason: 25 transparent, 13 not a picture; --allow_unreadable" in line
 
 
 def test_names_are_printable(tmp_path, caplog):
@@ -288,3 +334,69 @@ def test_files_of_attributes_that_macos_puts_into_archives_are_no_pictures(tmp_p
         for name in ("a.png", "__MACOSX/._a.png", "b/._c.png"):
             archive.writestr(name, content.getvalue())
     assert images.open_pictures(tmp_path / "a.zip").names == ["a.png"]
+
+
+# Other evaluators' listings
+
+
+def peers_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """What pytorch-fid, clean-fid and torch-fidelity (as it is, and told to look below) take of a folder."""
+    found, defaults = {}, peers.torch_fidelity_defaults()
+
+    def keep(peer: str) -> Callable:
+        return lambda files, *_, **__: found.update({peer: files}) or (None, None)
+
+    monkeypatch.setattr(peers.pytorch_fid(), "calculate_activation_statistics", keep("pytorch-fid"))
+    peers.pytorch_fid().compute_statistics_of_path(str(folder), None, 1, 2048, "cpu")
+    monkeypatch.setattr(peers.clean_fid(), "get_files_features", keep("clean-fid"))
+    peers.clean_fid().get_folder_features(str(folder), verbose=False)
+    for peer, deep in (("torch-fidelity", False), ("torch-fidelity deep", True)):
+        extensions = defaults["samples_find_ext"]
+        found[peer] = peers.torch_fidelity_listing()(str(folder), deep, extensions, verbose=False)
+    return {peer: {os.path.relpath(file, folder) for file in files} for peer, files in found.items()}
+
+
+ALL = {"ours", "pytorch-fid", "clean-fid", "torch-fidelity", "torch-fidelity deep"}
+
+
+@pytest.mark.parametrize(
+    "name, takers",
+    [
+        ("a.png", ALL),
+        ("a.jpeg", ALL),
+        ("A.JPG", ALL - {"pytorch-fid"}),
+        ("a.Png", ALL - {"pytorch-fid", "clean-fid"}),
+        ("a.jfif", {"ours"}),
+        ("a.avif", {"ours"}),
+        ("a.gif", {"ours"}),
+        ("a.webp", ALL - {"torch-fidelity", "torch-fidelity deep"}),
+        ("a.tiff", ALL - {"torch-fidelity", "torch-fidelity deep"}),
+        ("a", {"ours"}),
+        ("a.npy", {"clean-fid"}),
+        ("a.txt", set()),
+        ("deep/er/a.png", ALL - {"pytorch-fid", "torch-fidelity"}),
+        (".a.png", ALL - {"ours", "clean-fid"}),
+        ("._a.png", ALL - {"ours", "clean-fid"}),
+        (".ipynb_checkpoints/a.png", {"torch-fidelity deep"}),
+        ("__MACOSX/a.png", {"clean-fid", "torch-fidelity deep"}),
+        ("linked/a.png", {"ours", "clean-fid"}),
+    ],
+)
+def test_the_listing_differs_from_other_evaluators_as_the_readme_says(tmp_path, monkeypatch, name, takers):
+    folder = tmp_path / "folder"
+    (folder / name).parent.mkdir(parents=True)
+    target = folder / name
+    if name.startswith("linked"):
+        (tmp_path / "beside").mkdir()
+        (folder / "linked").rmdir()
+        (folder / "linked").symlink_to(tmp_path / "beside")
+    if name == "a.npy":
+        np.save(target, COLOUR)
+    else:
+        buffer = io.BytesIO()
+        PICTURE.save(buffer, "PNG")
+        target.write_bytes(b"text" if name == "a.txt" else buffer.getvalue())
+    PICTURE.save(folder / "other.png")
+    found = peers_lists(folder, monkeypatch) | {"ours": set(images.open_pictures(folder).names)}
+    assert {peer for peer, names in found.items() if name in names} == takers
+    assert all("other.png" in names for names in found.values())

@@ -33,3 +33,9 @@ def test_processes_find_together_what_one_finds_alone(found):
             if a is not None:
                 np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(together[3], alone[3])  # every picture once, and in its place
+
+
+def test_processes_that_do_not_see_the_same_pictures_all_say_so(found):
+    assert found[1]["differing"] == ["4"]
+    told = "pictures in memory: the processes of this job do not see the same pictures there"
+    assert found[3]["differing"] == [told] * 3

@@ -247,6 +247,19 @@ def test_a_fact_of_one_side_alone_is_a_difference():
         check_comparable(FACTS, {fact: FACTS[fact] for fact in ("metric", "weights_sha256")}, ("a", "b"))
 
 
+def test_statistics_over_two_backgrounds_are_not_compared():
+    def compare(*backgrounds: str | None) -> None:
+        sides = [FACTS | ({"background": background} if background else {}) for background in backgrounds]
+        check_comparable(*sides, ("a.npz", "photos"))
+
+    for one, other in (("white", "black"), ("black", "white")):
+        with pytest.raises(InputError, match=f"in two ways: background: {one} against {other}$"):
+            compare(one, other)
+    # Where transparent pictures were refused there were none: so it was before the background was told.
+    for one, other in (("white", "white"), ("refuse", "white"), ("black", "refuse"), (None, "white"), ("black", None)):
+        compare(one, other)
+
+
 def test_another_programs_file_is_taken_as_of_the_same_mode_and_that_is_told(warnings):
     check_comparable({}, FACTS, ("theirs.npz", "photos"))
     assert warnings == ["theirs.npz does not tell what it was made with: taken as made in the same mode."]

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jpeglm.config import ATTENTION
 from jpeglm.errors import InputError
-from jpeglm.model import attention, kernels
+from jpeglm.model import kernels
 from jpeglm.model.attention import causal_attention
 from tests.commands import run
 from tests.model.spread_attention import inputs, reference, value_and_grads
@@ -121,7 +122,7 @@ def test_each_platform_has_an_implementation_of_choice(monkeypatch, platform, dt
     reason = kernels.obstacle(name, q, segments)
     assert name == expected[0]
     assert reason is None if expected[1] is None else expected[1] in reason
-    assert name in attention.IMPLEMENTATIONS
+    assert name in ATTENTION
 
 
 def test_cudnn_refuses_to_ignore_a_mask_of_documents(monkeypatch):
