@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jpeglm.codecs import avc_decoder, avc_header, avc_parser, ffmpeg
+from jpeglm.codecs import avc_decoder, avc_header, avc_parser, ffmpeg, film
 from jpeglm.codecs.avc_decoder import Decoded
 from jpeglm.codecs.avc_header import IDR, PPS, SEI, SPS, AvcError, Nal
 from jpeglm.codecs.avc_parser import Clip
@@ -133,7 +133,7 @@ class AvcCodec:
         Raises:
           Refused: by the table above.
         """
-        return self._document(self._run(_FILM, data, self._options(_over_white(data), first)))
+        return self._clip(_FILM, data, _over_white(data), first)
 
     def encode_windows(self, data: bytes, count: int, stride: int) -> Iterator[bytes]:
         """Yields the documents of `count` windows, from frame `stride`, 2 * `stride`, ... on, as `encode` gives them.
@@ -148,26 +148,27 @@ class AvcCodec:
         last = ("-frames:v", str(count * stride + self.frames))
         lossless = ("-pix_fmt", "yuv420p", "-an", "-sn", "-c:v", "libx264", "-qp", "0", "-preset", "ultrafast")
         filters = self._filters(_over_white(data))
+        options = ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264")
         try:
-            film = self._run(_FILM, data, ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264"))
-        except Refused:
-            film = None
+            frames, said = ffmpeg.run(_FILM, data, options)
+            is_whole = not ffmpeg.complaints(said)
+        except ffmpeg.FfmpegError:
+            is_whole = False
         kept = ("-framerate", str(self.fps), "-f", "h264")
         for first in range(stride, (1 + count) * stride, stride):
-            if film is None:
-                yield self.encode(data, first)
-            else:
-                yield self._document(self._run(kept, film, self._options("", first)))
+            yield self._clip(kept, frames, "", first) if is_whole else self.encode(data, first)
 
-    def _run(self, before: tuple[str, ...], data: bytes, options: tuple[str, ...]) -> bytes:
-        """What ffmpeg makes of a film without a complaint of its decoder; raises `Refused`."""
+    def _clip(self, before: tuple[str, ...], data: bytes, first_filters: str, first: int) -> bytes:
+        """The document of a film from frame `first` on; raises `Refused`."""
+        options = self._options(first_filters, first)
         try:
             written, said = ffmpeg.run(before, data, options)
+            wrong = ffmpeg.complaints(said) and film.complaint(before, data, options, first + self.frames, self.fps)
         except ffmpeg.FfmpegError as error:
             raise _refusal(str(error)) from error
-        if complaints := ffmpeg.errors(said):
-            raise Refused("broken", complaints[0])
-        return written
+        if wrong:
+            raise Refused("broken", wrong)
+        return self._document(written)
 
     def encode_frames(self, frames: Iterable[np.ndarray]) -> bytes:
         """Returns the canonical document of pictures, uint8 [height, width, 3] each, `fps` of them a second.
@@ -380,7 +381,9 @@ class AvcCodec:
             scale += ":out_range=tv"  # the tag that would tell of full range is left out; nearly all films have none
         # A filter and no -ss: what seeking finds differs from container to container, and WebP cannot seek.
         window = f"trim=start_frame={first},setpts=PTS-STARTPTS," if first else ""
-        return f"{first_filters}fps={self.fps},{window}{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
+        pad = f"pad={size}:(ow-iw)/2:(oh-ih)/2"
+        # Without its side data x264 writes no message but the one about itself.
+        return f"{first_filters}{film.dropped_gap(self.fps)},fps={self.fps},{window}{scale},{pad},sidedata=delete"
 
     def _options(self, first_filters: str = "", first: int = 0) -> tuple[str, ...]:
         """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""
