@@ -10,13 +10,15 @@ itself, which are the same for every clip of one size, are left out and put back
 | another aspect | scaled to fit, black bars around it |
 | rotation in the metadata | applied |
 | transparency in GIF, WebP and APNG | over white; in other containers it is ignored |
+| a first picture later than the sound | the film begins at it; a gap below half a frame of the clip stays |
 | more than the clip's length | the beginning |
-| several video streams | the largest, as ffmpeg chooses |
+| several video streams | as ffmpeg chooses: the largest; one marked as default counts 5 million pixels more |
+| side data: captions, HDR, 3D and all others | left out; x264 would write them as further SEI messages |
 | scene cuts | x264 begins anew there: parameter sets and an IDR picture in the middle of the document |
 | fewer frames than a clip has, the cover of a song | refused, "short" |
 | audio alone | refused, "no video" |
-| an error that the decoder tells of before the clip's end | refused, "broken" |
-| a cut-off file that is whole up to the clip's end | kept |
+| damage that ffmpeg tells of, in what the clip needs | refused, "broken"; see `film` |
+| damage behind the clip's end, a file cut off there | kept |
 | a still picture, a playlist, nothing that ffmpeg knows | refused, "not a clip" |
 | frames of more than 89 million pixels, more than 5 minutes of work | refused, "too large" |
 | other tags in the header than colour and aspect differ (`strip_headers`) | refused, "other header" |
@@ -128,7 +130,7 @@ class AvcCodec:
 
         Args:
           data: a file: mp4, mov, mkv, webm, avi, gif, animated webp or png, mpeg, ogg, flv, asf.
-          first: the frame that the clip begins with, of the film at the codec's rate.
+          first: the frame that the clip begins with, of the film at the codec's rate, from its first picture on.
 
         Raises:
           Refused: by the table above.
@@ -254,13 +256,23 @@ class AvcCodec:
             raise AvcError(f"byte {len(document)}: {len(clip.starts)} frames, a clip has {self.frames}")
         return clip
 
-    def is_valid(self, document: bytes) -> bool:
-        """Says whether `parse` accepts the document and ffmpeg decodes it without a word."""
+    def parses(self, document: bytes) -> bool:
+        """Says whether `parse` accepts the document."""
         try:
             self.parse(document)
         except AvcError:
             return False
-        return self.plays(self.decode_stream(self.restore(document)))
+        return True
+
+    def is_valid(self, document: bytes) -> bool:
+        """Says whether `parse` accepts the document and ffmpeg decodes it without a word."""
+        return self.parses(document) and self.plays(self.decode_stream(self.restore(document)))
+
+    def look(self, document: bytes) -> tuple[bool, np.ndarray, int]:
+        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
+        decoded, parses = self.decode_stream(self.restore(document)), self.parses(document)
+        readable = self.frames if parses else self.readable_frames(document)
+        return parses and self.plays(decoded), self.filled(decoded.frames), readable
 
     def plays(self, decoded: Decoded) -> bool:
         """Says whether a decoder found all frames of a clip and had nothing to say."""
@@ -277,7 +289,7 @@ class AvcCodec:
 
     def decode_leniently(self, document: bytes) -> tuple[np.ndarray, int]:
         """Returns what `see` sees of any bytes, and how many frames were readable in sequence, from the first on."""
-        return self.see(self.restore(document)), self.readable_frames(document)
+        return self.look(document)[1:]
 
     def readable_frames(self, document: bytes) -> int:
         """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
