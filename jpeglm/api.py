@@ -187,9 +187,9 @@ class Model:
 
     def _picture(self, completion: Completion) -> Picture:
         codec, document = self._sampler.codec, completion.document
-        file = codec.restore(document)
+        is_valid, seen, _ = codec.look(document)
         fps = codec.fps if isinstance(codec, AvcCodec) else None
-        return Picture(file, codec.see(file), codec.is_valid(document), completion.ended, completion.removed, fps)
+        return Picture(codec.restore(document), seen, is_valid, completion.ended, completion.removed, fps)
 
 
 @contextlib.contextmanager
