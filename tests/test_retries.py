@@ -272,6 +272,25 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_used_and_else_left_as_
     assert content(workdir) == content(saved)
 
 
+@pytest.mark.parametrize("says", [("cannot read step 20: Input/output error", ""), ("", "NOT_FOUND: a file")])
+def test_processes_agree_on_what_one_of_them_could_not_read_or_found_damaged(saved, tmp_path, monkeypatch, says):
+    workdir = Path(shutil.copytree(saved, tmp_path / "run"))
+    answers = [says[0], says[1], "", ""]  # of another process: a failed read, then damage, for each checkpoint
+
+    def from_each(content: bytes) -> Iterator[bytes]:
+        yield content
+        yield answers.pop(0).encode()
+
+    monkeypatch.setattr(checkpoint.runtime, "from_each", from_each)
+    if says[0]:
+        with pytest.raises(InputError, match=f"^{says[0]}$"):
+            checkpoint.restore_newest(epath.Path(workdir), abstract_state())
+    else:
+        assert checkpoint.restore_newest(epath.Path(workdir), abstract_state())[0] == 10
+    names = sorted(os.listdir(workdir / "checkpoints"))
+    assert names == (["10", "20"] if says[0] else ["10", "20.damaged"])
+
+
 def test_too_many_open_files_are_not_an_empty_folder_or_no_run(saved, monkeypatch):
     workdir = epath.Path(saved)
     reads = {
