@@ -24,7 +24,7 @@ def get_config():
     config.extractor = "efficientnet_lite0"  # of the features that the distance is taken of; or "inception", for FID
     config.weights = ""  # of the 2015 Inception (README, "For evaluation jobs")
     config.mode = "clean"  # of the 2015 Inception: clean, legacy_tensorflow or legacy_pytorch
-    config.ngram_tokens = 16_000_000  # that the n-gram model is fitted on, at most: 1 to 2 GiB; 0 leaves it out
+    config.ngram_tokens = 16_000_000  # that the n-gram model is fitted on, at most: 1 to 1.5 GiB; 0 leaves it out
     config.seed = 0  # of the draws
 
     config.sampling = ConfigDict()

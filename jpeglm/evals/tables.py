@@ -48,7 +48,7 @@ from jpeglm.sampling.engine import Settings
 
 EXTRACTORS = ("efficientnet_lite0", "inception")
 SHOWN = 8  # pictures of each cell that a report shows
-NGRAM_TOKENS = 16_000_000  # that the n-gram model is fitted on where a config does not say: 1.2 GiB of memory
+NGRAM_TOKENS = 16_000_000  # that the n-gram model is fitted on where a config does not say: 1 to 1.5 GiB of memory
 
 
 Measures = dict[str, np.ndarray]  # features float32 [pictures, dim], perhaps video [n, dim], and scores float64 [n]

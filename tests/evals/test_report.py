@@ -146,13 +146,19 @@ def test_charts_draw_each_method_and_both_losses_in_the_colours_of_the_page(tmp_
 NARROW = 400 - 15 - 2 * 16 - 2 * 0.8 * 16 - 4  # pixels of a chart: page, scrollbar, its margins, the card's, borders
 
 
-def test_a_narrow_page_has_no_text_below_11_pixels_and_legends_beside_their_charts(tmp_path):
-    report.write(colour_table((0.25, 0.5, 0.75)), tmp_path / "report.html", FACTS)
-    page = (tmp_path / "report.html").read_text()
-    sizes = re.findall(r"font(?:-size)?:\s*([\d.]+)(rem|em|px)", page[: page.index("</style>")])
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    """The text of a page; 0.3 of 16 MCUs are 4 whole ones."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    report.write(colour_table((0.25, 0.3)), path, FACTS)
+    return path.read_text()
+
+
+def test_a_narrow_page_has_no_text_below_11_pixels_and_legends_beside_their_charts(source):
+    sizes = re.findall(r"font(?:-size)?:\s*([\d.]+)(rem|em|px)", source[: source.index("</style>")])
     assert len(sizes) > 5
     assert all(float(size) * (1 if unit == "px" else 16) >= 11 for size, unit in sizes)
-    for chart in re.findall(r"<svg .*?</svg>", page, re.DOTALL):
+    for chart in re.findall(r"<svg .*?</svg>", source, re.DOTALL):
         width = float(re.search(r'viewBox="0 0 ([\d.]+) ', chart)[1])
         texts = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", chart)]
         assert texts and min(texts) * min(1, NARROW / width) >= 11
@@ -162,20 +168,17 @@ def test_a_narrow_page_has_no_text_below_11_pixels_and_legends_beside_their_char
         assert below and min(map(float, below)) > float(frame[2])
 
 
-def test_the_names_of_rows_stay_in_sight_while_numbers_are_scrolled(tmp_path):
-    report.write(colour_table((0.25, 0.5)), tmp_path / "report.html", FACTS)
-    page = (tmp_path / "report.html").read_text()
-    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", page[page.index("<style>") : page.index("</style>")])
+def test_the_names_of_rows_stay_in_sight_while_numbers_are_scrolled(source):
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", source[source.index("<style>") : source.index("</style>")])
     [first] = [body for selector, body in rules if ".numbers td:first-child" in selector and "sticky" in body]
     assert re.search(r"left:\s*0", first) and "background" in first and "white-space: normal" in first
     [narrow] = [body for selector, body in rules if ".numbers td:first-child" in selector and "8.5rem" in body]
     assert "max-width" in narrow  # 136 of the 353 pixels: two or three numbers stand beside it
-    assert page.count('<div class="card scroll">\n<table class="numbers">') == 2
+    assert source.count('<div class="card scroll">\n<table class="numbers">') == 2
 
 
-def test_a_share_that_is_no_whole_number_of_units_says_how_many_were_given(tmp_path):
-    report.write(colour_table((0.25, 0.3)), tmp_path / "report.html", FACTS)
-    text = Page((tmp_path / "report.html").read_text()).text
+def test_a_share_that_is_no_whole_number_of_units_says_how_many_were_given(source):
+    text = Page(source).text
     assert "25% of the MCUs given" in text and "25% of the MCUs given:" not in text
     assert "30% of the MCUs given: 4 of 16" in text
 
