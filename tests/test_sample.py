@@ -150,7 +150,7 @@ def test_score_names_what_is_too_long_and_scores_the_others(with_noise):
     assert [line.split()[0] for line in table[:3]] == ["00000-digit0.png", "00001-digit0.png", "mean"]
     alone = [line.split() for line in table[:2]]
     mean = np.average([float(row[2]) for row in alone], weights=[float(row[1]) for row in alone])
-    assert float(table[2].split()[2]) == pytest.approx(mean, abs=1e-4)
+    assert float(table[2].split()[2]) == pytest.approx(mean, abs=2e-4)
     assert re.fullmatch(r"left out: 00000-noise.png: \d+ tokens, more than data.seq_len=256", table[3])
     assert table[4] == "1 of 3 left out, and not in the mean"
     warning, error = last_lines(done)
