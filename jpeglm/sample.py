@@ -192,7 +192,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder of files, or of prepared data.")
     flags.DEFINE_float(
-        "ratio", 0.5, "Share of each picture that is given, rounded down to whole MCUs; of clips, frames.", 0, 1
+        "ratio", 0.5, "Share of each picture that is given, rounded down to whole MCUs; of clips, frames."
     )
     flags.DEFINE_integer("frames", None, "Or, of clips, the number of frames that are given.")
     flags.DEFINE_integer("samples", 1, "Completions of each.", lower_bound=1)
@@ -200,10 +200,10 @@ if __name__ == "__main__":
     flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 takes the most probable token.")
     flags.DEFINE_integer("top_k", 0, "Draw among the k most probable tokens; 0: among all.")
     flags.DEFINE_float("top_p", 1.0, "Draw among the most probable tokens that sum to p.")
-    flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**32 - 1)
+    flags.DEFINE_integer("seed", 0, "Of the draws.")
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
-    flags.DEFINE_integer("slots", 8, "Files written at once.", lower_bound=1)
-    flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.", lower_bound=2)
+    flags.DEFINE_integer("slots", 8, "Files written at once.")
+    flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.")
     flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file; --nogrammar: the papers' sampling.")
     flags.DEFINE_string("out", None, "Folder for the files.")
     cli.run(main, required=("workdir", "out"))
