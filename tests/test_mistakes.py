@@ -65,7 +65,7 @@ MISTAKES = {  # (commands, flags, line)
         "--temperature=nan: a finite number from 1e-30 to 1e+30, or 0",
     ),
     "sample --ratio=inf": (("sample",), ["--ratio=inf"], "--ratio=inf: a finite number from 0 to 1"),
-    "sample --top_p=1.5": (("sample",), ["--top_p=1.5"], "--top_p=1.5: a finite number above 0 to 1"),
+    "sample --top_p=1.5": (("sample",), ["--top_p=1.5"], "--top_p=1.5: a finite number above 0, up to 1"),
     "sample --top_k=-1": (("sample",), ["--top_k=-1"], "--top_k=-1: a whole number from 0 to 2,147,483,647"),
     "sample --slots=0": (("sample",), ["--slots=0"], f"--slots=0: {COUNT}"),
     "sample --max_tokens=0": (
