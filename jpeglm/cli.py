@@ -117,15 +117,16 @@ def _parse(argv: Sequence[str], required: Sequence[str]) -> list[str]:
 
 
 def _check_flags(required: Sequence[str]) -> None:
-    """`InputError` for flags that are missing, and for numbers that no flag takes."""
+    """`InputError` for flags that are missing, and for numbers out of their range."""
     missing = [f"--{name}" for name in required if not flags.FLAGS[name].value]
     if missing:
         raise InputError(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} needed; see --help")
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
-        is_float = isinstance(value, float)
-        if not name.startswith("config.") and (is_float or isinstance(value, int)):
-            ranges.check_one(f"--{name}", value, _FLOATS if is_float else _INTEGERS)
+        is_of_config = name.startswith("config.")  # which is checked as a whole
+        if isinstance(value, int | float) and not is_of_config:
+            by_type = _FLOATS if isinstance(value, float) else _INTEGERS
+            ranges.check_one(f"--{name}", value, config_lib.FLAGS.get(name, by_type))
 
 
 def _unreachable_store(error: Exception) -> str:

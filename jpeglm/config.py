@@ -184,7 +184,7 @@ RUN = {
     "checkpoint.keep_every": whole(0),
     "log.every": whole(1),
 }
-# How files are drawn: of `jpeglm.sample`'s flags, of the arguments in Python and of a table's section.
+# How files are drawn: of flags, of the arguments in Python and of a table's section.
 SAMPLING = {
     "max_tokens": whole(2, 2**24),
     "temperature": real(least=1e-30, most=1e30, also=0),  # what float32 can divide by
@@ -193,6 +193,8 @@ SAMPLING = {
     "slots": whole(1),
     "grammar": SWITCH,
 }
+# Of the flags of any command, beside what absl checks.
+FLAGS = SAMPLING | {"seed": SEED, "ratio": real(least=0, most=1)}
 # Of a table's config (configs/eval).
 TABLE = {
     "workdir": TEXT,

@@ -56,8 +56,8 @@ def real(
         rounded = np.float32(0 if abs(value) < _FLOAT32_TINY else value)
         return is_within(value) and is_within(rounded)
 
-    low = f"above {above:g}" if least is None else f"from {least:g}"
-    high = f" to {most:g}" if most is not None else f" to below {below:g}" if below is not None else ""
+    low, to = (f"above {above:g}", ", up to") if least is None else (f"from {least:g}", " to")
+    high = f"{to} {most:g}" if most is not None else f"{to} below {below:g}" if below is not None else ""
     return Range(holds, f"a finite number {low}{high}" + ("" if also is None else f", or {also:g}"))
 
 

@@ -56,18 +56,23 @@ MISTAKES = {  # (commands, flags, line)
         ["--config.steps=1e6"],
         "flag --config.steps=1e6: invalid literal for int() with base 10: '1e6'",
     ),
-    "sample --seed=-1": (
-        ("sample", "fid"),
-        ["--seed=-1"],
-        "flag --seed=-1: -1 is not an integer in the range [0, 4294967295]",
-    ),
-    "sample --temperature=nan": (("sample",), ["--temperature=nan"], "--temperature=nan: a finite number"),
-    "sample --ratio=inf": (
+    "sample --seed=-1": (("sample",), ["--seed=-1"], f"--seed=-1: {SEED}"),
+    "sample --seed beyond 32 bits": (("sample",), ["--seed=4294967296"], f"--seed=4294967296: {SEED}"),
+    "fid --seed=-1": (("fid",), ["--seed=-1"], "flag --seed=-1: -1 is not an integer in the range [0, 4294967295]"),
+    "sample --temperature=nan": (
         ("sample",),
-        ["--ratio=inf"],
-        "flag --ratio=inf: inf is not a number in the range [0, 1]",
+        ["--temperature=nan"],
+        "--temperature=nan: a finite number from 1e-30 to 1e+30, or 0",
     ),
-    "sample --max_tokens=0": (("sample",), ["--max_tokens=0"], "flag --max_tokens=0: 0 is not integer >= 2"),
+    "sample --ratio=inf": (("sample",), ["--ratio=inf"], "--ratio=inf: a finite number from 0 to 1"),
+    "sample --top_p=1.5": (("sample",), ["--top_p=1.5"], "--top_p=1.5: a finite number above 0, up to 1"),
+    "sample --top_k=-1": (("sample",), ["--top_k=-1"], "--top_k=-1: a whole number from 0 to 2,147,483,647"),
+    "sample --slots=0": (("sample",), ["--slots=0"], f"--slots=0: {COUNT}"),
+    "sample --max_tokens=0": (
+        ("sample",),
+        ["--max_tokens=0"],
+        "--max_tokens=0: a whole number from 2 to 16,777,216",
+    ),
     "a number of 70 bits": (
         ("sample", "score"),
         ["--num=999999999999999999999"],
