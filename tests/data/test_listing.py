@@ -148,7 +148,7 @@ def test_joined_statistics_are_refused(tmp_path):
         statistics.save_statistics(tmp_path / f"{number}.npz", moments, {})
     joined = (tmp_path / "0.npz").read_bytes() + (tmp_path / "1.npz").read_bytes()
     (tmp_path / "both.npz").write_bytes(joined)
-    with pytest.raises(InputError, match="bytes stand in front of it: another one"):
+    with pytest.raises(InputError, match="bytes stand in front of it: another file"):
         statistics.load_statistics(tmp_path / "both.npz")
 
 
