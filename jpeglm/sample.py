@@ -147,9 +147,7 @@ def main() -> None:
     if FLAGS.images is None:
         generate(sampler, out, FLAGS.num, FLAGS.seed)
     else:
-        originals = documents.read(
-            FLAGS.images, sampler.codec, FLAGS.num, checkpoint.read_config(workdir).data.background
-        )
+        originals = documents.read(FLAGS.images, sampler.codec, FLAGS.num, sampler.config.data.background)
         sample(sampler, out, originals, ratio, FLAGS.samples, FLAGS.seed)
     print(out / "grid.png")
 

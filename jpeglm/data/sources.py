@@ -68,7 +68,7 @@ DEFAULT_BACKGROUND = "white"
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
 # What is opened; the layouts of each are compared with another reader. TGA has no signature, and so comes last.
-_FORMATS = "JPEG PNG GIF WEBP AVIF BMP TIFF PPM JPEG2000 QOI PSD ICO PCX SGI SUN TGA".split()
+_FORMATS = "JPEG PNG GIF WEBP AVIF BMP TIFF PPM JPEG2000 QOI PSD ICO PCX SGI SUN XPM TGA".split()
 _REFUSED_MODES = ("I", "F", "LAB")
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST
