@@ -126,9 +126,7 @@ def _open() -> dict[str, Side]:
             spatial = load_statistics(path, spatial=True)[0] if FLAGS.spatial else None
             sides[name] = Side(path, facts, None, Measured(moments, spatial))
         else:
-            pictures = images.open_pictures(path, FLAGS.background)
-            logging.info("%s: %d pictures%s", pictures.path, len(pictures), pictures.passed_over.after("; "))
-            sides[name] = Side(path, {}, pictures, None)
+            sides[name] = Side(path, {}, images.open_pictures(path, FLAGS.background), None)
     to_measure = [side for side in sides.values() if side.pictures is not None]
     if FLAGS.weights and not to_measure:
         raise InputError("--mode and --weights are for pictures, and both sides are statistics")
@@ -144,6 +142,9 @@ def _open() -> dict[str, Side]:
         dims = [side.measured.moments.dim if side.measured else _extractor().dim for side in (real, fake)]
         if dims[0] != dims[1]:
             raise InputError(f"{real.path} and {fake.path}: features of two networks, {dims[0]:,} and {dims[1]:,}")
+    for side in to_measure:
+        found = side.pictures
+        logging.info("%s: %d pictures%s", found.path, len(found), found.passed_over.after("; "))
     return sides
 
 

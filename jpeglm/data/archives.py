@@ -40,7 +40,7 @@ _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20  # bytes, of a tar's member or a numpy array
 _XZ_MEMORY = 256 << 20  # bytes for its dictionary; xz -9 takes 65 MiB
 _BLOCK = tarfile.BLOCKSIZE
-_JOINED = "another one, or damage; files that were joined can be given one by one"
+_JOINED = "another file that was joined to it, or damage; give joined files one by one"
 
 
 class Archive(Named):

@@ -104,7 +104,8 @@ def is_frame(name: str, start: Callable[[str], bytes]) -> bool:
     suffix = suffix_of(name)
     if suffix in _FILM_SUFFIXES or suffix in pictures().suffixes:
         return suffix not in _FILM_SUFFIXES
-    return not films().starts.match(start(name))
+    data = start(name)
+    return bool(pictures().starts.match(data)) and not films().starts.match(data)
 
 
 @functools.cache

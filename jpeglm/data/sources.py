@@ -140,7 +140,7 @@ class Named(Files):
             if of_samples is not None and os.path.join(folder, "").startswith(os.path.join(of_samples, "")):
                 sampled = set()  # films and the like
             else:
-                sampled = listing.sampled(printable(os.path.join(self.path, folder)), names, self.read)
+                sampled = listing.sampled(printable(os.path.join(self.path, folder).rstrip("/")), names, self.read)
                 of_samples = folder if sampled is not None else None
             for name in names:
                 if sampled is None:
