@@ -154,8 +154,8 @@ def test_statistics_stand_for_their_pictures(folders, weights, features, tmp_pat
 def test_the_background_of_transparent_pictures_is_a_flag_and_a_fact(folders, tmp_path):
     glass = tmp_path / "glass"
     glass.mkdir()
-    for number in range(12):
-        Image.new("RGBA", (40, 56), (20 * number, 90, 30, 100)).save(glass / f"{number:02}.png")
+    for index in range(12):
+        Image.new("RGBA", (40, 56), (20 * index, 90, 30, 100)).save(glass / f"{index:02}.png")
     real, stats = sides(folders)[0], tmp_path / "black.npz"
     refused = run("jpeglm.fid", real, f"--fake={glass}", "--background=refuse")
     assert refused.returncode == 2 and "12 of 12 pictures cannot be used" in refused.stderr

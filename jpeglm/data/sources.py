@@ -6,9 +6,9 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | what is found | what becomes of it |
 |---|---|
 | EXIF orientation | applied |
-| alpha, transparent palette entry or colour | composited over white |
+| alpha, transparent palette entry or colour | over the background: white, black, or refused, "transparent" |
 | 1 bit, palette, CMYK, YCbCr, HSV, RGBX | converted to RGB, then to the codec's mode |
-| 16-bit grey | value / 257, rounded |
+| 12- and 16-bit grey | scaled to 255, rounded |
 | 16 bits a colour channel | Pillow's reader keeps the high byte |
 | colour profile | ignored |
 | several pictures in one file: MPO, TIFF, PSD | the first |
@@ -16,9 +16,11 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | 32-bit integer (I), floating point (F), LAB | refused, "mode I", "mode F", "mode LAB" |
 | more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million pixels) | refused, "too large" |
 | a file of more than 512 MiB, a progressive JPEG of more than 100 scans | refused, "too large" |
-| metadata that cannot be read (EXIF, ICC) around a sound picture | ignored |
+| metadata that is damaged or too large around a sound picture | ignored, see `metadata` |
+| a layout that Pillow opens but misreads | read right, or refused, "layout": see the table in `layouts` |
 | truncated or damaged, as far as its decoder notices | refused, "broken" |
-| no picture that Pillow knows, an empty file | refused, "not a picture" |
+| a wrong checksum of a PNG's chunk of pixels | refused, "broken" |
+| an empty file, no picture, a format that no second reader checks (`_FORMATS`) | refused, "not a picture" |
 | a pipe, socket, device with the name of a picture | refused, "not a regular file" |
 | no permission, dangling link, gone since the folder was listed | refused, "unreadable" |
 | a member of a zip or tar that is a link or a device, or has holes | refused, "not a regular file" |
@@ -68,7 +70,7 @@ DEFAULT_BACKGROUND = "white"
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
 # What is opened; the layouts of each are compared with another reader. TGA has no signature, and so comes last.
-_FORMATS = "JPEG PNG GIF WEBP AVIF BMP TIFF PPM JPEG2000 QOI PSD ICO PCX SGI SUN TGA".split()
+_FORMATS = "JPEG PNG GIF WEBP AVIF BMP TIFF PPM JPEG2000 QOI PSD ICO PCX SGI SUN XPM TGA".split()
 _REFUSED_MODES = ("I", "F", "LAB")
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST

@@ -242,6 +242,12 @@ def words(colours: np.ndarray, attribute: np.ndarray | int) -> np.ndarray:
     return (red << 10 | green << 5 | blue | attribute << 15).astype("<u2")
 
 
+def xpm() -> bytes:
+    """Transparent where `BITS` is 0."""
+    lines = [f"{WIDTH} {HEIGHT} 2 1", ". c None", "# c #0A141E", *("".join(".#"[bit] for bit in row) for row in BITS)]
+    return ("/* XPM */\nstatic char *a[] = {\n" + ",\n".join(f'"{line}"' for line in lines) + "\n};\n").encode()
+
+
 COARSE = np.round((RGB >> 3) / 31 * 255)
 OPAQUE_MAP, BLANK_MAP = (np.c_[COLOURS[:, ::-1], np.full(256, alpha)].astype(np.uint8).tobytes() for alpha in (255, 0))
 ALPHA_MASKS = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
@@ -313,6 +319,7 @@ FILES = {
         "1 bit in runs": (sun(1 - BITS[..., None], 1, kind=2), REFUSED, ALONE),
         "from TIFF": (sun(GREY[..., None], 8, kind=4), REFUSED, ALONE),
     },
+    "xpm": {"colours and none": (xpm(), np.where(BITS[..., None] == 0, 255, (10, 20, 30)), ALONE)},
     "psd": {
         "grey": (psd([GREY], 1), GREY, AGREES),
         "colours": (psd(list(np.moveaxis(RGB, -1, 0)), 3), RGB, AGREES),

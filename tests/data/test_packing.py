@@ -15,8 +15,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image, ImageOps
 
 from jpeglm import codecs, tokenizer
-from jpeglm.config import base
-from jpeglm.data import augment, packing, pipeline, sources
+from jpeglm.config import avc, base
+from jpeglm.data import augment, documents, packing, pipeline, sources
 from jpeglm.data.verify import verify
 from jpeglm.errors import InputError
 from jpeglm.tokenizer import Tokenizer
@@ -229,6 +229,44 @@ def test_another_seed_gives_another_order_of_the_same_documents(photographs, pre
     assert sorted(detokenize(out)) == sorted(detokenize(prepared))
     assert detokenize(out) != detokenize(prepared)
     assert set(pipeline.documents(out, "heldout")) != set(pipeline.documents(prepared, "heldout"))
+
+
+@pytest.mark.parametrize("background", sources.BACKGROUNDS)
+def test_transparent_pictures_are_put_over_the_configs_background(tmp_path, background):
+    random = np.random.default_rng(0)
+    for number in range(16):
+        pixels = random.integers(0, 256, (32, 48, 4), np.uint8)
+        pixels[..., 3] |= 0 if number % 2 else 255
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:02}.png")
+    config, source = (
+        small_config(background=background, seq_len=8192, holdout=2),
+        sources.Folder(f"{tmp_path}/pictures"),
+    )
+    manifest = packing.prepare(config, source.path, tmp_path / "out", workers=1)
+    names = [name for name in source.names() if background != "refuse" or int(name[:2]) % 2 == 0]
+    expected = [sources.canonical(source, name, 32, 48, "RGB", background) for name in names]
+    assert sorted(detokenize(tmp_path / "out")) == sorted(map(pillow_bytes, expected))
+    assert manifest["counts"]["refused"] == ({"transparent": 8} if background == "refuse" else {})
+    found = documents.read(source.path, codecs.make(config.codec), background=background)
+    assert list(found.values()) == list(map(pillow_bytes, expected))
+
+
+def test_data_from_before_the_background_was_told_is_over_white(photographs, prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    del manifest["config"]["data"]["background"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    packing.prepare(small_config(), str(photographs), tmp_path / "out")
+    with pytest.raises(InputError, match="config.data.background=white, now black is asked for"):
+        packing.prepare(small_config(background="black"), str(photographs), tmp_path / "out")
+
+
+def test_clips_have_no_other_background_than_white(tmp_path):
+    config = small_config(background="black")
+    config.codec = avc()
+    with pytest.raises(InputError, match="data.background=black: transparent clips are put over white alone"):
+        packing.prepare(config, str(tmp_path), tmp_path / "out")
 
 
 # A kill
