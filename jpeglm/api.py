@@ -114,8 +114,8 @@ class Model:
 
     def _picture(self, completion: Completion) -> Picture:
         codec, document = self._sampler.codec, completion.document
-        file = codec.restore(document)
-        return Picture(file, codec.see(file), codec.is_valid(document), completion.ended, completion.removed)
+        is_valid, seen, _ = codec.look(document)
+        return Picture(codec.restore(document), seen, is_valid, completion.ended, completion.removed)
 
 
 def _frames(frames: np.ndarray) -> list[np.ndarray]:

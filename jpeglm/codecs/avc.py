@@ -10,13 +10,15 @@ itself, which are the same for every clip of one size, are left out and put back
 | another aspect | scaled to fit, black bars around it |
 | rotation in the metadata | applied |
 | transparency in GIF, WebP and APNG | over white; in other containers it is ignored |
+| a first picture later than the sound | the film begins at it; a gap below half a frame of the clip stays |
 | more than the clip's length | the beginning |
-| several video streams | the largest, as ffmpeg chooses |
+| several video streams | as ffmpeg chooses: the largest; one marked as default counts 5 million pixels more |
+| side data: captions, HDR, 3D and all others | left out; x264 would write them as further SEI messages |
 | scene cuts | x264 begins anew there: parameter sets and an IDR picture in the middle of the document |
 | fewer frames than a clip has, the cover of a song | refused, "short" |
 | audio alone | refused, "no video" |
-| an error that the decoder tells of before the clip's end | refused, "broken" |
-| a cut-off file that is whole up to the clip's end | kept |
+| damage that ffmpeg tells of, in what the clip needs | refused, "broken"; see `film` |
+| damage behind the clip's end, a file cut off there | kept |
 | a still picture, a playlist, nothing that ffmpeg knows | refused, "not a clip" |
 | frames of more than 89 million pixels, more than 5 minutes of work | refused, "too large" |
 | other tags in the header than colour and aspect differ (`strip_headers`) | refused, "other header" |
@@ -33,7 +35,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jpeglm.codecs import avc_decoder, avc_header, avc_parser, ffmpeg
+from jpeglm.codecs import avc_decoder, avc_header, avc_parser, ffmpeg, film
 from jpeglm.codecs.avc_decoder import Decoded
 from jpeglm.codecs.avc_header import IDR, PPS, SEI, SPS, AvcError, Nal
 from jpeglm.codecs.avc_parser import Clip
@@ -128,12 +130,12 @@ class AvcCodec:
 
         Args:
           data: a file: mp4, mov, mkv, webm, avi, gif, animated webp or png, mpeg, ogg, flv, asf.
-          first: the frame that the clip begins with, of the film at the codec's rate.
+          first: the frame that the clip begins with, of the film at the codec's rate, from its first picture on.
 
         Raises:
           Refused: by the table above.
         """
-        return self._document(self._run(_FILM, data, self._options(_over_white(data), first)))
+        return self._clip(_FILM, data, _over_white(data), first)
 
     def encode_windows(self, data: bytes, count: int, stride: int) -> Iterator[bytes]:
         """Yields the documents of `count` windows, from frame `stride`, 2 * `stride`, ... on, as `encode` gives them.
@@ -148,26 +150,27 @@ class AvcCodec:
         last = ("-frames:v", str(count * stride + self.frames))
         lossless = ("-pix_fmt", "yuv420p", "-an", "-sn", "-c:v", "libx264", "-qp", "0", "-preset", "ultrafast")
         filters = self._filters(_over_white(data))
+        options = ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264")
         try:
-            film = self._run(_FILM, data, ("-vf", filters, *last, *lossless, "-threads", "1", "-f", "h264"))
-        except Refused:
-            film = None
+            frames, said = ffmpeg.run(_FILM, data, options)
+            is_whole = not ffmpeg.complaints(said)
+        except ffmpeg.FfmpegError:
+            is_whole = False
         kept = ("-framerate", str(self.fps), "-f", "h264")
         for first in range(stride, (1 + count) * stride, stride):
-            if film is None:
-                yield self.encode(data, first)
-            else:
-                yield self._document(self._run(kept, film, self._options("", first)))
+            yield self._clip(kept, frames, "", first) if is_whole else self.encode(data, first)
 
-    def _run(self, before: tuple[str, ...], data: bytes, options: tuple[str, ...]) -> bytes:
-        """What ffmpeg makes of a film without a complaint of its decoder; raises `Refused`."""
+    def _clip(self, before: tuple[str, ...], data: bytes, first_filters: str, first: int) -> bytes:
+        """The document of a film from frame `first` on; raises `Refused`."""
+        options = self._options(first_filters, first)
         try:
             written, said = ffmpeg.run(before, data, options)
+            wrong = ffmpeg.complaints(said) and film.complaint(before, data, options, first + self.frames, self.fps)
         except ffmpeg.FfmpegError as error:
             raise _refusal(str(error)) from error
-        if complaints := ffmpeg.errors(said):
-            raise Refused("broken", complaints[0])
-        return written
+        if wrong:
+            raise Refused("broken", wrong)
+        return self._document(written)
 
     def encode_frames(self, frames: Iterable[np.ndarray]) -> bytes:
         """Returns the canonical document of pictures, uint8 [height, width, 3] each, `fps` of them a second.
@@ -253,13 +256,23 @@ class AvcCodec:
             raise AvcError(f"byte {len(document)}: {len(clip.starts)} frames, a clip has {self.frames}")
         return clip
 
-    def is_valid(self, document: bytes) -> bool:
-        """Says whether `parse` accepts the document and ffmpeg decodes it without a word."""
+    def parses(self, document: bytes) -> bool:
+        """Says whether `parse` accepts the document."""
         try:
             self.parse(document)
         except AvcError:
             return False
-        return self.plays(self.decode_stream(self.restore(document)))
+        return True
+
+    def is_valid(self, document: bytes) -> bool:
+        """Says whether `parse` accepts the document and ffmpeg decodes it without a word."""
+        return self.parses(document) and self.plays(self.decode_stream(self.restore(document)))
+
+    def look(self, document: bytes) -> tuple[bool, np.ndarray, int]:
+        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
+        decoded, parses = self.decode_stream(self.restore(document)), self.parses(document)
+        readable = self.frames if parses else self.readable_frames(document)
+        return parses and self.plays(decoded), self.filled(decoded.frames), readable
 
     def plays(self, decoded: Decoded) -> bool:
         """Says whether a decoder found all frames of a clip and had nothing to say."""
@@ -276,7 +289,7 @@ class AvcCodec:
 
     def decode_leniently(self, document: bytes) -> tuple[np.ndarray, int]:
         """Returns what `see` sees of any bytes, and how many frames were readable in sequence, from the first on."""
-        return self.see(self.restore(document)), self.readable_frames(document)
+        return self.look(document)[1:]
 
     def readable_frames(self, document: bytes) -> int:
         """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
@@ -380,7 +393,9 @@ class AvcCodec:
             scale += ":out_range=tv"  # the tag that would tell of full range is left out; nearly all films have none
         # A filter and no -ss: what seeking finds differs from container to container, and WebP cannot seek.
         window = f"trim=start_frame={first},setpts=PTS-STARTPTS," if first else ""
-        return f"{first_filters}fps={self.fps},{window}{scale},pad={size}:(ow-iw)/2:(oh-ih)/2"
+        pad = f"pad={size}:(ow-iw)/2:(oh-ih)/2"
+        # Without its side data x264 writes no message but the one about itself.
+        return f"{first_filters}{film.dropped_gap(self.fps)},fps={self.fps},{window}{scale},{pad},sidedata=delete"
 
     def _options(self, first_filters: str = "", first: int = 0) -> tuple[str, ...]:
         """The paper's options (appendix B); `-t` is 5 there, 15 frames at 3 a second."""

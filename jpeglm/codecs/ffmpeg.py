@@ -19,10 +19,13 @@ from jpeglm.errors import InputError
 DEMUXERS = "mov,matroska,avi,gif,webp_anim,apng,mpegts,mpeg,ogg,flv,asf"
 MAX_PIXELS = 8192 * 4320  # of a frame; decoding one takes up to 1.3 GB
 _SECONDS = 300  # that one clip may take
-_MOST_SAID = 1 << 23  # bytes that are kept of what it says: a damaged file can make it talk for hours
+_MOST_SAID = 1 << 25  # bytes that are kept of what it says: a damaged file can make it talk for hours
+_ERRORS = ("error", "fatal", "panic")
 _STOPPED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # "[h264 @ 0x5581] [error] ...", where nobody named himself "[error] ..."; metadata are lines of level info.
 _LINE = re.compile(r"(?:\[([^\] ]*) @ [^\]]*\] )*\[(\w+)\] (.*)")
+# Warnings of ffmpeg itself, about data that are not whole though no decoder may complain.
+_CORRUPT = ("corrupt input packet", "corrupt decoded frame")
 _SOUND = re.compile(r"Stream #.*: Audio: (\w+)(?: \((\w+)\))?")  # the codec, and perhaps the decoder
 
 
@@ -96,9 +99,19 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
 
 def errors(said: Sequence[str]) -> list[str]:
     """The lines that tell of an error, without where they come from. Decoders of sound are not heard."""
+    return [text for level, text in _without_sound(said) if level in _ERRORS]
+
+
+def complaints(said: Sequence[str]) -> list[str]:
+    """The same, and the warnings that data are not whole."""
+    return [text for level, text in _without_sound(said) if level in _ERRORS or text.startswith(_CORRUPT)]
+
+
+def _without_sound(said: Sequence[str]) -> list[tuple[str, str]]:
+    """Level and text of each line that is not of a decoder of sound."""
     sound = {name for line in said if (found := _SOUND.search(line)) for name in found.groups() if name}
     found = filter(None, map(_LINE.fullmatch, said))
-    return [line[3] for line in found if line[2] in ("error", "fatal", "panic") and line[1] not in sound]
+    return [(line[2], line[3]) for line in found if line[1] not in sound]
 
 
 def version() -> str:

@@ -261,12 +261,20 @@ class JpegCodec:
 
     def decode_leniently(self, document: bytes) -> tuple[Image.Image, int]:
         """Returns what `repair` makes of any bytes, as a picture, and how many MCUs were readable in sequence."""
+        return self.look(document)[1:]
+
+    def look(self, document: bytes) -> tuple[bool, Image.Image, int]:
+        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
         repaired, readable = self.repair(document)
-        return self._decode_valid(repaired), readable
+        return repaired == document, self._decode_valid(repaired), readable  # nothing else is repaired to itself
 
     def see(self, file: bytes) -> Image.Image:
-        """Returns what can be seen of an ordinary file, as `decode_leniently` sees it."""
-        return self.decode_leniently(file)[0]  # which passes over the tables
+        """Returns what can be seen of an ordinary file, as `decode_leniently` sees its document."""
+        try:
+            document = self.strip(file)
+        except JpegError:
+            document = file  # `repair` looks for the scan, whatever stands before
+        return self.decode_leniently(document)[0]
 
     def encoder_versions(self) -> dict[str, str]:
         """Returns the versions of what writes the bytes."""

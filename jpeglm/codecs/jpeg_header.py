@@ -72,8 +72,9 @@ class Header:
 def read(data: bytes) -> Header:
     """Reads the header of a file of one scan, from SOI to SOS, with or without tables inside.
 
-    Huffman tables that it does not define are those of Annex K. Quantisation tables are checked and not kept. Fill
-    bytes before markers (B.1.1.2 permits them) are refused: no encoder that we know writes them.
+    Huffman tables that it does not define are those of Annex K. Quantisation tables are checked and not kept: a file
+    with any table inside must define those that it names, one without tables (B.4) has them elsewhere. Fill bytes
+    before markers (B.1.1.2 permits them) are refused: no encoder that we know writes them.
 
     Raises:
       JpegError: anything else, among it DNL, several scans, and progressive, 12-bit, arithmetic-coded, hierarchical
@@ -82,7 +83,7 @@ def read(data: bytes) -> Header:
     if data[:2] != b"\xff\xd8":
         raise JpegError("byte 0: no SOI marker")
     offset, frame, interval = 2, None, 0
-    huffman = dict(ANNEX_K)
+    huffman, quantisation = dict(ANNEX_K), None  # the destinations of tables; None: no table inside
     while True:
         marker, body, next_offset = read_segment(data, offset)
         if marker == SOF0:
@@ -91,8 +92,9 @@ def read(data: bytes) -> Header:
             frame = _read_frame(body, offset)
         elif marker == DHT:
             huffman.update(read_huffman_tables(body, offset))
+            quantisation = quantisation or set()
         elif marker == DQT:
-            read_quantisation_tables(body, offset)
+            quantisation = {*(quantisation or ()), *read_quantisation_tables(body, offset)}
         elif marker == DRI:
             if len(body) != 2:
                 raise JpegError(f"byte {offset}: DRI segment of {len(body)} bytes, not 2")
@@ -100,8 +102,10 @@ def read(data: bytes) -> Header:
         elif marker == SOS:
             if frame is None:
                 raise JpegError(f"byte {offset}: scan without a frame header")
-            height, width, components = frame
+            height, width, components, named = frame
             components = _read_scan_header(body, offset, components, huffman)
+            if quantisation is not None and (missing := named - quantisation):
+                raise JpegError(f"byte {offset}: no quantisation table {min(missing)}, which the frame header names")
             return Header(height, width, components, interval, huffman, next_offset)
         elif marker in _REFUSED:
             raise JpegError(f"byte {offset}: {_REFUSED[marker]} JPEG is not supported, only baseline")
@@ -134,8 +138,8 @@ def read_segment(data: bytes, offset: int) -> tuple[int, bytes, int]:
     return marker, data[offset + 4 : end], end
 
 
-def _read_frame(body: bytes, offset: int) -> tuple[int, int, tuple[Component, ...]]:
-    """Reads SOF0 (B.2.2): height, width, components without their Huffman tables."""
+def _read_frame(body: bytes, offset: int) -> tuple[int, int, tuple[Component, ...], set[int]]:
+    """Reads SOF0 (B.2.2): height, width, components without their Huffman tables; quantisation tables by number."""
     if len(body) < 6 or len(body) != 6 + 3 * body[5] or not body[5]:
         raise JpegError(f"byte {offset}: frame header of a wrong length")
     precision, height, width = struct.unpack(">BHH", body[:5])
@@ -146,12 +150,16 @@ def _read_frame(body: bytes, offset: int) -> tuple[int, int, tuple[Component, ..
     if not width:
         raise JpegError(f"byte {offset}: the picture has no width")
     components = []
-    for identifier, sampling, _ in zip(body[6::3], body[7::3], body[8::3], strict=True):
+    for identifier, sampling, table in zip(body[6::3], body[7::3], body[8::3], strict=True):
         component = Component(identifier, sampling >> 4, sampling & 15)
         if not (1 <= component.horizontal <= 4 and 1 <= component.vertical <= 4):
             raise JpegError(f"byte {offset}: sampling factors {sampling >> 4}x{sampling & 15} are not within 1 to 4")
+        if any(identifier == other.identifier for other in components):
+            raise JpegError(f"byte {offset}: two components of the frame header are called {identifier}")
+        if table > 3:
+            raise JpegError(f"byte {offset}: the frame header names quantisation table {table}, which is above 3")
         components.append(component)
-    return height, width, tuple(components)
+    return height, width, tuple(components), set(body[8::3])
 
 
 def read_huffman_tables(body: bytes, offset: int) -> dict[tuple[int, int], bytes]:
@@ -181,6 +189,8 @@ def read_quantisation_tables(body: bytes, offset: int) -> dict[int, bytes]:
             raise JpegError(f"byte {offset}: 16-bit quantisation tables are not supported, only baseline's 8 bits")
         if len(body) < 65 or body[0] > 3:
             raise JpegError(f"byte {offset}: DQT segment ends inside a table, or names a table above 3")
+        if 0 in body[1:65]:
+            raise JpegError(f"byte {offset}: a 0 in quantisation table {body[0]}")
         tables[body[0]], body = body[1:65], body[65:]
     return tables
 

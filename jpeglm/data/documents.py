@@ -66,7 +66,9 @@ def names(source: Source, codec: Codec) -> Iterator[str]:
 
 
 def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int = 0) -> list[bytes]:
-    """The document of an item, and behind it those of its variants. Raises `Refused`.
+    """The document of an item, and behind it those of its variants. Each has passed the codec's strict parser.
+
+    Raises `Refused`.
 
     Args:
       source: where `name` is from.
@@ -79,7 +81,7 @@ def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int =
         windows, found = _windows(source, name, codec, 1 + variants, stride or codec.frames), []
         try:
             for window in windows:
-                found.append(window)
+                found.append(_checked(codec, window))
         except Refused as refusal:
             if not found:
                 raise
@@ -87,7 +89,20 @@ def of(source: Source, name: str, codec: Codec, variants: int = 0, stride: int =
                 logging.warning("%s: %d of its windows kept, then: %s", printable(name), len(found), refusal)
         return found
     image = sources.canonical(source, name, codec.height, codec.width, codec.mode)
-    return [codec.encode(augment.variant(image, number) if number else image) for number in range(1 + variants)]
+    images = (augment.variant(image, number) if number else image for number in range(1 + variants))
+    return [_checked(codec, codec.encode(image)) for image in images]
+
+
+def _checked(codec: Codec, document: bytes) -> bytes:
+    """The document, which the codec must parse and restore; raises `Refused`."""
+    try:
+        codec.parse(document)
+        restored = codec.strip(codec.restore(document))
+    except InputError as error:
+        raise Refused("not canonical", str(error)) from error
+    if restored != document:
+        raise Refused("not canonical", "the restored file has another document")
+    return document
 
 
 def _windows(source: Source, name: str, codec: AvcCodec, count: int, stride: int) -> Iterator[bytes]:

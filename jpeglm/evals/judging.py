@@ -7,7 +7,7 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from jpeglm.codecs import Codec
-from jpeglm.codecs.avc import AvcCodec, AvcError
+from jpeglm.codecs.avc import AvcCodec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ def judge(
         if isinstance(codec, AvcCodec):
             yield _clip(codec, document, kept, originals and originals[number])
         else:
-            picture, readable = codec.decode_leniently(document)
+            is_valid, picture, readable = codec.look(document)
             seen = np.asarray(picture)
-            scores = {"valid": float(codec.is_valid(document)), "readable": _share(readable, kept, codec.units)}
+            scores = {"valid": float(is_valid), "readable": _share(readable, kept, codec.units)}
             yield Judged(seen, seen[None], scores)
 
 
@@ -57,24 +57,18 @@ def _clip(codec: AvcCodec, document: bytes, kept: int, original: bytes | None) -
     missing = max(0, codec.frames - max(kept, len(decoded.frames)))
     made_up = decoded.concealed + missing * codec.macroblocks
     seen = codec.filled(decoded.frames)
+    parses = codec.parses(document)
+    readable = codec.frames if parses else codec.readable_frames(document)
     scores = {
-        "valid": float(codec.plays(decoded) and _parses(codec, document)),
-        "readable": _share(codec.readable_frames(document), kept, codec.frames),
+        "valid": float(codec.plays(decoded) and parses),
+        "readable": _share(readable, kept, codec.frames),
         "concealed": min(1.0, made_up / ((codec.frames - kept) * codec.macroblocks)),
     }
     if original is not None:
-        pairs = list(zip(seen[kept:], codec.decode(original)[kept:], strict=True))
+        pairs = list(zip(seen[kept:], codec.see(codec.restore(original))[kept:], strict=True))
         scores["squared_error"] = float(np.mean([np.square(a.astype(float) - b) for a, b in pairs]))
         scores["ssim"] = float(np.mean([_ssim(a, b) for a, b in pairs]))
     return Judged(seen, seen[kept:], scores)
-
-
-def _parses(codec: AvcCodec, document: bytes) -> bool:
-    try:
-        codec.parse(document)
-    except AvcError:
-        return False
-    return True
 
 
 def _share(readable: int, kept: int, units: int) -> float:
