@@ -243,9 +243,9 @@ def packet_place(path: Path, number: int) -> tuple[int, int]:
 
 
 def damaged(path: Path, number: int) -> bytes:
-    """A film in which the second half of a picture is noise."""
+    """A film in which the second half of a picture is zeros, which no slice of H.264 has inside."""
     data, (begin, length) = bytearray(path.read_bytes()), packet_place(path, number)
-    data[begin + length // 2 : begin + length] = np.random.default_rng(number).bytes(length - length // 2)
+    data[begin + length // 2 : begin + length] = bytes(length - length // 2)
     return bytes(data)
 
 
@@ -287,7 +287,7 @@ def test_what_becomes_of_a_damaged_film_is_the_same_at_each_of_many_calls(folder
             assert found in ({whole}, {"broken"}, {"short"}), share
             assert share < 0.6 or found == {whole}, share
             assert share > 0.5 or found != {whole}, share
-        if container in ("mp4", "mkv", "flv"):  # the others' packets lie in pieces, or their decoders take any bits
+        if container in ("mp4", "mkv"):
             for number in (70, 100, 118, 127, 130, 140):
                 assert outcomes(damaged(path, number), 8) == ({whole} if number > 120 else {"broken"}), number
 
