@@ -45,8 +45,8 @@ def complaint(before: Sequence[str], data: bytes, options: Sequence[str], frames
     """
     _, said = ffmpeg.run(("-debug_ts", *before), data, options)
     needed, complaints = _needed_packets(said, frames, fps)
-    if complaints:
-        return complaints[0]
+    if complaints or not needed:
+        return (complaints or ["no packet has a time stamp"])[0]
     # The second run decodes nothing: it says what the demuxer and its parsers say, about the whole file.
     decoded, read = (collections.Counter(_complaints_of(before, data, drop)) for drop in (f"gte(n\\,{needed})", "1"))
     return next(iter(decoded - read), None)

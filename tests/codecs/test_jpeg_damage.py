@@ -22,6 +22,7 @@ from tests.codecs.jpeg_tools import (
     cjpeg,
     grey_block,
     jpegtran,
+    run,
     save,
 )
 from tests.photographs import photographs
@@ -214,6 +215,42 @@ def test_jpeg_of_other_kinds_is_refused_by_name():
     ):
         with pytest.raises(JpegError, match=message):
             parse(file)
+
+
+def test_quantisation_tables_that_the_frame_header_names_must_be_defined():
+    """djpeg is asked too. Files without any table are another form, whose tables are elsewhere."""
+    for picture in photographs(1, 40, 56)[0], photographs(1, 40, 56, "L")[0]:
+        for options in ({}, {"subsampling": "4:4:4"}, {"restart_marker_blocks": 1}):
+            plain = save(picture, **options)
+            frame = plain.index(b"\xff\xc0")
+            tables = range(plain.index(b"\xff\xdb"), frame)  # two segments in colour
+            without = plain[: tables.start] + plain[tables.stop :]
+            with_first = plain[: tables.start + 69] + plain[tables.stop :]
+            other = bytearray(plain)
+            other[frame + 12] = 3
+            cases = [(without, "no quantisation table 0,"), (bytes(other), "no quantisation table 3,")]
+            cases += [(with_first, "no quantisation table 1,")] * (picture.mode == "RGB")
+            for file, message in cases:
+                assert "Quantization table 0x0" in run(["djpeg", "-outfile", "/dev/null"], file)[1]
+                with pytest.raises(JpegError, match=f"byte [0-9]+: {message} which the frame header names"):
+                    parse(file)
+    other[frame + 12] = 4
+    with pytest.raises(JpegError, match=f"byte {frame}: the frame header names quantisation table 4"):
+        parse(bytes(other))
+    other[frame + 12], other[tables.start + 9] = 0, 0
+    with pytest.raises(JpegError, match=f"byte {tables.start}: a 0 in quantisation table 0"):
+        parse(bytes(other))
+    colour = bytearray(save(photographs(1, 40, 56)[0]))
+    frame = colour.index(b"\xff\xc0")
+    colour[frame + 13] = colour[frame + 10]
+    with pytest.raises(JpegError, match=f"byte {frame}: two components of the frame header are called 1"):
+        parse(bytes(colour))
+    # Each table may stand anywhere before the scan.
+    plain = save(photographs(1, 40, 56)[0])
+    frame, scan = plain.index(b"\xff\xc0"), plain.index(b"\xff\xda")
+    tables = plain[plain.index(b"\xff\xdb") : frame]
+    moved = plain[: frame - len(tables)] + plain[frame:scan] + tables + plain[scan:]
+    assert parse(moved).ends.tolist() == parse(plain).ends.tolist()
 
 
 @pytest.mark.parametrize(

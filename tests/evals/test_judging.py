@@ -5,10 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from jpeglm.codecs import avc_decoder, avc_parser, jpeg
 from jpeglm.codecs.avc import AvcCodec
+from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.evals.completion import with_last_frame, with_random_bytes
 from jpeglm.evals.judging import Judged, judge, psnr
 from tests.clips import FILMS, ffmpeg
+from tests.photographs import photographs
 
 CODEC = AvcCodec(48, 64, 8, 15, 37, True)
 KEPT = 10
@@ -100,3 +103,55 @@ def test_a_continuation_that_spoils_the_last_given_frame_reads_no_less_than_noth
     prompt, _ = CODEC.cut(originals[0], frames=KEPT)
     [each] = judged([prompt + b"\x55" * 40], originals[:1])
     assert each.scores["readable"] == 0 and each.scores["valid"] == 0
+
+
+# How often a document is parsed and decoded
+
+
+def counted(monkeypatch, module, name: str) -> list[None]:
+    """A list that grows with each call of a function."""
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *arguments: (calls.append(None), function(*arguments))[1])
+    return calls
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_valid_picture_is_parsed_once_and_looks_as_decoded(mode, monkeypatch):
+    codec = JpegCodec(height=40, width=56, mode=mode, quality=25)
+    for picture in photographs(3, 40, 56, mode):
+        document = codec.encode(picture)
+        expected = codec.decode(document)
+        calls, mcus = counted(monkeypatch, jpeg, "parse_scan"), counted(monkeypatch, JpegCodec, "_readable_mcu")
+        assert codec.see(codec.restore(document)).tobytes() == expected.tobytes() and len(calls) == 1
+        is_valid, seen, readable = codec.look(document)
+        assert (is_valid, seen.tobytes(), readable) == (True, expected.tobytes(), codec.units) and len(calls) == 2
+        [each] = judge(codec, [document], 2)
+        np.testing.assert_array_equal(each.seen, np.asarray(expected))
+        assert each.scores == {"valid": 1, "readable": 1} and len(calls) == 3 and not mcus
+        monkeypatch.undo()
+
+
+def test_a_damaged_picture_is_seen_as_before_whether_its_header_is_whole_or_not():
+    codec = JpegCodec(height=40, width=56, mode="RGB", quality=25)
+    document = codec.encode(photographs(1, 40, 56)[0])
+    for at in (3, 30, 70, 200, len(document) - 5):
+        damaged = document[:at] + b"\xff\xd3" + document[at + 2 :]
+        repaired, readable = codec.repair(damaged)
+        is_valid, seen, found = codec.look(damaged)
+        assert not is_valid and found == readable
+        assert seen.tobytes() == codec.decode(repaired).tobytes() == codec.see(codec.restore(damaged)).tobytes()
+
+
+def test_a_valid_clip_is_parsed_once_and_decoded_once(originals, monkeypatch):
+    expected = CODEC.decode(originals[0])
+    parsed, decoded = counted(monkeypatch, avc_parser, "parse"), counted(monkeypatch, avc_decoder, "decode")
+    is_valid, seen, readable = CODEC.look(originals[0])
+    assert is_valid and readable == 15 and (len(parsed), len(decoded)) == (1, 1)
+    np.testing.assert_array_equal(seen, expected)
+    [each] = judge(CODEC, originals[:1], KEPT)
+    assert each.scores == {"valid": 1, "readable": 1, "concealed": 0} and (len(parsed), len(decoded)) == (2, 2)
+    monkeypatch.undo()
+    cut = originals[0][: CODEC.parse(originals[0]).ends[11]]
+    is_valid, seen, readable = CODEC.look(cut)
+    assert not is_valid and readable == 12
+    np.testing.assert_array_equal(seen, CODEC.see(CODEC.restore(cut)))
