@@ -56,6 +56,7 @@ BAD = {
     "data.verify": SWITCH,
     "data.shards": [*COUNT, 100_000],
     "data.holdout": [*REAL, 0, -1, 1.5, 2.0**31],
+    "data.background": ["grey", "White", None, 0],
     "data.augment": NOT_NEGATIVE,
     "data.stride": NOT_NEGATIVE,
     "data.seed": SEED,
