@@ -485,7 +485,7 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """The command."""
     config = FLAGS.config
-    config_lib.check(config)
+    config_lib.check(config, any_accumulate=FLAGS.search)
     runtime.compute_in_float32()
     jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none needs to be there
     jax.config.update("jax_enable_compilation_cache", False)  # which cannot read such programs again

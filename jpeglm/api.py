@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from jpeglm import checkpoint, views
+from jpeglm import checkpoint, runtime, views
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import sources
 from jpeglm.errors import InputError, printable
@@ -69,10 +69,10 @@ class Model:
     """Completes pictures, writes new ones and scores given ones.
 
     Wherever pictures are taken, each is a Pillow image, a path (str or Path), the bytes of a file, or a uint8 array
-    [height, width], [height, width, 3] or [height, width, 4]. They are cropped and resized to the model's size by the
+    [height, width] or [height, width, 1, 3 or 4]. They are cropped and resized to the model's size by the
     rules of `jpeglm.data.sources`. For a model of clips: a path, the bytes of a file (by the rules of
     `jpeglm.codecs.avc`) or frames, uint8 [frames, height, width, 3]. One alone counts as a list of one. An array with
-    one axis more is a list along its first; of three axes, it is one picture in colour if the last is 3 or 4 long.
+    one axis more is a list along its first; of three axes, it is one picture if the last is 1, 3 or 4 long.
     """
 
     def __init__(self, sampler: Sampler):
@@ -86,6 +86,7 @@ class Model:
     @classmethod
     def load(cls, workdir: str | os.PathLike, step: int | None = None, slots: int = 8) -> "Model":
         """See `jpeglm.load`."""
+        runtime.compute_in_float32()
         max_tokens = checkpoint.read_config(epath.Path(workdir)).data.seq_len
         return cls(Sampler.load(workdir, Settings(max_tokens, slots=slots), step))
 
@@ -221,7 +222,7 @@ def _listed(images: Given | Iterable[Given], of_clips: bool) -> Iterable[Given]:
         return [images]
     if hasattr(images, "__array__"):
         images = np.asarray(images)
-        axes = 4 if of_clips else 3 if images.shape[2:] in ((3,), (4,)) else 2
+        axes = 4 if of_clips else 3 if images.shape[2:] in ((1,), (3,), (4,)) else 2
         return [images] if images.ndim <= axes else images
     if not isinstance(images, Iterable):
         raise InputError(f"images: {type(images).__name__} is neither a picture nor a list of them")
@@ -237,8 +238,10 @@ def _frames(frames: np.ndarray) -> list[np.ndarray]:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not is_picture or 0 in array.shape:
-        wanted = "uint8 [height, width] or [height, width, 3 or 4]"
+        wanted = "uint8 [height, width] or [height, width, 1, 3 or 4]"
         raise InputError(f"an array of {array.dtype} {list(array.shape)}; wanted is {wanted}")
     return Image.fromarray(array)

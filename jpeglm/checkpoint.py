@@ -388,7 +388,9 @@ class Claim:
         text = retries.read_text(self._path) or ""
         try:
             owner = json.loads(text)
-        except ValueError as error:
+            if not isinstance(owner, dict) or owner.keys() != self._mine.keys():
+                raise ValueError("not what a training writes")
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self._path} is gone or damaged: another may own this run; this one stops") from error
         if owner != self._mine:
             raise InputError(
@@ -416,7 +418,7 @@ def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> 
 
 def _write_whole(path: epath.Path, text: str) -> None:
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
@@ -437,9 +439,11 @@ def read_manifest(workdir: epath.Path) -> dict[str, Any]:
     if text is None:
         raise InputError(f"{workdir}: nothing says what this was trained on (manifest.json is missing)")
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        manifest = json.loads(text)
+        manifest["splits"]["heldout"]  # noqa: B018  a trial
+        return manifest
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:

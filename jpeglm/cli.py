@@ -33,7 +33,12 @@ flags.disclaim_key_flags()  # what is defined here is the command's
 def _tell(message: object) -> None:
     line = printable(" ".join(str(message).split()))
     print(f"{_program()}: error: {line}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    _flush()
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by whoever started this
+        sys.stdout.flush()
 
 
 def _fail(message: object) -> None:
@@ -110,7 +115,11 @@ def _parse(argv: Sequence[str], required: Sequence[str]) -> list[str]:
         known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
         if "config" in flags.FLAGS and isinstance(config := flags.FLAGS["config"].value, ConfigDict):
             known += [f"config.{key}" for key in ranges.flat(config.to_dict())]
-        _fail(f"unknown flag --{error.flagname}{ranges.did_you_mean(error.flagname, known, '--')}")
+        hint = ranges.did_you_mean(error.flagname, known, "--")
+        is_key = error.flagname.startswith("config.") or not hint
+        if "config" in flags.FLAGS and flags.FLAGS["config"].value is None and is_key:
+            hint = "; with --config=FILE before it, a key of the config is --config.KEY=VALUE"
+        _fail(f"unknown flag --{error.flagname}{hint}")
     # config_flags raises any of them for a value that does not fit its key.
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(error)
@@ -183,7 +192,7 @@ def run(main: Callable[..., None], positional: Sequence[str] = (), required: Seq
         sys.unraisablehook = _tell_unraisable
         try:
             main(*given)
-            sys.stdout.flush()
+            _flush()
         except InputError as error:
             _fail(error)
         except (ImportError, KeyError) as error:

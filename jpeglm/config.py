@@ -7,6 +7,7 @@ error and not a silent default. Every command checks its config here before it d
 import importlib.machinery
 import json
 import os
+import sys
 import traceback
 import types
 from typing import Any
@@ -58,7 +59,7 @@ def base() -> ConfigDict:
     config.data.augment = 0
     config.data.stride = 0  # frames from the beginning of one window of a clip to the next; 0: as many as a clip has
     config.data.seed = 0  # order of documents and held-out split
-    config.data.background = "white"  # what transparent pictures are put over; or black, or refuse
+    config.data.background = sources.DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
 
     config.model = ConfigDict()
     config.model.num_layers = 32
@@ -144,7 +145,7 @@ RUN = {
     "data.seq_len": whole(2, 2**24),  # positions that float32 tells apart
     "data.verify": SWITCH,
     "data.shards": whole(1, 99_999),  # five digits in their names
-    "data.holdout": Range(_is_holdout, "a fraction above 0 and below 1, or a whole number from 1 on"),
+    "data.holdout": Range(_is_holdout, "a fraction above 0 and below 1, or a whole number from 1 to 2,147,483,647"),
     "data.augment": whole(0),
     "data.stride": whole(0),
     "data.seed": SEED,
@@ -211,13 +212,15 @@ TABLE = {
     "mode": TEXT,
     "video_weights": TEXT,
     "seed": SEED,
-} | {f"sampling.{key}": range_ for key, range_ in SAMPLING.items()}
+} | {f"sampling.{key}": range_ for key, range_ in SAMPLING.items() if key != "grammar"}
 _OPTIONAL_IN_TABLES = {"weights", "mode", "video_weights", "ngram_tokens"}  # older configs lack them
 _OPTIONAL_IN_TABLES |= {key for key in TABLE if key.startswith("sampling.") and key != "sampling.max_tokens"}
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, any_accumulate: bool = False) -> None:
     """The config of a run: every key of `base()` is there, no other one, each in its range, and they fit together.
+
+    `any_accumulate`: whether `optim.accumulate` is to be chosen later and need not fit.
 
     Raises:
       InputError: the first key that the user must change.
@@ -231,7 +234,7 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"config.codec.name is missing: {one_of(*codecs.NAMES).words}")
     codecs.make(config.codec)
     check_model(config.model.to_dict())
-    if config.optim.batch_size % config.optim.accumulate:
+    if config.optim.batch_size % config.optim.accumulate and not any_accumulate:
         raise InputError(
             f"config.optim.accumulate={config.optim.accumulate} does not divide "
             f"config.optim.batch_size={config.optim.batch_size}"
@@ -284,6 +287,7 @@ def load(path: str) -> ConfigDict:
         raise InputError(f"{path}: a config is a Python file with get_config(), as configs/jpeglm_demo.py")
     module = types.ModuleType("config_file")
     module.__file__ = path
+    sys.modules[module.__name__] = module  # where dataclasses look for it
     try:
         # By Python's own loader, which reads the source's encoding and keeps what it compiled.
         importlib.machinery.SourceFileLoader(module.__name__, path).exec_module(module)
@@ -294,7 +298,9 @@ def load(path: str) -> ConfigDict:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error.strerror or error}") from error
+        if error.filename == path:
+            raise InputError(f"cannot read the config {path}: {error.strerror or error}") from error
+        raise InputError(f"{path}{_place(error, path)}: {type(error).__name__}: {error}") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{path}{_place(error, path)}: {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(config, ConfigDict):
@@ -334,6 +340,8 @@ def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
             config.codec = avc()  # each codec has its own keys
         known = ranges.flat(config.to_dict())
         for key in ranges.flat(stored):
+            if any(name.startswith(f"{key}.") for name in known):
+                raise InputError(f"not the config of a run: config.{key} is a section")
             if key not in known:
                 raise InputError(f"not the config of a run: config.{key}: no such key")
         try:

@@ -36,8 +36,6 @@ def main(direction: str, source: str, target: str) -> None:
         if name not in _FLAGS_OF[direction] and FLAGS[name].present:
             owners = " and ".join(other for other, names in _FLAGS_OF.items() if name in names)
             raise InputError(f"--{name} belongs to {owners}, not to {direction}")
-    if "://" in target:
-        raise InputError(f"{target}: not a local folder; write to one, then copy it there")
     check_outside(target, SRC=source)
     if direction == "inception":
         return _convert_inception(Path(source), Path(target))

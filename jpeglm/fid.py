@@ -25,7 +25,7 @@ import jax
 from absl import flags, logging
 
 from jpeglm import cli, runtime
-from jpeglm.data import sources
+from jpeglm.data import archives, sources
 from jpeglm.errors import InputError, writing
 from jpeglm.evals import images
 from jpeglm.evals.efficientnet import EfficientNetLite0
@@ -103,7 +103,9 @@ def _check_outputs() -> None:
         path = Path(FLAGS[name].value)
         if not path.parent.is_dir() or path.is_dir():
             raise InputError(f"--{name}={path}: {'is a folder' if path.is_dir() else 'no such folder'}")
-        check_outside(path, real=FLAGS.real, fake=FLAGS.fake)
+        check_outside(path, **{side: archives.without_array(FLAGS[side].value) for side in ("real", "fake")})
+    if FLAGS.json and FLAGS.save_stats and Path(FLAGS.json).resolve() == Path(FLAGS.save_stats).resolve():
+        raise InputError(f"--json and --save_stats name one file: {FLAGS.json}")
 
 
 @functools.cache

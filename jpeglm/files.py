@@ -27,31 +27,45 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) -> None:
-    """Refuses an output that lies in one of the inputs: the next start would take it for input.
+    """Refuses an output that lies in one of the inputs, or on a store that is not mounted.
+
+    The next start would take what lies in an input for input. Links in an input folder itself are followed, those
+    further below are not.
 
     Args:
       out: a folder or file to be written.
-      **inputs: paths by the names of their flags, or of positional arguments in capitals. None, and what is no folder
-        here (an archive, `tfds:`, `gs://`), is passed over: nothing can be written into it.
+      **inputs: paths by the names of their flags, or of positional arguments in capitals. None, and what is not here
+        under that name (`tfds:`, `gs://`), is passed over.
 
     Raises:
-      InputError: `out` is one of the folders or lies below one, links followed.
+      InputError: `out` is one of the inputs or lies below one, or is no local path.
     """
+    if "://" in os.fspath(out):
+        raise InputError(f"{out}: not a local path; write to one, then copy it there")
     written = Path(os.path.realpath(out))
     for name, path in inputs.items():
-        if path is None or not os.path.isdir(path):
+        if path is None or not os.path.exists(path):
             continue
-        if written.is_relative_to(os.path.realpath(path)):
-            named = f"{name}={path}" if name.isupper() else f"--{name}={path}"
-            raise InputError(f"{out} lies in {named}: what is written there would be read as input next time")
+        named = f"{name}={path}" if name.isupper() else f"--{name}={path}"
+        if not os.path.isdir(path):
+            if written == Path(os.path.realpath(path)):
+                raise InputError(f"{out} is the file that {named} reads: it would be overwritten")
+            continue
+        links = [entry.path for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]
+        if any(written.is_relative_to(os.path.realpath(folder)) for folder in (path, *links)):
+            raise InputError(f"{out} lies in {named}: take a place outside; what lies there may be read as input")
 
 
 def check_store(folder: epath.Path) -> None:
-    """Refuses a workdir that is a file, or on a store that nothing here can reach, as s3:// without s3fs.
+    """Refuses a workdir that is a file, on a store that nothing here can reach (s3:// without s3fs), or not UTF-8.
 
     Raises:
       InputError: which of them, and what must be installed.
     """
+    try:
+        str(folder if "://" in str(folder) else folder.absolute()).encode()  # as the libraries for checkpoints do
+    except UnicodeEncodeError as error:
+        raise InputError(f"{folder}: the whole path of a run's folder must be UTF-8") from error
     try:
         is_file = folder.exists() and not folder.is_dir()
     except ImportError as error:
@@ -79,8 +93,10 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise InputError(f"{folder}: another command is writing here; wait for it, or take another") from error
+            if error.errno not in _NO_LOCKS:
+                raise InputError(f"cannot lock {folder}: {error.strerror}") from error
             logging.warning("%s: this file system has no locks; let no second command write here", folder)
         yield
     finally:

@@ -172,8 +172,11 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(workdir) / "metrics.jsonl"
     text = retries.read_text(path) or ""
     try:
-        return [json.loads(line) for line in text.splitlines()]
-    except ValueError as error:
+        rows = [json.loads(line) for line in text.splitlines()]
+        if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+            raise ValueError("a row without a step")
+        return rows
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): mend it or move it away") from error
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     print(f"{counts['kept']} of {counts['seen']} {items} kept; refused: {refused or 'none'}")
     if passed_over := counts.get("passed_over"):
         found = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
-        print(f"no {items}, passed over: {found}; named in {_OUT.value}/{packing.PASSED_OVER}")
+        print(f"passed over, as they are no {items}: {found}; named in {_OUT.value}/{packing.PASSED_OVER}")
     rows = [
         [name, split["documents"], split["bytes"], split["tokens"], split["chunks"], len(split["shards"])]
         for name, split in manifest["splits"].items()

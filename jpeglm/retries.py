@@ -68,7 +68,7 @@ def read_text(path: os.PathLike) -> str | None:
 
     def action() -> str | None:
         try:
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
 

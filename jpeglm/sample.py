@@ -66,12 +66,12 @@ class Job:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def identity(self, sampler: Sampler) -> dict[str, Any]:
-        """All that the samples depend on beside their originals; JSON types. Slots change speed alone."""
+        """All that the samples depend on beside their originals; JSON types."""
         drawn = dataclasses.asdict(sampler.settings)
         del drawn["slots"]
         model = {key: value for key, value in sampler.config.model.items() if key not in ("attention", "remat")}
         nested = {"model": model, "codec": sampler.config.codec}
-        asked = {"ratio": self.ratio, "samples": self.samples, "num": self.num, "seed": self.seed}
+        asked = {"ratio": self.ratio, "seed": self.seed}
         parts = {f"{part}.{key}": value for part, section in nested.items() for key, value in section.items()}
         return {"weights": self.weights, "tokenizer": sampler.tokenizer.sha256} | parts | asked | drawn
 
@@ -113,8 +113,8 @@ def generate(sampler: Sampler, job: Job) -> Path:
     names = [f"sample-{number:05d}" for number in range(job.num)]
     with files.owned(job.out):
         folder = Samples(job.out, codec.extension, job.identity(sampler), job.about, dict.fromkeys(names))
-        is_done = folder.rows.keys() >= set(names)
-        completions = iter(()) if is_done else sampler.generate(job.num, job.seed)
+        done = {number for number, name in enumerate(names) if name in folder.rows}
+        completions = sampler.generate(job.num, job.seed, done)
         _write(folder, codec, ((names[c.sample], c) for c in completions), job.num)
         shown = {name: folder.path(name).read_bytes() for name in names[: GRID_ROWS**2]}
         tiles = [views.tile(codec, file) for file in shown.values()]
@@ -168,8 +168,6 @@ def _ratio_of(frames: int, codec: Codec) -> float:
 def _check_flags() -> None:
     if FLAGS.images is None and FLAGS.num is None:
         raise InputError("what shall be sampled? --images=PATH to complete pictures, or --num=N to write new ones")
-    if not 0 <= FLAGS.ratio <= 1:
-        raise InputError(f"--ratio={FLAGS.ratio} is outside [0, 1]")
     files.check_outside(FLAGS.out, images=FLAGS.images)
 
 
@@ -185,7 +183,7 @@ def main() -> None:
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)
     ratio = FLAGS.ratio if FLAGS.frames is None else _ratio_of(FLAGS.frames, sampler.codec)
-    about = {name: FLAGS[name].value for name in ("workdir", "images", "slots")} | {"step": step}
+    about = {name: FLAGS[name].value for name in ("workdir", "images", "samples", "num", "slots")} | {"step": step}
     weights = checkpoint.weights_hash(workdir, step)
     job = Job(Path(FLAGS.out), weights, FLAGS.samples, FLAGS.num, FLAGS.seed, ratio, about)
     if FLAGS.images is None:

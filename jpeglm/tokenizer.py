@@ -21,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from etils import epath
 from tokenizers import Regex, models, pre_tokenizers, trainers
 
+from jpeglm import retries
 from jpeglm.errors import InputError
 
 UNK, BOS, EOS = 0, 1, 2
@@ -84,9 +86,9 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads a saved tokenizer; `InputError` if the file is missing or breaks the contract above."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the tokenizer {path}: {error}") from error
+            text = retries.read(lambda: epath.Path(path).read_text(encoding="utf-8"), path)
+        except retries.Damaged as error:
+            raise InputError(f"cannot read the tokenizer {path}: {error.why}") from error
         try:
             return cls(text)
         except InputError as error:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jpeglm import checkpoint, cli, dry_run, faults, files, metrics, runtime, sharding, train_step
 from jpeglm import config as config_lib
 from jpeglm.data import pipeline, shards
-from jpeglm.errors import InputError
+from jpeglm.errors import Diverged, InputError
 from jpeglm.progress import Progress, opening_table
 
 
@@ -109,6 +109,12 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
             watchdog.beat("an evaluation")
         return metrics.heldout_units(sums[0] / sums[1], heldout.manifest)
 
+    def diverged(step: int, scalars: dict[str, float]) -> Diverged:
+        saver.close()  # an earlier step may still be on its way to the disk
+        progress.saving()  # the steps until here are wanted; going on drops them
+        learnt = pipeline.chunk_numbers(chunks, config.seed, batch_size, step - 1)
+        return faults.diverged(step, scalars, checkpoint.saved_steps(workdir), learnt)
+
     place = lambda local: sharding.global_batch(local, rows, batch_layout, batch_size)  # noqa: E731
     batches = pipeline.train_batches(chunks, config.seed, batch_size, rows, first_step, last_step, place=place)
     profile = metrics.Profile(workdir, first_step, config.profile)
@@ -128,15 +134,16 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
             clock.lap("steps")
             saver.check()
             if not np.isfinite(list(scalars.values())).all():
-                saver.close()  # an earlier step may still be on its way to the disk
-                progress.saving()  # the steps until here are wanted; going on drops them
-                learnt = pipeline.chunk_numbers(chunks, config.seed, batch_size, step - 1)
-                raise faults.diverged(step, scalars, checkpoint.saved_steps(workdir), learnt)
+                raise diverged(step, scalars)
             progress.step(step, scalars, is_last=step == last_step)
 
             is_stopping = preemption.reached()
             if step % config.eval.every == 0 or step == last_step:
-                progress.scores(step, evaluate(state["params"]))
+                try:
+                    scores = evaluate(state["params"])
+                except Diverged as error:
+                    raise diverged(step, scalars | {"held-out loss": np.nan}) from error
+                progress.scores(step, scores)
                 clock.lap("evaluation")
             if step % config.checkpoint.every == 0 or step == last_step or is_stopping:
                 watchdog.beat(f"the checkpoint of step {step}")

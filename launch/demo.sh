@@ -34,7 +34,7 @@ python -m jpeglm.tables --config=$table \
     --config.workdir="$out/run" --config.data="$out/data" --config.out="$out/tables"
 
 if [ $config = configs/avclm_demo.py ]; then
-    echo "Strips of frames, each clip's original first; beside them the clips themselves:"
+    echo "Strips of frames, each clip's original first; below them the clips move:"
     python -m jpeglm.sample --workdir="$out/run" --images="$out/data" --num=8 --samples=3 --frames=10 \
         --temperature=0.7 --top_k=40 --top_p=0.9 --max_tokens=1536 --out="$out/samples"
 fi

@@ -111,6 +111,7 @@ def test_a_picture_is_the_same_in_every_form_and_alone(model, digits, tmp_path):
         str(path),
         path.read_bytes(),
         array,
+        array[..., None],
         colour,
         np.dstack([colour, np.full((32, 32), 255, "B")]),
     ]
@@ -169,6 +170,9 @@ def test_none_of_anything_is_an_empty_list(model, digits):
         {"temperature": "hot"},
         {"top_k": 1.5},
         {"top_p": float("nan")},
+        {"top_p": 1e-40},
+        {"temperature": 1e-31},
+        {"grammar": "no"},
     ],
     ids=str,
 )

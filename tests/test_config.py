@@ -180,7 +180,11 @@ def test_a_value_of_a_table_out_of_range_is_one_line_that_begins_with_its_key(ke
             10**5000,
             "config.codec.height=(a number of thousands of digits): a whole number of at most 32 bits",
         ),
-        ("data.holdout", 1.5, "config.data.holdout=1.5: a fraction above 0 and below 1, or a whole number from 1 on"),
+        (
+            "data.holdout",
+            1.5,
+            "config.data.holdout=1.5: a fraction above 0 and below 1, or a whole number from 1 to 2,147,483,647",
+        ),
         ("optim.accumulate", 3, "config.optim.accumulate=3 does not divide config.optim.batch_size=8"),
         ("optim.warmup_steps", 20, "config.optim.warmup_steps=20: fewer than config.steps=20 are needed"),
         ("model.num_kv_heads", 3, "config.model.num_heads=4 is no multiple of num_kv_heads=3"),
@@ -264,6 +268,9 @@ FILES = {  # content -> the line, behind the name of the file
     "x = '\udcff'": (
         ", line 1: SyntaxError: (unicode error) 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
     ),
+    "def get_config():\n    open('/no/mine.json')": (
+        ", line 2: FileNotFoundError: [Errno 2] No such file or directory: '/no/mine.json'"
+    ),
     "true = {\n'seed': true}": ", line 2: NameError: name 'true' is not defined",
 }
 
@@ -283,6 +290,16 @@ def test_what_is_no_file_of_python_is_one_line(tmp_path):
     assert line_of(config_lib.load, str(tmp_path)) == f"cannot read the config {tmp_path}: Is a directory"
     line = line_of(config_lib.load, "pretrained/demo/config.json")
     assert line.endswith("config.json: a config is a Python file with get_config(), as configs/jpeglm_demo.py")
+
+
+def test_a_file_may_define_dataclasses(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom jpeglm.config import base\n"
+        "@dataclasses.dataclass\nclass Size:\n    width: int = 64\n"
+        "def get_config():\n    config = base()\n    config.model.width = Size().width\n    return config\n"
+    )
+    assert config_lib.load(str(path)).model.width == 64
 
 
 def test_a_file_may_take_an_argument(tmp_path):

@@ -21,6 +21,7 @@ from jpeglm.errors import InputError
         ("link/out", "pictures"),
         ("pictures/out", "link"),
         ("sub/link/out", "pictures"),
+        ("elsewhere/out", "pictures"),
     ],
 )
 def test_an_output_inside_an_input_is_refused_by_the_flag_that_names_it(tmp_path, monkeypatch, out, given):
@@ -28,10 +29,28 @@ def test_an_output_inside_an_input_is_refused_by_the_flag_that_names_it(tmp_path
     (tmp_path / "pictures/a").mkdir(parents=True)
     (tmp_path / "sub").mkdir()
     (tmp_path / "link").symlink_to("pictures")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pictures/results").symlink_to("../elsewhere")
     (tmp_path / "sub/link").symlink_to("../pictures")
     with pytest.raises(InputError, match=f"^{out} lies in --images={given}: "):
         files.check_outside(out, images=given, workdir=None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pictures", "sub"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link", "pictures", "sub"]
+
+
+@pytest.mark.parametrize("out", ["cifar.npz", "sub/../cifar.npz", "link.npz"])
+def test_an_output_that_is_the_file_of_an_input_is_refused(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "cifar.npz").write_bytes(b"pictures")
+    (tmp_path / "link.npz").symlink_to("cifar.npz")
+    with pytest.raises(InputError, match=f"^{out} is the file that --real=cifar.npz reads: it would be overwritten"):
+        files.check_outside(out, real="cifar.npz")
+
+
+@pytest.mark.parametrize("out", ["gs://bucket/out", "s3://bucket/out"])
+def test_an_output_on_a_store_is_refused(out):
+    with pytest.raises(InputError, match=f"^{out}: not a local path"):
+        files.check_outside(out)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +104,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         with pytest.raises(InputError, match=f"cannot write {path}: "):
             with files.owned(path):
                 pass
+
+
+def test_a_lock_that_fails_for_another_reason_says_so(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(files.errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(InputError, match="cannot lock .*: Input/output error"):
+        with files.owned(tmp_path / "out"):
+            pass
 
 
 def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplog):

@@ -4,16 +4,19 @@ Input comes from one descriptor and output goes to memory, so a hostile playlist
 nothing to open. Each run uses one thread: `prepare` has a process for each core already.
 """
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 import imageio_ffmpeg
 
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, writing
 
 # Containers that are opened; a playlist (HLS, concat, DASH) is none of them.
 DEMUXERS = "mov,matroska,avi,gif,webp_anim,apng,mpegts,mpeg,ogg,flv,asf"
@@ -47,13 +50,10 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
 
     Raises:
       FfmpegError: a status other than 0, or more than 5 minutes.
-      InputError: there is no such program.
+      InputError: there is no such program, or no room in TMPDIR.
       RuntimeError: somebody stopped it, as Linux does where memory runs out.
     """
-    with tempfile.TemporaryFile() as file:  # not a pipe: the index of an mp4 may stand at its end
-        for part in [data] if isinstance(data, bytes) else data:
-            file.write(part)
-        file.seek(0)
+    with _holding(data) as file:
         program = imageio_ffmpeg.get_ffmpeg_exe()
         command = [
             *(program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "repeat+level+info"),
@@ -95,6 +95,18 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
     if process.returncode:
         raise FfmpegError((errors(lines) or [f"ffmpeg ended with status {process.returncode}"])[0])
     return written, lines
+
+
+@contextlib.contextmanager
+def _holding(data: bytes | Iterable[bytes]) -> Iterator[IO[bytes]]:
+    """A file with these bytes. Not a pipe, since the index of an mp4 may stand at its end."""
+    with contextlib.ExitStack() as stack:
+        with writing(os.environ.get("TMPDIR", "/tmp")):
+            file = stack.enter_context(tempfile.TemporaryFile())
+            for part in [data] if isinstance(data, bytes) else data:
+                file.write(part)
+            file.seek(0)  # flushes
+        yield file
 
 
 def errors(said: Sequence[str]) -> list[str]:

@@ -348,7 +348,13 @@ class Arrays:
         return Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
 
 
-_ARRAY_OF = re.compile(r"(.+\.npz):([^/]+)", re.IGNORECASE | re.DOTALL)  # a file and the name of an array in it
+_ARRAY_OF = re.compile(r"(.+?\.npz):(.+)", re.IGNORECASE | re.DOTALL)  # a file and the name of an array in it
+
+
+def without_array(path: str | None) -> str | None:
+    """FILE.npz of FILE.npz:NAME, which names an array in it; any other path as it is."""
+    found = _ARRAY_OF.fullmatch(path) if path and not os.path.exists(path) else None
+    return found[1] if found else path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,6 +374,8 @@ class _ArrayHeader:
     def holds_pictures(self) -> bool:
         """Whether it is uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3]."""
         if not self.is_plain or len(self.shape) not in (3, 4) or self.shape[3:] not in ((), (1,), (3,)):
+            return False
+        if self.shape[2:] in ((1,), (3,), (4,)):  # one picture, [h, w, colours]
             return False
         return min(self.shape) >= 0 and 0 < self.shape[1] * self.shape[2] <= Image.MAX_IMAGE_PIXELS
 
@@ -436,7 +444,7 @@ KINDS = ", ".join(suffix for suffixes in _KINDS for suffix in suffixes)
 
 def kind_of(path: str) -> type[Source] | None:
     """The source for a file of this name, if there is one."""
-    if _ARRAY_OF.fullmatch(path):
+    if _ARRAY_OF.fullmatch(path) and not os.path.exists(path):
         return Arrays
     return next((kind for suffixes, kind in _KINDS.items() if _has_suffix(path, *suffixes)), None)
 

@@ -29,10 +29,8 @@ from jpeglm.errors import InputError, Refused, printable
 
 def check_variants(codec: Codec, data: Mapping[str, Any]) -> None:
     """`InputError` if a config's `data` section asks for variants or a background that the codec does not have."""
-    if data["augment"] < 0:
-        raise InputError(f"data.augment must be a number of variants from 0 on, not {data['augment']}")
-    if data["stride"] < 0 or (data["stride"] and not isinstance(codec, AvcCodec)):
-        raise InputError(f"data.stride={data['stride']}: frames between windows of clips, 0 or more; of pictures 0")
+    if data["stride"] and not isinstance(codec, AvcCodec):
+        raise InputError(f"data.stride={data['stride']}: windows are cut from clips alone; for pictures it is 0")
     if data["background"] != sources.DEFAULT_BACKGROUND and isinstance(codec, AvcCodec):
         raise InputError(
             f"data.background={data['background']}: transparent clips are put over {sources.DEFAULT_BACKGROUND} alone"

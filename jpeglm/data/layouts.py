@@ -1,7 +1,7 @@
 """Layouts of picture files that Pillow opens and then reads wrong: read right here, or refused as "layout".
 
 `tests/data/test_layouts.py` writes files of each kind and compares what becomes of them with what was written and with
-other readers. Left of the line, what Pillow would give without a rule.
+other readers. The middle column is what Pillow gives without a rule.
 
 | layout | Pillow alone | here |
 |---|---|---|
@@ -36,6 +36,7 @@ other readers. Left of the line, what Pillow would give without a rule.
 | Sun raster converted from TIFF or IFF | as if ordinary | refused |
 | SGI, one row, or a colour map | as if grey | refused |
 | JPEG 2000, more than 8 bits a colour | white becomes black | refused |
+| JPEG 2000, fewer than 8 bits | white becomes grey | refused |
 | JPEG 2000, numbers with a sign | as if without | refused |
 | GIF, an opaque picture that does not fill its screen | the rest in a colour that viewers do not show | refused |
 """
@@ -319,8 +320,8 @@ def _jpeg2000(image: Image.Image, data: bytes) -> Image.Image:
         raise Refused("broken", "JPEG2000 without a SIZ marker")
     (count,) = struct.unpack_from(">H", data, size + 40)
     depths = data[size + 42 : size + 42 + 3 * count : 3]
-    if any(depth & 128 for depth in depths) or (count > 1 and max(depths) > 7):
-        raise _refuse(image, "of signed numbers or more than 8 bits a colour")
+    if any(depth & 128 for depth in depths) or (count > 1 and max(depths) > 7) or min(depths) < 7:
+        raise _refuse(image, "of signed numbers, or more or fewer bits a colour than 8")
     return image
 
 

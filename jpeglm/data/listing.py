@@ -217,8 +217,8 @@ def _logged(folder: str, log: bytes) -> dict[str, None]:
         name = row.get("name") if isinstance(row, Mapping) else None
         if not isinstance(name, str) or "/" in name or "\0" in name:
             raise InputError(
-                f"{folder}: line {number} of {SAMPLES_LOG} names no sample (cut off, or damaged); "
-                "the command that wrote it mends it when it is started again"
+                f"{folder}: line {number} of {SAMPLES_LOG} names no sample (cut off, or damaged): "
+                "start the command that wrote it again, or remove that line"
             )
         names[name] = None
     return names

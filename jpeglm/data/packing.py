@@ -35,7 +35,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jpeglm import codecs, tokenizer
+from jpeglm import codecs, ranges, tokenizer
 from jpeglm.config import base, check
 from jpeglm.data import documents, listing, shards, sources
 from jpeglm.data.workers import Pool, progress
@@ -105,8 +105,7 @@ def prepare(
     job = Job(source, str(out), sections["codec"], sections["data"], unit_items)
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)
-        defaults = {"config": {"data": config_sections(base())["data"]}}  # an older manifest lacks newer keys
-        _refuse_other(out, _flatten(defaults) | _flatten(manifest), identity)
+        _refuse_other(out, _with_defaults(manifest), identity)
         shutil.rmtree(job.work, ignore_errors=True)  # a run may be killed between its last two lines
         logging.info("%s is finished already; nothing to do", out)
         return manifest
@@ -157,7 +156,7 @@ def config_sections(config: ConfigDict) -> dict:
 
 def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
     """`InputError` naming the first key in which what lies in `out`, flattened, differs from what is asked for."""
-    wanted = _flatten(wanted)
+    wanted = ranges.flat(wanted)
     for key, value in wanted.items():
         if found.get(key) != value:
             raise InputError(
@@ -166,20 +165,13 @@ def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
             )
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _begin(job: Job, identity: dict) -> None:
     """Makes the work folder, or checks that the one that is there belongs to this job."""
     out = Path(job.out)
     identity = identity | {"unit_items": job.unit_items}
     record, names = job.work / "job.json", job.work / "names.jsonl"
-    if record.exists() and not (names.exists() and names.stat().st_size == 0):
-        _refuse_other(out, _flatten(json.loads(record.read_bytes())), identity)
+    if record.exists() and names.exists() and names.stat().st_size > 0:  # else nothing has been done yet
+        _refuse_other(out, _with_defaults(json.loads(record.read_bytes())), identity)
         logging.info("going on with the run that was interrupted in %s", out)
         return
     if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK, REFUSED}):
@@ -192,13 +184,20 @@ def _begin(job: Job, identity: dict) -> None:
     write_whole(record, json.dumps(identity).encode())
 
 
+def _with_defaults(record: dict) -> dict:
+    """A flattened manifest or record of a job; keys of the section data that it is too old to have, as in `base()`."""
+    defaults = {"config": {"data": config_sections(base())["data"]}}
+    return ranges.flat(defaults) | ranges.flat(record)
+
+
 @contextlib.contextmanager
 def _vacating(job: Job) -> Iterator[None]:
     """Around what fails for the source or the config alone: the next start in this folder may then have others."""
     try:
         yield
     except InputError:
-        (job.work / "job.json").unlink(missing_ok=True)
+        if not (Path(job.out) / TOKENIZER).exists():  # else source and config were good before
+            (job.work / "job.json").unlink(missing_ok=True)
         raise
 
 

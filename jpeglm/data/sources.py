@@ -221,6 +221,9 @@ class Folder(Named):
             raise Refused("unreadable", str(error)) from error
         rule = listing.films_and_frames()
         names = [name for name, is_folder, _ in entries if not is_folder]
+        samples = listing.sampled(printable(os.path.join(self.path, folder)), names, self.read)
+        if samples is not None:
+            names = [name for name in names if name in samples]
         return [
             name
             for name in names

@@ -8,7 +8,7 @@ from pathlib import Path
 from jpeglm import codecs, retries
 from jpeglm.data import packing, shards
 from jpeglm.data.workers import Pool, progress
-from jpeglm.errors import InputError
+from jpeglm.errors import InputError, reading
 from jpeglm.tokenizer import Tokenizer
 
 
@@ -42,23 +42,20 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
         for key in ("documents", "chunks", "tokens", "bytes"):
             if split[key] != sum(shard[key] for shard in split["shards"]):
                 raise InputError(f"{folder}: the manifest's {key} do not add up")
-    try:
-        lines = (folder / packing.REFUSED).read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {folder / packing.REFUSED}: {error.strerror}") from error
-    refused = collections.Counter(json.loads(line)["reason"] for line in lines)
-    if refused != counts["refused"] or counts["seen"] != counts["kept"] + len(lines):
+    refused = _reasons(folder / packing.REFUSED)
+    if refused != counts["refused"] or counts["seen"] != counts["kept"] + refused.total():
         raise InputError(f"{folder}: {packing.REFUSED} and the manifest's counts do not agree")
-    if "passed_over" in counts:  # earlier folders have none
-        try:
-            passed_over = [json.loads(line)["reason"] for line in open(folder / packing.PASSED_OVER, "rb")]
-        except OSError as error:
-            raise InputError(f"cannot read {folder / packing.PASSED_OVER}: {error.strerror}") from error
-        if collections.Counter(passed_over) != counts["passed_over"]:
-            raise InputError(f"{folder}: {packing.PASSED_OVER} and the manifest's counts do not agree")
+    if "passed_over" in counts and _reasons(folder / packing.PASSED_OVER) != counts["passed_over"]:  # not in old ones
+        raise InputError(f"{folder}: {packing.PASSED_OVER} and the manifest's counts do not agree")
     if listed_documents != sum(split["documents"] for split in splits.values()):
         raise InputError(f"{folder}: the manifest says {listed_documents} documents in all, the splits hold others")
     return manifest
+
+
+def _reasons(path: Path) -> collections.Counter[str]:
+    """How many lines of refused.jsonl or passed_over.jsonl give each reason."""
+    with reading(path, "list of files"):
+        return collections.Counter(json.loads(line)["reason"] for line in path.read_bytes().splitlines())
 
 
 def _verify_shard(folder: str, manifest: dict, split: str, index: int) -> tuple[str, list[bytes], int]:

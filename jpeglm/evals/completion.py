@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -335,7 +334,7 @@ class Store:
         """The arrays of `name` if they are there with this identity, else those of `make()`, which are then kept.
 
         Raises:
-          InputError: they cannot be written.
+          InputError: they cannot be written, or not be read for another reason than damage.
         """
         path = self._folder / f"{name}.npz"
         fingerprint = json.dumps(identity, sort_keys=True)
@@ -343,12 +342,14 @@ class Store:
             try:
                 with np.load(path) as file:
                     if str(file["fingerprint"]) == fingerprint:
-                        return {key: file[key] for key in file.files if key != "fingerprint"}
+                        return {key: file[key] for key in str(file["names"]).split()}
                 logging.info("%s is of other settings: made again", path)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+            except Exception as error:  # a damaged file can make the reader fail in any way
                 logging.warning("%s cannot be read (%s): made again", path, error)
         arrays, content = make(), io.BytesIO()
-        np.savez(content, fingerprint=np.array(fingerprint), **arrays)
+        np.savez(content, fingerprint=np.array(fingerprint), names=np.array(" ".join(arrays)), **arrays)
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, content.getbuffer())

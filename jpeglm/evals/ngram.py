@@ -96,7 +96,7 @@ def _batches(chunks: Chunks, limit: int | None) -> Iterator[Batch]:
     """The chunks in order, at most `limit` tokens of them, some at once."""
     count = len(chunks) if limit is None else min(len(chunks), limit // chunks.seq_len)
     if limit is not None and count < 1:
-        raise InputError(f"{limit} tokens for the n-gram model are less than a chunk of {chunks.seq_len}")
+        raise InputError(f"config.ngram_tokens={limit}: less than a chunk of {chunks.seq_len} tokens")
     step = max(1, _BLOCK // chunks.seq_len)
     for start in range(0, count, step):
         yield chunks.batch(range(start, min(start + step, count)))

@@ -1,6 +1,5 @@
 """A completion table as one HTML file that needs nothing else: numbers, curves and pictures."""
 
-import base64
 import datetime
 import functools
 import io
@@ -192,10 +191,8 @@ def _cells(shown: Shown, fps: int) -> list[tuple[str, bool]]:
 def _data_url(picture: np.ndarray, fps: int) -> str:
     """A picture as PNG, or a clip as a WebP that moves."""
     if fps:
-        return "data:image/webp;base64," + base64.b64encode(views.animation(picture, fps)).decode()
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return views.data_url("image/webp", views.animation(picture, fps))
+    return views.data_url("image/png", views.png(Image.fromarray(picture)))
 
 
 ############################ Charts ############################

@@ -153,7 +153,7 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
     if not (facts_a and facts_b):
         return
     differing = [fact for fact in facts_a | facts_b if facts_a.get(fact) != facts_b.get(fact)]
-    # Where transparent pictures were refused, there is none: so it was before the background was told.
+    # A side that refused transparent pictures has no background; nor have files from before it was recorded.
     if "refuse" in (facts_a.get("background", "refuse"), facts_b.get("background", "refuse")):
         differing = [fact for fact in differing if fact != "background"]
     if differing:

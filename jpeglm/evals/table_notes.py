@@ -22,7 +22,10 @@ _DIGITS = 2  # of distances in the table
 
 def verdicts(table: Table) -> list[str]:
     """Sentences that compare the rows: networks with controls, all rows with the floor, networks with still frames."""
-    return [*_against_controls(table), *_against_floor(table), *_against_still_frames(table)]
+    of = []
+    if table.video_metric:
+        of.append(f"These sentences compare {table.metric} alone; {table.video_metric} may order the rows otherwise.")
+    return [*of, *_against_controls(table), *_against_floor(table), *_against_still_frames(table)]
 
 
 def _against_controls(table: Table) -> Iterator[str]:

@@ -116,10 +116,10 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
     methods.check_prompts(methods_of(config), documents[: config.num], config.ratios)
     store = Store(Path(config.out) / "cells")
     history = _history(methods.runs["trained"])
-    language_models = _language_models(config, methods, history, store)
     extractors = [extractor or _extractor(config)]
     if config.get("video_weights"):
         extractors.append(video_extractor or I3D(config.video_weights))
+    language_models = _language_models(config, methods, history, store)
 
     cells = _Cells(config, methods, store, documents, *extractors)
     floors = cells.floors()

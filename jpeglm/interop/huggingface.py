@@ -22,7 +22,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jpeglm import checkpoint
+from jpeglm import checkpoint, retries
+from jpeglm import config as config_lib
 from jpeglm.errors import InputError, writing
 from jpeglm.interop import sentencepiece
 from jpeglm.interop.weight_files import SHARD_BYTES, SafetensorsWriter, Tensor, open_folder, read_json, shown
@@ -202,7 +203,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
             f"{path}: hidden_size={width} is less than num_attention_heads={heads}, and no head_dim is given"
         )
     config = config.copy_and_resolve_references()
-    config.tokenizer.vocab_size = whole("vocab_size")
+    config.tokenizer.vocab_size = whole("vocab_size", most=2**16)
     config.model.num_layers = whole("num_hidden_layers")
     config.model.width = width
     config.model.num_heads = heads
@@ -213,6 +214,10 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
     config.model.rope_theta = real("rope_theta", 10_000.0)
     config.model.qk_norm = False
     config.data.path = ""
+    try:
+        config_lib.check(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     limit = whole("max_position_embeddings", config.data.seq_len, most=2**31 - 1)
     if limit < config.data.seq_len:
         logging.warning("%s: made for %d positions, data.seq_len is %d", path, limit, config.data.seq_len)
@@ -387,14 +392,18 @@ def _open_checkpoint(workdir: epath.Path, step: int, ours: list[Leaf]) -> Callab
     def reading() -> Iterator[None]:
         try:
             yield
+        except InputError as error:
+            raise InputError(f"{workdir}: the checkpoint of step {step} cannot be read: {error}") from error
         except Exception as error:  # whatever Orbax and TensorStore make of damaged bytes
-            why = " ".join(str(error).split())[:300]
-            raise InputError(f"{workdir}: the checkpoint of step {step} cannot be read: {why}") from error
+            raise InputError(
+                f"{workdir}: the checkpoint of step {step} cannot be read: {retries.cause(error)}"
+            ) from error
 
     def restore(*path: str) -> np.ndarray:
         item: dict[str, Any] = {}
         _put(item, path, ocp.RestoreArgs(restore_type=np.ndarray))
-        restored = handler.restore(folder, args=ocp.args.PyTreeRestore(item, restore_args=item, partial_restore=True))
+        args = ocp.args.PyTreeRestore(item, restore_args=item, partial_restore=True)
+        restored = retries.read(lambda: handler.restore(folder, args=args), ".".join(path))
         for key in path:
             restored = restored[key]
         gc.collect()  # Orbax leaves cycles behind, which would hold the array for longer than we do

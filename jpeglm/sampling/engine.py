@@ -8,7 +8,6 @@ the tokens that it allows; see grammar.py.
 
 import copy
 import dataclasses
-import numbers
 import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jpeglm import config as config_lib
 from jpeglm import sharding
 from jpeglm.codecs.jpeg_grammar import Place
 from jpeglm.errors import InputError
@@ -89,14 +89,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "top_k", "slots"):
             object.__setattr__(self, name, integer(name, getattr(self, name)))
-        for name in ("temperature", "top_p"):
-            if not isinstance(getattr(self, name), numbers.Real):
-                raise InputError(f"{name}={getattr(self, name)!r} is no number")
-        is_temperature = self.temperature == 0 or 1e-30 <= self.temperature <= 1e30  # what float32 can divide by
-        if not is_temperature or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError("sampling wants temperature 0 or 1e-30 to 1e30, top_k >= 0 (0: all) and 0 < top_p <= 1")
-        if self.slots < 1 or self.max_tokens < 2:
-            raise InputError("sampling wants at least one slot and max_tokens of 2 or more")
+        if isinstance(self.grammar, np.bool_):
+            object.__setattr__(self, "grammar", bool(self.grammar))
+        config_lib.check_sampling(dataclasses.asdict(self))
 
 
 class _Walks(NamedTuple):

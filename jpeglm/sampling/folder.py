@@ -11,6 +11,7 @@ all three are what they should be. A line that is cut off, and a file that is go
 of other settings, weights or originals are never touched: the folder is refused.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -21,11 +22,13 @@ from typing import Any
 
 from absl import logging
 
+from jpeglm.data.listing import SAMPLES_LOG, SAMPLES_SETTINGS
 from jpeglm.errors import InputError, printable, writing
 from jpeglm.files import write_whole
 
-LOG, SETTINGS, GRID, FILMS = "samples.jsonl", "settings.json", "grid.html", "films"
-_UNFINISHED = re.compile(r"\..+\.(\d+|tmp)")  # of `write_whole`, and of older versions
+LOG, SETTINGS, GRID, FILMS = SAMPLES_LOG, SAMPLES_SETTINGS, "grid.html", "films"
+# What `write_whole` was writing, and older versions.
+_UNFINISHED = re.compile(r"\.(?:.+-s\d+|sample-\d+|samples|settings|grid)(?:\.\w+)?\.(\d+|tmp)")
 
 
 class Samples:
@@ -79,6 +82,8 @@ class Samples:
         hashes = {"original": self._wanted[name], "sha256": _sha256(file), "settings": self._digest}
         row = {"name": name} | dict(facts) | hashes
         with writing(self.out):
+            for film in (self.out / FILMS).glob(f"{glob.escape(name)}.*"):  # of another sample that had this name
+                film.unlink()
             write_whole(self.path(name), file)
             with open(self.out / LOG, "ab") as log:
                 log.write(_line(row))
@@ -105,6 +110,8 @@ class Samples:
         found = _parsed((self.out / SETTINGS).read_bytes()) if (self.out / SETTINGS).exists() else None
         if any("settings" not in row for row in rows):
             self._refuse("samples of an older version, which kept no hashes of weights and pictures")
+        if found and not has_log and not found.keys() & self._identity.keys():
+            self._refuse("a settings.json of another program")
         for key, value in self._identity.items() if has_log and found else ():
             if found.get(key) != value:
                 self._refuse(f"samples with {key}={found.get(key)}, now {value} is asked")

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -154,11 +154,16 @@ class Sampler:
         ]
         yield from self._run(prompts, keys, samples)
 
-    def generate(self, num: int, seed: int = 0) -> Iterator[Completion]:
-        """Writes `num` files, 0 or more, from nothing but BOS; raises as `complete` does."""
+    def generate(self, num: int, seed: int = 0, done: Collection[int] = ()) -> Iterator[Completion]:
+        """Writes `num` files, 0 or more, from nothing but BOS, without those numbered in `done`.
+
+        Raises as `complete` does.
+        """
         num, seed = integer("num", num, 0), integer("seed", seed)
-        keys = [sampling_key(seed, hashlib.sha256(b"").digest(), sample) for sample in range(num)]
-        yield from self._run([(b"", 0)], keys, num)
+        numbers = [number for number in range(num) if number not in done]
+        keys = [sampling_key(seed, hashlib.sha256(b"").digest(), number) for number in numbers]
+        for completion in self._run([(b"", 0)], keys, len(keys)):
+            yield dataclasses.replace(completion, sample=numbers[completion.sample])
 
     def _run(
         self, prompts: Sequence[tuple[bytes, int]], keys: Sequence[np.ndarray], samples: int

@@ -337,8 +337,23 @@ def test_no_room_to_unpack_is_one_line(folder, tmp_path, monkeypatch):
         np.zeros((2, 3, 4, 4), np.uint8),
         np.zeros((3, 0, 4), np.uint8),
         np.zeros((1, 1, 1), [("a", np.uint8)]),
+        np.zeros((48, 64, 3), np.uint8),
+        np.zeros((28, 28, 1), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
     ],
-    ids=["objects", "float", "16 bit", "2 axes", "Fortran order", "4 channels", "no rows", "fields"],
+    ids=[
+        "objects",
+        "float",
+        "16 bit",
+        "2 axes",
+        "Fortran order",
+        "4 channels",
+        "no rows",
+        "fields",
+        "one in colour",
+        "one in grey",
+        "one with alpha",
+    ],
 )
 def test_arrays_that_are_no_pictures_are_refused(tmp_path, array):
     np.save(tmp_path / "a.npy", array)

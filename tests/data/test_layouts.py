@@ -371,6 +371,18 @@ def test_kinds_of_icons():
     check("PNG", ico(GREY[..., None], 32, inside=inside), np.where(scaled(GREY, 2) == 1, 255, scaled(GREY, 2) * 85))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+def test_jpeg_2000_of_fewer_than_8_bits_is_refused(bits):
+    """The header alone says how many bits there are: it is changed behind the encoder."""
+    file = io.BytesIO()
+    Image.fromarray(GREY.astype(np.uint8)).save(file, "JPEG2000", no_jp2=True, irreversible=False)
+    changed = bytearray(file.getvalue())
+    place = changed.index(b"\xff\x51") + 40
+    assert changed[place] == 7
+    changed[place] = bits - 1
+    check(f"{bits} bits", bytes(changed), GREY if bits == 8 else REFUSED)
+
+
 def test_jpeg_2000_of_more_than_8_bits_a_colour_is_refused(tmp_path):
     def encoded(pixels: np.ndarray, pixel_format: str) -> bytes:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", pixel_format]

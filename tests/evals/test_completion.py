@@ -257,6 +257,35 @@ def test_a_damaged_cell_is_made_again(tmp_path):
     assert store.get("a", {}, lambda: {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
 
 
+def test_a_cell_with_any_bit_turned_is_read_right_or_made_again(tmp_path):
+    def make() -> dict[str, np.ndarray]:
+        return {"x": np.arange(5), "lengths": np.array([1.5])}
+
+    store, path = Store(tmp_path), tmp_path / "a.npz"
+    store.get("a", {"n": 1}, make)
+    whole = path.read_bytes()
+    for bit in np.random.default_rng(0).choice(8 * len(whole), 500, replace=False):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        found = store.get("a", {"n": 1}, make)
+        assert found.keys() == make().keys() and all(np.array_equal(found[key], make()[key]) for key in found)
+
+
+def test_a_cell_that_cannot_be_read_for_a_moment_is_kept(tmp_path, monkeypatch):
+    store, path = Store(tmp_path), tmp_path / "a.npz"
+    store.get("a", {}, lambda: {"x": np.arange(5)})
+    whole = path.read_bytes()
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(np, "load", fails)
+    with pytest.raises(InputError, match="cannot read .*a.npz: Input/output error"):
+        store.get("a", {}, lambda: pytest.fail("made again"))
+    assert path.read_bytes() == whole
+
+
 def test_a_failed_method_leaves_no_cell(tmp_path):
     def fail():
         raise RuntimeError

@@ -8,7 +8,7 @@ import json
 import re
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,9 +52,12 @@ class Writer:
                 whole = prefix + other[len(CODEC.cut(other, ratio)[0]) :]
                 yield Completion(index, number, whole, units, 9, True, 0.25)
 
-    def generate(self, num: int, seed: int) -> Iterator[Completion]:
+    def generate(self, num: int, seed: int, done: Collection[int] = ()) -> Iterator[Completion]:
         for completion in self.complete([DOCUMENTS[0]], 0.0, num, seed):
-            yield dataclasses.replace(completion, prompt_units=0)
+            if completion.sample in done:
+                self.written -= 1
+            else:
+                yield dataclasses.replace(completion, prompt_units=0)
 
 
 def job(out: Path, **changes: object) -> Job:
@@ -293,12 +296,53 @@ def test_new_files_are_mended_and_refused_alike(tmp_path):
     (out / "samples.jsonl").write_bytes(before["samples.jsonl"][:-20])
     writer = Writer()
     assert generate(writer, job(out, samples=1, num=5)) == out / "grid.html"
-    assert writer.written == 5
+    assert writer.written == 2
     after = content(out)
     assert sorted(after.pop("samples.jsonl").splitlines()) == sorted(before.pop("samples.jsonl").splitlines())
     assert after == before
-    with pytest.raises(InputError, match="num=5, now 6"):
+    writer = Writer()
+    generate(writer, job(out, samples=1, num=7))  # more of them: the first ones stay
+    assert writer.written == 2
+    assert {name: data for name, data in content(out).items() if name in after and name[-4:] == ".jpg"} == {
+        name: data for name, data in after.items() if name[-4:] == ".jpg"
+    }
+    with pytest.raises(InputError, match="holds sample-00006, and nothing of that name is asked now"):
         generate(Writer(), job(out, samples=1, num=6))
+
+
+def test_more_samples_of_each_join_those_that_are_there(out, whole):
+    sample(Writer(), ORIGINALS, job(out, samples=3))
+    ours, theirs = content(out), content(whole)
+    assert {name: ours[name] for name in theirs if name.endswith(".jpg")} == {
+        name: data for name, data in theirs.items() if name.endswith(".jpg")
+    }
+    assert sorted(rows(out)) == [f"{name}-s{number}" for name in ORIGINALS for number in range(3)]
+
+
+def test_what_others_have_put_there_is_left_alone(tmp_path):
+    (tmp_path / ".history.tmp").write_text("mine")
+    (tmp_path / ".bashrc.1").write_text("mine")
+    sample(Writer(), ORIGINALS, job(tmp_path))
+    assert (tmp_path / ".history.tmp").read_text() == (tmp_path / ".bashrc.1").read_text() == "mine"
+
+
+def test_settings_of_another_program_are_refused_and_left_alone(tmp_path):
+    (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
+    with pytest.raises(InputError, match="a settings.json of another program"):
+        sample(Writer(), ORIGINALS, job(tmp_path))
+    assert (tmp_path / "settings.json").read_text() == '{"editor.fontSize": 12}'
+
+
+def test_films_of_an_earlier_sample_of_the_same_name_are_removed(tmp_path):
+    folder = Samples(tmp_path, ".h264", {"seed": 0}, {}, {"a-s0": None, "b-s0": None})
+    for name in ("a-s0", "b-s0"):
+        folder.add(name, b"first", {})
+        folder.add_films(name, {".mp4": b"film of the first", ".webp": b"the same"})
+    (tmp_path / "samples.jsonl").unlink()
+    folder = Samples(tmp_path, ".h264", {"seed": 0}, {}, {"a-s0": None, "b-s0": None})
+    folder.add("a-s0", b"second", {})
+    assert not folder.has_films("a-s0", (".mp4",)) and not folder.has_films("a-s0", (".webp",))
+    assert folder.has_films("b-s0", (".mp4", ".webp"))
 
 
 @pytest.mark.parametrize("limit", [100, 700, 1_200, 2_000, 2_500])
