@@ -328,10 +328,10 @@ RUNS = {  # what config.json holds -> the line, behind the name of the file
     stored(model__rope_theta=-INF): "config.model.rope_theta=-inf: a finite number from 1",
     stored(steps=1.5): "not the config of a run: Could not override field 'steps'",
     stored(steps=None): "config.steps=None: a whole number from 1",
-    stored(model=3): "not the config of a run: config.model: no such key",
+    stored(model=3): "not the config of a run: config.model is a section",
     stored(model__heads=3): "not the config of a run: config.model.heads: no such key",
     stored(codec={"name": "png"}): "config.codec.name: unknown codec 'png'; the codecs are: jpeg, avc",
-    stored(codec=["avc"]): "not the config of a run: config.codec: no such key",
+    stored(codec=["avc"]): "not the config of a run: config.codec is a section",
     stored(seed={"a": 1}): "not the config of a run: config.seed.a: no such key",
 }
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from jpeglm import checkpoint, codecs
+from jpeglm import checkpoint, codecs, retries
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline, shards
@@ -339,13 +339,12 @@ class Store:
         path = self._folder / f"{name}.npz"
         fingerprint = json.dumps(identity, sort_keys=True)
         if path.exists():
+            found = retries.read(path.read_bytes, path)
             try:
-                with np.load(path) as file:
+                with np.load(io.BytesIO(found)) as file:
                     if str(file["fingerprint"]) == fingerprint:
                         return {key: file[key] for key in str(file["names"]).split()}
                 logging.info("%s is of other settings: made again", path)
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror or error}") from error
             except Exception as error:  # a damaged file can make the reader fail in any way
                 logging.warning("%s cannot be read (%s): made again", path, error)
         arrays, content = make(), io.BytesIO()
