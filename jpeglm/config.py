@@ -165,7 +165,7 @@ RUN = {
     "model.attention": one_of(*ATTENTION),
     "optim.batch_size": whole(1),
     "optim.accumulate": whole(1),
-    "optim.lr": real(above=0),
+    "optim.lr": real(least=0),
     "optim.warmup_steps": whole(0),
     "optim.final_lr_ratio": real(least=0, most=1),
     "optim.b1": real(least=0, below=1),

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,12 +81,15 @@ def check_store(folder: epath.Path) -> None:
 def owned(folder: str | os.PathLike) -> Iterator[None]:
     """Makes `folder` and holds it, so that no second command writes there meanwhile. A killed command lets it go.
 
+    A folder that it has made and in which nothing was written is removed again.
+
     The system's lock on FOLDER/.lock does that, also between the hosts of an NFS. Where a file system knows no locks,
     a warning says so and nothing is held.
 
     Raises:
       InputError: another command holds it, or it cannot be made.
     """
+    is_new = not os.path.exists(folder)
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
         lock = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -100,4 +104,6 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
             logging.warning("%s: this file system has no locks; let no second command write here", folder)
         yield
     finally:
+        if is_new and os.listdir(folder) == [".lock"]:  # of a command that was refused before it wrote anything
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

@@ -75,7 +75,7 @@ BAD = {
     "model.attention": ["flash", None],
     "optim.batch_size": COUNT,
     "optim.accumulate": [*COUNT, 3, 16],
-    "optim.lr": POSITIVE,
+    "optim.lr": [*REAL, -1.0],
     "optim.warmup_steps": [*NOT_NEGATIVE, 20],
     "optim.final_lr_ratio": [*REAL, -0.1, 1.1],
     "optim.b1": SHARE,
@@ -160,8 +160,8 @@ def test_a_value_of_a_table_out_of_range_is_one_line_that_begins_with_its_key(ke
 @pytest.mark.parametrize(
     "key, value, line",
     [
-        ("optim.lr", NAN, "config.optim.lr=nan: a finite number above 0"),
-        ("optim.lr", 10**400, f"config.optim.lr=1{'0' * 76}...: a finite number above 0"),
+        ("optim.lr", NAN, "config.optim.lr=nan: a finite number from 0"),
+        ("optim.lr", 10**400, f"config.optim.lr=1{'0' * 76}...: a finite number from 0"),
         ("optim.b2", 0.99999999999, "config.optim.b2=0.99999999999: a finite number from 0 to below 1"),
         ("optim.final_lr_ratio", -0.1, "config.optim.final_lr_ratio=-0.1: a finite number from 0 to 1"),
         ("checkpoint.keep", 0, "config.checkpoint.keep=0: a whole number from 1 to 2,147,483,647"),

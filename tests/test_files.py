@@ -83,10 +83,21 @@ def test_a_folder_is_held_by_one_command_and_let_go_when_that_is_killed(tmp_path
     holder.kill()
     holder.wait()
     holder.stdout.close()
-    with files.owned(tmp_path / "a/out"):
+    for _ in range(2):  # again, too, behind one that ended well
+        with files.owned(tmp_path / "a/out"):
+            pass
+
+
+def test_a_folder_is_gone_again_if_nothing_was_written(tmp_path):
+    with pytest.raises(InputError, match="refused"):
+        with files.owned(tmp_path / "out"):
+            raise InputError("refused")
+    assert not (tmp_path / "out").exists()
+    with files.owned(tmp_path / "out"):
+        (tmp_path / "out/sample.jpg").touch()
+    with files.owned(tmp_path / "out"):
         pass
-    with files.owned(tmp_path / "a/out"):  # and again, behind one that ended well
-        pass
+    assert (tmp_path / "out/sample.jpg").exists()
 
 
 _HOLDS = """

@@ -26,7 +26,7 @@ NEEDS = {
     "prepare": [TINY, "--source=embedded:mnist", "--out={new}"],
     "aot": [TINY, "--topology=h100:8"],
     "convert": ["import", "{file}", "{new}", TINY],
-    "tables": [DEMO, "--config.workdir={new}", "--config.data={new}", "--config.out={new}"],
+    "tables": [DEMO, "--config.workdir={new}", "--config.data={new}-data", "--config.out={new}"],
     "sample": ["--workdir=pretrained/demo", "--num=1", "--out={new}"],
     "score": ["--workdir=pretrained/demo", "--images=embedded:mnist", "--num=1"],
     "fid": ["--real=embedded:mnist", "--fake=embedded:mnist"],
@@ -36,7 +36,7 @@ MISTAKES = {  # (commands, flags, line)
     "checkpoint.keep=0": (RUNS, ["--config.checkpoint.keep=0"], f"config.checkpoint.keep=0: {COUNT}"),
     "eval.batches=0": (RUNS, ["--config.eval.batches=0"], f"config.eval.batches=0: {COUNT}"),
     "log.every=0": (RUNS, ["--config.log.every=0"], f"config.log.every=0: {COUNT}"),
-    "lr=nan": (RUNS, ["--config.optim.lr=nan"], "config.optim.lr=nan: a finite number above 0"),
+    "lr=nan": (RUNS, ["--config.optim.lr=nan"], "config.optim.lr=nan: a finite number from 0"),
     "accumulate=0": (RUNS, ["--config.optim.accumulate=0"], f"config.optim.accumulate=0: {COUNT}"),
     "num_kv_heads=0": (
         RUNS,

@@ -60,7 +60,7 @@ def test_prepare_says_that_a_folder_is_finished(prepared):
         ("--config.data.seq_len=128", "config.data.seq_len=256, now 128 is asked for"),
         ("--config.data.seqlen=256", "seqlen"),
         ("--background=black", "config.data.background=white, now black is asked for"),
-        ("--config.data.background=grey", "config.data.background=grey"),
+        ("--config.data.background=grey", "config.data.background='grey'"),
         ("--config=configs/nothing.py", "nothing.py"),
         ("--workers=0", "workers"),
         ("--tokenizer=/no/tokenizer.json", "cannot read the tokenizer /no/tokenizer.json"),

@@ -301,7 +301,7 @@ class JpegGrammar:
         Raises:
           JpegError: no such header, or one of another JPEG than sequential baseline with one scan.
         """
-        read = jpeg_header.read(header[:2] + tables + header[2:])
+        read = jpeg_header.read(header[:2] + tables + header[2:], quantisation_elsewhere=True)
         if read.end != len(header) + len(tables):
             raise JpegError(f"byte {read.end - len(tables)}: the header goes on behind SOS")
         self.mcus = read.mcus

@@ -69,12 +69,16 @@ class Header:
         return count_mcus(self.height, self.width, self.components)
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes, quantisation_elsewhere: bool = False) -> Header:
     """Reads the header of a file of one scan, from SOI to SOS, with or without tables inside.
 
     Huffman tables that it does not define are those of Annex K. Quantisation tables are checked and not kept: a file
     with any table inside must define those that it names, one without tables (B.4) has them elsewhere. Fill bytes
     before markers (B.1.1.2 permits them) are refused: no encoder that we know writes them.
+
+    Args:
+      data: the file, or its beginning.
+      quantisation_elsewhere: whether a file with Huffman tables inside may have its quantisation tables elsewhere.
 
     Raises:
       JpegError: anything else, among it DNL, several scans, and progressive, 12-bit, arithmetic-coded, hierarchical
@@ -92,7 +96,8 @@ def read(data: bytes) -> Header:
             frame = _read_frame(body, offset)
         elif marker == DHT:
             huffman.update(read_huffman_tables(body, offset))
-            quantisation = quantisation or set()
+            if not quantisation_elsewhere:
+                quantisation = quantisation or set()
         elif marker == DQT:
             quantisation = {*(quantisation or ()), *read_quantisation_tables(body, offset)}
         elif marker == DRI:

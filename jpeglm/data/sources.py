@@ -191,7 +191,7 @@ class Folder(Named):
         try:
             status = os.stat(os.path.join(self.path, folder))
         except OSError as error:
-            raise InputError(f"cannot list {os.path.join(self.path, folder)}: {error.strerror}") from error
+            raise InputError(f"cannot list {printable(os.path.join(self.path, folder))}: {error.strerror}") from error
         known = (status.st_dev, status.st_ino) in listed
         listed.add((status.st_dev, status.st_ino))
         return known
@@ -210,7 +210,7 @@ class Folder(Named):
             with os.scandir(os.path.join(self.path, folder)) as entries:
                 found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries)
         except OSError as error:
-            raise InputError(f"cannot list {os.path.join(self.path, folder)}: {error.strerror}") from error
+            raise InputError(f"cannot list {printable(os.path.join(self.path, folder))}: {error.strerror}") from error
         return [(os.path.join(folder, name), *kind) for name, *kind in found]
 
     def stills(self, folder: str) -> list[str]:

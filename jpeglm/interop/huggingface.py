@@ -204,7 +204,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
         )
     config = config.copy_and_resolve_references()
     config.tokenizer.vocab_size = whole("vocab_size", most=2**16)
-    config.model.num_layers = whole("num_hidden_layers")
+    config.model.num_layers = whole("num_hidden_layers", most=10_000)
     config.model.width = width
     config.model.num_heads = heads
     config.model.num_kv_heads = whole("num_key_value_heads", heads)

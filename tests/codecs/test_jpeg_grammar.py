@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from jpeglm.codecs import jpeg_header
-from jpeglm.codecs.jpeg import JpegCodec, JpegError, parse
+from jpeglm.codecs.jpeg import JpegCodec, JpegError
 from jpeglm.codecs.jpeg_grammar import JpegGrammar
 from jpeglm.codecs.jpeg_header import DHT, DQT, SOS
 from tests.codecs.grammar_tools import (
@@ -24,6 +24,7 @@ from tests.codecs.grammar_tools import (
     random_files,
     random_grammars,
     rare_grammar,
+    scan_of,
 )
 from tests.codecs.jpeg_tools import (
     DC_ZERO,
@@ -349,7 +350,7 @@ def test_an_idle_run_is_seen_in_any_block_and_none_where_a_block_follows():
     for blocks, is_idle in (([fine] * 3, False), ([fine, fine, idle], True), ([idle, fine, fine], True)):
         # what stands behind the header of a picture of one block
         file = header + grey_block(*blocks)[len(GREY.header) :]
-        assert parse(file).has_idle_zero_runs == is_idle
+        assert scan_of(file).has_idle_zero_runs == is_idle
         assert JpegGrammar(header).accepts([file]).tolist() == [not is_idle]
 
 

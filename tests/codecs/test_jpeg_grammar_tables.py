@@ -95,7 +95,7 @@ class Places:
 
 
 def blocks_of(header: bytes) -> list[BlockTables]:
-    read = jpeg_header.read(header)
+    read = jpeg_header.read(header, quantisation_elsewhere=True)
     made = {}
     for component in read.components:
         key = component.dc_table, component.ac_table

@@ -144,7 +144,7 @@ def test_strange_folders_and_archives_refuse_a_clip_and_not_the_run(windows, tmp
         member = tarfile.TarInfo(f"{outside}/")
         tar.addfile(member)
     manifest = packing.prepare(config, str(tmp_path / "evil.tar"), tmp_path / "tar", workers=1)
-    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["passed_over"] == {"no suffix": 1}
+    assert manifest["counts"]["kept"] == 2 and manifest["counts"]["passed_over"] == {"folder": 1}
 
 
 FILM_LENGTHS = {"bikes.mp4": 50, "b.mp4": 25, "screenshot.gif": 21}  # in frames, at 5 a second

@@ -280,7 +280,7 @@ def test_files_hold_the_same_numbers(made, tmp_path):
         ("num", 11, "22 held-out documents"),
         ("num", 1, "config.num=1: a whole number from 2"),
         ("rows", ("trained", "vq"), "'vq' is none of trained"),
-        ("ratios", (0.5, 1.0), r"config.ratios=\\(0.5, 1.0\\): .*from 0 to below 1"),
+        ("ratios", (0.5, 1.0), r"config.ratios=\(0.5, 1.0\): .*from 0 to below 1"),
         ("ratios", (0.5, 0.5), "twice"),
         ("extractor", "vgg", "'vgg' is none of efficientnet_lite0, inception"),
         ("extractor", "inception", "config.weights=FILE and config.extractor=inception go together"),
