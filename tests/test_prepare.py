@@ -40,7 +40,7 @@ def test_prepare_says_what_it_kept_and_verifies(prepared):
     out, _, done = prepared
     assert done.returncode == 0, done.stderr
     assert "12 of 13 pictures kept; refused: 1 not a picture" in done.stdout
-    assert f"no pictures, passed over: 1 .txt; named in {out}/passed_over.jsonl" in done.stdout
+    assert f"passed over, as they are no pictures: 1 .txt; named in {out}/passed_over.jsonl" in done.stdout
     assert f"{out}: verified" in done.stdout
     assert "encoding: 100%" in done.stderr and "verifying: 100%" in done.stderr
     assert json.loads((out / "manifest.json").read_text())["counts"]["kept"] == 12

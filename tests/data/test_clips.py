@@ -106,7 +106,7 @@ def test_what_does_not_go_with_clips_is_refused_in_one_line(windows, tmp_path):
         packing.prepare(config, str(windows), tmp_path / "out")
     pictures = base()
     pictures.data.stride = 5
-    with pytest.raises(InputError, match="data.stride=5: .* of pictures 0"):
+    with pytest.raises(InputError, match="data.stride=5: .* for pictures it is 0"):
         packing.prepare(pictures, "embedded:mnist", tmp_path / "out")
     with pytest.raises(InputError, match="embedded:mnist holds pixels"):
         packing.prepare(config_of_clips(), "embedded:mnist", tmp_path / "out")
