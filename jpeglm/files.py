@@ -104,6 +104,7 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
             logging.warning("%s: this file system has no locks; let no second command write here", folder)
         yield
     finally:
-        if is_new and os.listdir(folder) == [".lock"]:  # of a command that was refused before it wrote anything
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it may be gone
+            if is_new and os.listdir(folder) == [".lock"]:  # of a command that was refused before it wrote anything
+                shutil.rmtree(folder)
         os.close(lock)

@@ -196,16 +196,19 @@ def by_error(error: Exception) -> Callable:
 
 
 def in_place_of(pattern: str, make: Callable[[Path], None]) -> Callable:
-    """`make` puts something that cannot be read where a file of the newest checkpoint was, until `end` is called."""
+    """`make` puts something that cannot be read where files of the newest checkpoint were, until `end` is called."""
 
     def fault(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-        path = max(workdir.glob(f"checkpoints/20/default/{pattern}"), key=lambda path: path.stat().st_size)
-        beside = path.rename(workdir / "beside")
-        make(path)
+        # All of them: not every file that was written need be read again.
+        paths = sorted(workdir.glob(f"checkpoints/20/default/{pattern}"))
+        moved = [path.rename(workdir / f"beside-{number}") for number, path in enumerate(paths)]
+        for path in paths:
+            make(path)
 
         def end() -> None:
-            path.rmdir() if path.is_dir() else path.unlink()
-            beside.rename(path)
+            for path, beside in zip(paths, moved, strict=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+                beside.rename(path)
 
         return end
 

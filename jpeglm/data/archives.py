@@ -375,7 +375,7 @@ class _ArrayHeader:
         """Whether it is uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3]."""
         if not self.is_plain or len(self.shape) not in (3, 4) or self.shape[3:] not in ((), (1,), (3,)):
             return False
-        if self.shape[2:] in ((1,), (3,), (4,)):  # one picture, [h, w, colours]
+        if self.shape[2:] in ((1,), (3,)):  # one picture, [h, w, colours]
             return False
         return min(self.shape) >= 0 and 0 < self.shape[1] * self.shape[2] <= Image.MAX_IMAGE_PIXELS
 

@@ -84,7 +84,7 @@ class _InMemory:
     path = "pictures in memory"
 
     def __init__(self, pictures: np.ndarray | Sequence[np.ndarray]):
-        if isinstance(pictures, np.ndarray) and pictures.shape[2:] in ((3,), (4,)):
+        if isinstance(pictures, np.ndarray) and pictures.shape[2:] == (3,):
             raise InputError(f"one picture {list(pictures.shape)}; several are wanted, [n, h, w] or [n, h, w, 3]")
         for index, picture in enumerate(pictures):
             if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):

@@ -339,7 +339,6 @@ def test_no_room_to_unpack_is_one_line(folder, tmp_path, monkeypatch):
         np.zeros((1, 1, 1), [("a", np.uint8)]),
         np.zeros((48, 64, 3), np.uint8),
         np.zeros((28, 28, 1), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
     ],
     ids=[
         "objects",
@@ -352,7 +351,6 @@ def test_no_room_to_unpack_is_one_line(folder, tmp_path, monkeypatch):
         "fields",
         "one in colour",
         "one in grey",
-        "one with alpha",
     ],
 )
 def test_arrays_that_are_no_pictures_are_refused(tmp_path, array):

@@ -128,7 +128,7 @@ def test_a_limit_takes_the_first_whole_chunks(tiny_data, limit):
 
 @pytest.mark.parametrize("limit", [1, 63, -5])
 def test_a_limit_below_one_chunk_is_refused(tiny_data, limit):
-    with pytest.raises(InputError, match=f"{limit} tokens .* less than a chunk of 64"):
+    with pytest.raises(InputError, match=f"config.ngram_tokens={limit}: less than a chunk of 64 tokens"):
         fit_and_score(tiny_data, 4, limit)
 
 

@@ -451,7 +451,7 @@ def test_a_config_of_before_there_was_a_limit_still_serves(controls, projection)
 
 def test_a_limit_below_one_chunk_is_refused_in_one_line(controls, projection):
     controls.ngram_tokens = 63
-    with pytest.raises(InputError, match="63 tokens for the n-gram model are less than a chunk of 64"):
+    with pytest.raises(InputError, match="config.ngram_tokens=63: less than a chunk of 64 tokens"):
         tables.make(controls, projection)
 
 
