@@ -136,9 +136,9 @@ def test_training_goes_on_from_imported_weights_with_the_imported_tokenizer(work
         (["bring", "{public}", "{new}"], "'bring' is none of import, export, slim"),
         (["import", "{public}", "{new}", "--step=3"], "--step belongs to export and slim, not to import"),
         (["slim", "{public}", "{new}"], "llama/config.json: not the config of a run"),
-        (["import", "{public}", "gs://bucket/run"], "gs://bucket/run: not a local folder"),
+        (["import", "{public}", "gs://bucket/run"], "gs://bucket/run: not a local path"),
         (["import", "{damaged}", "{new}", TINY], "pytorch_model.bin: .*truncated"),
-        (["slim", "{public}", "{public}/slim"], "llama/slim lies in SRC=.*llama: what is written there"),
+        (["slim", "{public}", "{public}/slim"], "llama/slim lies in SRC=.*llama: take a place outside"),
     ],
     ids=["no direction", "flag of the other", "no run", "not local", "damaged weights", "inside of the source"],
 )
