@@ -10,15 +10,19 @@ ROOT = Path(__file__).parents[1]
 UNOPTIMISED = "--xla_backend_optimization_level=0"  # halves the time of compiling, which is most of a tiny training's
 
 
+def xla_flags(devices: int) -> str:
+    """XLA's flags for a process with so many CPU devices."""
+    return f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}" if devices > 1 else ""
+
+
 def start(
     module: str, *arguments: str, devices: int = 1, prefix: Sequence[str] = (), **variables: str
 ) -> subprocess.Popen:
     """Starts `python -m module`, behind `prefix`, on so many CPU devices and with these environment variables."""
-    flags = f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}" if devices > 1 else ""
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags} | variables,
+        env=os.environ | {"XLA_FLAGS": xla_flags(devices)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

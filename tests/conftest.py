@@ -40,7 +40,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tmp_path_factory) -> Path:
     """The workdir of a run of `tests/tiny_config.py`, evaluated three times."""
-    from tests.commands import run
+    from tests.forks import run
 
     workdir = tmp_path_factory.mktemp("tiny_run") / "run"
     flags = ("--config=tests/tiny_config.py", f"--workdir={workdir}", f"--config.data.path={tiny_data}")
@@ -78,7 +78,7 @@ def tiny_clips_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_clips_run(tiny_clips_data, tmp_path_factory) -> Path:
     """The workdir of a run of `tests/tiny_clips_config.py`."""
-    from tests.commands import run
+    from tests.forks import run
 
     workdir = tmp_path_factory.mktemp("tiny_clips_run") / "run"
     flags = (f"--config.data.path={tiny_clips_data}", f"--workdir={workdir}")

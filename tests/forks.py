@@ -1,5 +1,11 @@
-"""Commands in processes forked from one that has imported the libraries: a tenth of a second instead of four."""
+"""Commands in processes forked from one that has imported the libraries: a tenth of a second instead of four.
 
+JAX reads some of its variables when it is imported, JAX_LOG_COMPILES for one: `commands.run` is for those.
+"""
+
+import atexit
+import faulthandler
+import logging
 import multiprocessing
 import os
 import runpy
@@ -8,23 +14,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.commands import ROOT
+from tests.commands import ROOT, xla_flags
 
+_LIMIT = 600  # seconds
 _FORKS = multiprocessing.get_context("forkserver")
 _MODULES = ("aot", "convert", "fid", "inspect", "prepare", "sample", "score", "tables", "train")
 _FORKS.set_forkserver_preload([f"jpeglm.{name}" for name in _MODULES])
 
 
-def run(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+def run(module: str, *arguments: str, devices: int = 1, **variables: str) -> subprocess.CompletedProcess:
     """Runs `python -m module` to its end, as `commands.run` does."""
+    variables = os.environ | {"XLA_FLAGS": xla_flags(devices)} | variables
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = _FORKS.Process(target=_command, args=(module, arguments, variables, str(out), str(err)))
         process.start()
-        process.join(120)
+        process.join(_LIMIT + 10)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"{module} {arguments}")
+            raise TimeoutError(f"{module} {arguments}\n{err.read_text(errors='backslashreplace')}")
         texts = [path.read_text(errors="backslashreplace") for path in (out, err)]
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, *texts)
 
@@ -34,9 +42,15 @@ def _command(module: str, arguments: tuple[str, ...], variables: dict[str, str],
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
     sys.stdout = open(1, "w", encoding=variables.get("PYTHONIOENCODING", "utf-8"), closefd=False)
     sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)
+    faulthandler.dump_traceback_later(_LIMIT, file=sys.stderr)  # where it hangs
+    logging.root.handlers.clear()  # one that an import made, of the old standard error
     os.chdir(ROOT)
+    os.environ.clear()
     os.environ.update(variables)
     sys.path[0:0] = [str(ROOT)]
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out

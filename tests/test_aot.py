@@ -19,7 +19,8 @@ from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Settings
-from tests.commands import finish, run, start
+from tests.commands import finish, start
+from tests.forks import run
 from tests.tiny_config import get_config
 
 SMALL = {  # of shapes that a TPU's kernels take

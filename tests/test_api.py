@@ -13,7 +13,7 @@ from jpeglm import codecs
 from jpeglm.data import sources
 from jpeglm.errors import InputError
 from jpeglm.sampling.scoring import Scorer
-from tests.commands import run
+from tests.forks import run
 from tests.tiny_config import get_config
 
 README = Path(__file__).parents[1] / "README.md"

@@ -15,7 +15,7 @@ from jpeglm import codecs
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from tests.clips import FILMS, ffmpeg, planes
-from tests.commands import run
+from tests.forks import run
 from tests.tiny_clips_config import get_config
 
 FLAGS = ("--frames=10", "--samples=2", "--num=2", "--top_k=40", "--slots=2")

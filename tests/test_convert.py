@@ -15,7 +15,7 @@ import jpeglm
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline
 from jpeglm.tokenizer import Tokenizer
-from tests.commands import run
+from tests.forks import run
 from tests.interop import llamas
 from tests.interop.test_sentencepiece import braille, train
 

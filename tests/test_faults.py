@@ -14,7 +14,8 @@ from etils import epath
 
 from jpeglm import checkpoint, metrics
 from jpeglm.data.pipeline import Chunks, chunk_numbers, train_batches
-from tests.commands import finish, run, start
+from tests.commands import finish, start
+from tests.forks import run
 from tests.runs import differences, losses, start_job, start_several, state, train_flags
 from tests.tiny_config import get_config
 

@@ -14,8 +14,9 @@ from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.evals.inception import Inception
 from jpeglm.evals.kid import kernel_distance
 from jpeglm.evals.statistics import load_statistics
-from tests.commands import finish, run
+from tests.commands import finish
 from tests.evals import inceptions
+from tests.forks import run
 from tests.photographs import photographs
 from tests.runs import start_job
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jpeglm import hlo
-from tests.commands import run
+from tests.forks import run
 
 
 def compiled(function, *shapes, dtype=jnp.float32):

@@ -27,7 +27,8 @@ from jpeglm import checkpoint, optim, sharding
 from jpeglm.data import shards
 from jpeglm.errors import InputError
 from jpeglm.model import llama
-from tests.commands import ROOT, finish, run, start
+from tests.commands import ROOT, finish, start
+from tests.forks import run
 from tests.runs import differences, scalars, start_job, start_several, state, train_flags
 from tests.tiny_config import get_config
 

@@ -18,7 +18,8 @@ from jpeglm import checkpoint, codecs, sharding
 from jpeglm.data import pipeline, sources
 from jpeglm.model import llama
 from jpeglm.tokenizer import Tokenizer
-from tests.commands import finish, run
+from tests.commands import finish
+from tests.forks import run
 from tests.runs import start_job
 from tests.tiny_config import get_config
 

@@ -14,7 +14,7 @@ from jpeglm import sharding
 from jpeglm.errors import InputError
 from jpeglm.model import llama
 from tests import meshes
-from tests.commands import run
+from tests.forks import run
 from tests.tiny_config import get_config
 
 SOME_MESHES = [(1, 8, 1, 1), (2, 4, 1, 1), (2, 2, 1, 2), (2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 4, 2)]

@@ -16,7 +16,7 @@ from jpeglm.data import documents, packing, pipeline, sources
 from jpeglm.data.verify import verify
 from jpeglm.errors import InputError, Refused
 from tests.clips import FILMS, ffmpeg, papers_command
-from tests.commands import run
+from tests.forks import run
 
 SCENES = 12  # windows of films
 

@@ -11,7 +11,7 @@ from jpeglm.config import ATTENTION
 from jpeglm.errors import InputError
 from jpeglm.model import kernels
 from jpeglm.model.attention import causal_attention
-from tests.commands import run
+from tests.forks import run
 from tests.model.spread_attention import inputs, reference, value_and_grads
 
 ON_MESHES = [
