@@ -6,11 +6,13 @@ missing file, a checksum that differs, content that cannot be parsed. An error t
 """
 
 import errno
+import inspect
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import logging
 
@@ -50,6 +52,7 @@ def read(action: Callable[[], _T], what: object) -> _T:
         except InputError:
             raise
         except Exception as error:
+            _mute_coroutines()
             why = cause(error)
             if is_damage(error):
                 raise Damaged(str(what), why) from error
@@ -73,6 +76,23 @@ def read_text(path: os.PathLike) -> str | None:
             return None
 
     return read(action, path)
+
+
+def _mute_coroutines() -> None:
+    """Coroutines that raise when they are collected do so without a traceback on standard error, from now on.
+
+    Orbax reads arrays at the same time. When one fails it abandons the others, and their errors say the same again.
+    """
+    shown = sys.unraisablehook
+    if getattr(shown, "without_coroutines", False):
+        return
+
+    def hook(what: Any) -> None:
+        if not inspect.iscoroutine(what.object):
+            shown(what)
+
+    hook.without_coroutines = True
+    sys.unraisablehook = hook
 
 
 def cause(error: BaseException) -> str:

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import pickle
 import re
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -388,3 +390,37 @@ def test_damaged_shards_are_named_as_such_without_another_try(tiny_data, tmp_pat
     with pytest.raises(InputError, match="the checksum differs"):
         shards.check_checksums(data, manifest)
     assert not waits
+
+
+def test_a_read_that_failed_leaves_no_traceback_of_those_beside_it(monkeypatch):
+    class Sibling:
+        def __await__(self) -> Iterator[None]:
+            try:
+                yield
+            finally:
+                raise ValueError("it was abandoned")  # as Orbax's readers do
+
+    async def sibling() -> None:
+        await Sibling()
+
+    shown: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: shown.append(what.exc_value))
+    monkeypatch.setattr(retries, "WAITS", ())
+
+    def action() -> None:
+        abandoned = sibling()
+        abandoned.send(None)
+        raise OSError(errno.EIO, "no")
+
+    for _ in range(3):
+        with pytest.raises(InputError, match="cannot read it"):
+            retries.read(action, "it")
+        gc.collect()
+    assert not shown
+
+    class Faulty:
+        def __del__(self) -> None:
+            raise KeyError("of another kind")
+
+    Faulty()
+    assert [type(error) for error in shown] == [KeyError]
