@@ -165,7 +165,7 @@ def _about_columns(table: Table) -> dict[str, str]:
     unit = table.codec.unit
     return {
         f"{unit}s readable": f"“{unit}s readable”: of the {unit}s to be completed, the share that a tolerant decoder "
-        " reads in sequence before the first that it cannot.",
+        "reads in sequence before the first that it cannot.",
         "ended": "“ended” means that the model wrote its end token within the budget.",
         "concealed": "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or "
         "that never came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, "

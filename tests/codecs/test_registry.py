@@ -16,6 +16,7 @@ from jpeglm.errors import InputError, Refused
 from jpeglm.evals import images, report, table_notes, table_text, tables
 from jpeglm.evals.completion import Methods, Store
 from jpeglm.evals.judging import judge
+from jpeglm.evals.methods import REGISTRY, Completed, Method
 from jpeglm.evals.table_rows import LanguageModel, Table
 from jpeglm.sampling.folder import Samples
 from jpeglm.tokenizer import Tokenizer
@@ -149,10 +150,32 @@ def test_its_damaged_files_are_judged(codec, heldout):
     assert {each.pictures.shape for each in judged} == {(1, codec.height, codec.width)}
 
 
-def test_it_has_controls_in_a_table_and_words_in_its_report(codec, prepared, tmp_path):
-    rows = tables._rows_for(codec)
-    assert rows == ("trained", "pretrained", "untrained", "random_bytes", "flat", "training_mean", "training_picture")
-    controls, ratios = rows[3:], (0.0, 0.5)
+class Originals(Method):
+    """A method of tables that the registry does not have."""
+
+    name, title, colours, marker = "originals", "the originals", ("#123456", "#abcdef"), "."
+
+    def fits(self, codec):
+        return True
+
+    def complete(self, bench, originals, ratio, grammar):
+        return Completed(list(originals))
+
+    def identity(self, bench, grammar):
+        return {}
+
+    def note(self, bench, config):
+        return f"“{self.title}” are the {bench.codec.item}s themselves."
+
+
+def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
+    codec, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(REGISTRY, "originals", Originals())
+    networks = ("trained", "pretrained", "untrained")
+    controls = ("originals", "random_bytes", "flat", "training_mean", "training_picture")
+    ratios = (0.0, 0.5)
+    assert tables._rows_for(codec) == (*networks, *controls)
     config = ConfigDict({"num": NUM, "ratios": ratios, "rows": controls, "pretrained": "", "out": str(tmp_path)})
     methods = bench(codec, prepared)
     cells = tables._Cells(
@@ -160,18 +183,21 @@ def test_it_has_controls_in_a_table_and_words_in_its_report(codec, prepared, tmp
     )
     floors, made = cells.floors(), [cells.row(method, ratio) for ratio in ratios for method in controls]
     cells.show_prompts()
-    valid = {row.method: row.valid for row in made}
-    assert valid == {"random_bytes": 0, "flat": 1, "training_mean": 1, "training_picture": 1}
+    assert {row.valid for row in made if row.method == "random_bytes"} == {0}
+    assert {row.valid for row in made if row.method != "random_bytes"} == {1}
+    assert {row.distance for row in made if row.method == "originals"} == {floors[0].distance}
     history = [{"step": 1, "loss": 2.0}, {"step": 1, "heldout/nats_per_token": 1.5}]
     models = [LanguageModel("a model", 1.5, 2.0, 3.0)]
     table = Table("FD", codec, cells.given, 1, floors, made, models, history, cells.shown, [])
     assert cells.given == {0.0: 0, 0.5: codec.height // 2}
     table.notes.extend(table_notes.verdicts(table) + table_notes.notes(table, config, methods, Projection()))
     assert any("has the rows of the mean of 28 training pictures there" in note for note in table.notes)
+    assert "“the originals” are the pictures themselves." in table.notes
     assert "rows readable" in table_text.main_lines(table)[0]
     facts = {"command": "", "date": "", "hardware": {}, "versions": {}, "config": {}, "run_config": {}}
     report.write(table, tmp_path / "report.html", facts)
-    assert "grey for each row that is missing" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "grey for each row that is missing" in page and "--originals: #123456;" in page
 
 
 def bench(codec: Codec, prepared: Path) -> Methods:
