@@ -89,10 +89,8 @@ def _check_fits(config: ConfigDict, methods: Methods) -> None:
 
 
 def _rows_for(codec: Codec) -> tuple[str, ...]:
-    """The rows that a table of this codec can have: networks, then its controls in their own order."""
-    controls = codec.evaluation.controls
-    found = [name for name, method in REGISTRY.items() if method.fits(codec)]
-    return (*(name for name in found if name not in controls), *(name for name in controls if name in found))
+    """The rows that a table of this codec can have."""
+    return tuple(name for name, method in REGISTRY.items() if method.fits(codec))
 
 
 def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:

@@ -173,7 +173,7 @@ def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
 ):
     monkeypatch.setitem(REGISTRY, "originals", Originals())
     networks = ("trained", "pretrained", "untrained")
-    controls = ("originals", "random_bytes", "flat", "training_mean", "training_picture")
+    controls = ("random_bytes", "flat", "training_mean", "training_picture", "originals")
     ratios = (0.0, 0.5)
     assert tables._rows_for(codec) == (*networks, *controls)
     config = ConfigDict({"num": NUM, "ratios": ratios, "rows": controls, "pretrained": "", "out": str(tmp_path)})
