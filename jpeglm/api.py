@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from jpeglm import checkpoint, runtime, views
-from jpeglm.codecs.avc import AvcCodec
+from jpeglm.codecs import Codec
 from jpeglm.data import sources
 from jpeglm.errors import InputError, printable
 from jpeglm.model.llama import LlamaConfig
@@ -165,32 +165,24 @@ class Model:
     def _documents(self, images: Given | Iterable[Given]) -> list[bytes]:
         """The canonical document of each picture."""
         documents = []
-        for number, image in enumerate(_listed(images, isinstance(self._sampler.codec, AvcCodec))):
+        for number, image in enumerate(_listed(images, self._sampler.codec)):
             with _of_image(number):
                 documents.append(self._document(image))
         return documents
 
     def _document(self, image: Given) -> bytes:
-        codec = self._sampler.codec
         if isinstance(image, str | os.PathLike):
             try:
                 return self._document(sources.read_file(image))
             except InputError as error:
                 raise InputError(f"{printable(os.fspath(image))}: {error}") from error
-        if isinstance(codec, AvcCodec):
-            return codec.encode(image) if isinstance(image, bytes) else codec.encode_frames(_frames(image))
-        if isinstance(image, bytes):
-            image = sources.open_picture(image)
-        elif not isinstance(image, Image.Image):
-            image = _from_array(np.asarray(image))
-        background = self._sampler.config.data.background
-        return codec.encode(sources.to_canonical(image, codec.height, codec.width, codec.mode, background))
+        return self._sampler.codec.items.encode(image, self._sampler.config.data.background)
 
     def _picture(self, completion: Completion) -> Picture:
         codec, document = self._sampler.codec, completion.document
         is_valid, seen, _ = codec.look(document)
-        fps = codec.fps if isinstance(codec, AvcCodec) else None
-        return Picture(codec.restore(document), seen, is_valid, completion.ended, completion.removed, fps)
+        facts = is_valid, completion.ended, completion.removed, codec.fps or None
+        return Picture(codec.restore(document), seen, *facts)
 
 
 @contextlib.contextmanager
@@ -216,32 +208,13 @@ def _check_ratio(ratio: float) -> None:
         raise InputError(f"ratio {ratio!r} is outside [0, 1]")
 
 
-def _listed(images: Given | Iterable[Given], of_clips: bool) -> Iterable[Given]:
+def _listed(images: Given | Iterable[Given], codec: Codec) -> Iterable[Given]:
     """Several pictures or clips, of one alone a list of it."""
     if isinstance(images, Image.Image | bytes | str | os.PathLike):
         return [images]
     if hasattr(images, "__array__"):
         images = np.asarray(images)
-        axes = 4 if of_clips else 3 if images.shape[2:] in ((1,), (3,), (4,)) else 2
-        return [images] if images.ndim <= axes else images
+        return [images] if images.ndim <= codec.items.axes(images.shape) else images
     if not isinstance(images, Iterable):
         raise InputError(f"images: {type(images).__name__} is neither a picture nor a list of them")
     return images
-
-
-def _frames(frames: np.ndarray) -> list[np.ndarray]:
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        wanted = "uint8 [frames, height, width, 3], or a file's bytes"
-        raise InputError(f"an array of {frames.dtype} {list(frames.shape)}; wanted is {wanted}")
-    return list(np.ascontiguousarray(frames))
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not is_picture or 0 in array.shape:
-        wanted = "uint8 [height, width] or [height, width, 1, 3 or 4]"
-        raise InputError(f"an array of {array.dtype} {list(array.shape)}; wanted is {wanted}")
-    return Image.fromarray(array)

@@ -231,7 +231,7 @@ def check(config: ConfigDict, any_accumulate: bool = False) -> None:
     codec = {key for key in values if key == "codec" or key.startswith("codec.")}
     ranges.check("config.", {key: value for key, value in values.items() if key not in codec}, RUN)
     if "codec.name" not in codec:
-        raise InputError(f"config.codec.name is missing: {one_of(*codecs.NAMES).words}")
+        raise InputError(f"config.codec.name is missing: {one_of(*codecs.REGISTRY).words}")
     codecs.make(config.codec)
     check_model(config.model.to_dict())
     if config.optim.batch_size % config.optim.accumulate and not any_accumulate:

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from jpeglm import checkpoint, cli, codecs, files, runtime, views
 from jpeglm.codecs import Codec
-from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import documents
 from jpeglm.errors import InputError, printable
 from jpeglm.sampling import too_long
@@ -95,16 +94,13 @@ def sample(sampler: Sampler, originals: Mapping[str, bytes], job: Job) -> Path:
         def rows(name: str) -> list[list[Image.Image]]:
             prompt, kept = codec.cut(originals[name], job.ratio)
             written = [folder.path(sample).read_bytes() for sample in named[name]]
-            return views.rows(codec, codec.restore(prompt), kept, written, codec.restore(originals[name]))
+            return codec.display.rows(codec.restore(prompt), kept, written, codec.restore(originals[name]))
 
         shown = list(originals)[:GRID_ROWS]
         moving = {}
-        for name in shown if isinstance(codec, AvcCodec) else ():
+        for name in shown if codec.fps else ():
             moving |= {name: codec.restore(originals[name])} | {s: folder.path(s).read_bytes() for s in named[name]}
-        caption = "Each row: what was given, completions, original."
-        if isinstance(codec, AvcCodec):
-            caption = "Of each clip a row of frames for the original, then one for each completion; moving below."
-        return _write_grid(folder, codec, caption, [row for name in shown for row in rows(name)], moving)
+        return _write_grid(folder, codec, codec.display.caption, [row for name in shown for row in rows(name)], moving)
 
 
 def generate(sampler: Sampler, job: Job) -> Path:
@@ -117,7 +113,7 @@ def generate(sampler: Sampler, job: Job) -> Path:
         completions = sampler.generate(job.num, job.seed, done)
         _write(folder, codec, ((names[c.sample], c) for c in completions), job.num)
         shown = {name: folder.path(name).read_bytes() for name in names[: GRID_ROWS**2]}
-        tiles = [views.tile(codec, file) for file in shown.values()]
+        tiles = [codec.display.tile(file) for file in shown.values()]
         across = int(np.ceil(np.sqrt(len(tiles))))
         rows = [tiles[row : row + across] for row in range(0, len(tiles), across)]
         return _write_grid(folder, codec, "Samples in the order of their numbers, row by row.", rows, shown)
@@ -127,7 +123,7 @@ def _write_grid(
     folder: Samples, codec: Codec, caption: str, rows: list[list[Image.Image]], clips: Mapping[str, bytes]
 ) -> Path:
     moving = {}
-    if isinstance(codec, AvcCodec):
+    if codec.fps:
         moving = {printable(name): views.animation(codec.see(file), codec.fps) for name, file in clips.items()}
     return folder.write_grid(views.page("Samples", caption, views.grid(rows), moving))
 
@@ -147,9 +143,9 @@ def _write(folder: Samples, codec: Codec, named: Iterable[tuple[str, Completion]
             }
             folder.add(name, codec.restore(completion.document), facts)
             bar.update()
-    for name in folder.rows if isinstance(codec, AvcCodec) else ():
-        if not folder.has_films(name, views.FILMS):
-            folder.add_films(name, views.films(codec, folder.path(name).read_bytes()))
+    for name in folder.rows:
+        if not folder.has_films(name, codec.display.film_suffixes):  # which still pictures have none of
+            folder.add_films(name, codec.display.films(folder.path(name).read_bytes()))
     valid = sum(row["valid"] for row in folder.rows.values())
     logging.info("%d files, %d valid: %s", total, valid, folder.out)
 
@@ -158,11 +154,11 @@ def _ratio_of(frames: int, codec: Codec) -> float:
     """The share of a clip that so many frames are."""
     if FLAGS["ratio"].present:
         raise InputError("--ratio and --frames: one of the two")
-    if not isinstance(codec, AvcCodec):
-        raise InputError("--frames is for runs on clips; for pictures there is --ratio")
-    if not 0 <= frames <= codec.frames:
-        raise InputError(f"--frames={frames}: a clip of this run has {codec.frames}")
-    return frames / codec.frames
+    if codec.unit != "frame":
+        raise InputError(f"--frames is for runs on clips; for {codec.item}s there is --ratio")
+    if not 0 <= frames <= codec.units:
+        raise InputError(f"--frames={frames}: a {codec.item} of this run has {codec.units}")
+    return frames / codec.units
 
 
 def _check_flags() -> None:

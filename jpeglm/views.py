@@ -1,4 +1,4 @@
-"""What can be seen of files, whole or not: pictures, strips of frames, films, and a page that holds them."""
+"""Pictures to look at: strips of frames, grids, animations, and a page that holds them."""
 
 import base64
 import html
@@ -8,11 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from jpeglm.codecs import Codec, ffmpeg
-from jpeglm.codecs.avc import AvcCodec
-
 GAP = 2  # pixels between the pictures of a grid and the frames of a strip
-FILMS = (".mp4", ".webp")  # suffixes of what `films` makes
 _WIDE_GAP = 10  # between the frames that were given and those that follow
 _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
@@ -26,28 +22,6 @@ figure {{ display: inline-block; margin: 0 1em 1em 0 }}
 <p>{caption}</p>
 {body}
 """
-
-
-def rows(codec: Codec, prompt: bytes, kept: int, files: Sequence[bytes], original: bytes) -> list[list[Image.Image]]:
-    """The rows of a grid that show one prompt.
-
-    Pictures stand in one row: prompt, completions, original. Clips have a row each: the original, then completions.
-
-    Args:
-      codec: of all files; they are ordinary ones, with tables and headers.
-      prompt: the beginning that was given; `kept` units of the codec.
-      files: what was made of it.
-      original: what it was cut from.
-    """
-    if isinstance(codec, AvcCodec):
-        return [[strip(codec.see(file), kept)] for file in (original, *files)]
-    return [[codec.see(file) for file in (prompt, *files, original)]]
-
-
-def tile(codec: Codec, file: bytes) -> Image.Image:
-    """A picture, or a clip as the strip of its frames."""
-    seen = codec.see(file)
-    return strip(seen, 0) if isinstance(codec, AvcCodec) else seen
 
 
 def strip(frames: np.ndarray, kept: int) -> Image.Image:
@@ -90,21 +64,6 @@ def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def films(codec: Codec, file: bytes) -> dict[str, bytes]:
-    """Files by suffix in which a clip moves, an mp4 and an animated WebP: what `codec.see` sees, encoded anew.
-
-    A picture has none.
-    """
-    if not isinstance(codec, AvcCodec):
-        return {}
-    frames = codec.see(file)
-    size = f"{codec.width}x{codec.height}"
-    fine = ("-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", "-movflags", "frag_keyframe+empty_moov")
-    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(codec.fps))
-    film, _ = ffmpeg.run(raw, frames.tobytes(), (*fine, "-f", "mp4"))
-    return {".mp4": film, ".webp": animation(frames, codec.fps)}
 
 
 def animation(frames: np.ndarray, fps: int) -> bytes:

@@ -5,13 +5,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from jpeglm.codecs.avc import AvcCodec
+from jpeglm.codecs.base import Codec
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.errors import InputError
 from jpeglm.ranges import BY_TYPE, check_one
 
-Codec = JpegCodec | AvcCodec
-_CODECS = {"jpeg": JpegCodec, "avc": AvcCodec}
-NAMES = tuple(_CODECS)
+__all__ = ["REGISTRY", "Codec", "defaults", "make"]
+
+# By `config.codec.name`; a new codec is one line here.
+REGISTRY: dict[str, type[Codec]] = {
+    JpegCodec.name: JpegCodec,
+    AvcCodec.name: AvcCodec,
+}
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The section `codec` of a config that names this codec and says nothing else; `InputError` for an unknown one."""
+    return {"name": name, **_named(name).defaults}
 
 
 def make(config_codec: Mapping[str, Any]) -> Codec:
@@ -22,12 +32,17 @@ def make(config_codec: Mapping[str, Any]) -> Codec:
     """
     settings = dict(config_codec)
     name = settings.pop("name", None)
-    if name not in NAMES:
-        raise InputError(f"config.codec.name: unknown codec {name!r}; the codecs are: {', '.join(NAMES)}")
-    wanted = {field.name: field.type for field in dataclasses.fields(_CODECS[name])}
+    codec = _named(name)
+    wanted = {field.name: field.type for field in dataclasses.fields(codec)}
     for key in sorted(wanted.keys() ^ settings.keys()):
         what = "is missing" if key in wanted else f"is nothing that the codec {name} has"
         raise InputError(f"config.codec.{key} {what}: its keys are {', '.join(sorted(wanted))}")
     for key, kind in wanted.items():
         check_one(f"config.codec.{key}", settings[key], BY_TYPE[kind])
-    return _CODECS[name](**settings)
+    return codec(**settings)
+
+
+def _named(name: Any) -> type[Codec]:
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise InputError(f"config.codec.name: unknown codec {name!r}; the codecs are: {', '.join(REGISTRY)}")
+    return REGISTRY[name]

@@ -31,7 +31,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from jpeglm.codecs import avc_decoder, avc_header, avc_parser, ffmpeg, film
 from jpeglm.codecs.avc_decoder import Decoded
 from jpeglm.codecs.avc_header import IDR, PPS, SEI, SPS, AvcError, Nal
 from jpeglm.codecs.avc_parser import Clip
+from jpeglm.codecs.clips import ClipCodec
 from jpeglm.errors import InputError, Refused
 
 __all__ = ["AvcCodec", "AvcError", "Decoded"]
@@ -46,16 +47,31 @@ __all__ = ["AvcCodec", "AvcError", "Decoded"]
 _MACROBLOCK = 16  # pixels
 _MOST_MACROBLOCKS = 36_864  # of a frame: levels 5.1 and 5.2, Table A-1 of ITU-T H.264
 _OVER_WHITE = "split[white][clip];[white]drawbox=c=white:t=fill:replace=1[white];[white][clip]overlay=format=auto,"
+_START_CODE = rb"(\x00?\x00\x00\x01)"
 _FILM = ("-format_whitelist", ffmpeg.DEMUXERS)  # how a source is opened
 
 
 @dataclasses.dataclass(frozen=True)
-class AvcCodec:
+class AvcCodec(ClipCodec):
     """Canonical H.264 documents of one size, length and quantiser (AVC-LM, section 3.1).
 
     Raises:
       InputError: a size, rate, length or quantiser that the format does not have.
     """
+
+    name: ClassVar[str] = "avc"
+    extension: ClassVar[str] = ".h264"
+    separator_behavior: ClassVar[str] = "merged_with_next"  # so before each slice and each frame
+    has_grammar: ClassVar[bool] = False  # no automaton of all canonical documents yet: networks write alone
+    # AVC-LM, sections 3.1 and 4.2: the first 5 seconds of a film
+    defaults: ClassVar[dict[str, Any]] = {
+        "height": 144,
+        "width": 256,
+        "fps": 3,
+        "frames": 15,
+        "qp": 37,
+        "strip_headers": False,
+    }
 
     height: int  # pixels, a multiple of 16
     width: int
@@ -74,33 +90,6 @@ class AvcCodec:
             if not 1 <= getattr(self, key) <= most:
                 raise InputError(f"config.codec.{key}: {getattr(self, key)} is not within 1 to {most}")
 
-    has_grammar: ClassVar[bool] = False  # no automaton of all canonical documents yet: networks write alone
-
-    @property
-    def item(self) -> str:
-        """What a document is of, for messages."""
-        return "clip"
-
-    @property
-    def unit(self) -> str:
-        """What `cut` keeps whole ones of, for messages."""
-        return "frame"
-
-    @property
-    def extension(self) -> str:
-        """Suffix of restored files."""
-        return ".h264"
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of one clip."""
-        return self.frames * self.height * self.width
-
-    @property
-    def units(self) -> int:
-        """Frames of one clip."""
-        return self.frames
-
     @property
     def macroblocks(self) -> int:
         """Macroblocks, and so slices, of one frame."""
@@ -112,11 +101,6 @@ class AvcCodec:
         zero, one = chr(0x2800), chr(0x2801)
         return f"{zero}?{zero}{zero}{one}"
 
-    @property
-    def separator_behavior(self) -> str:
-        """The tokenizer's merges end before each start code, so before each slice and each frame."""
-        return "merged_with_next"
-
     @functools.cached_property
     def header(self) -> bytes:
         """What a clip begins with: SPS, PPS and x264's message with its version and options, 583 bytes at 256x144."""
@@ -124,6 +108,13 @@ class AvcCodec:
         stream = self._encode_raw(grey.shape, [grey], "setsar=1,")  # the aspect tag that most films have
         nals = avc_header.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
+
+    def check_encoder(self) -> None:
+        """`InputError` if ffmpeg or its x264 does not work here."""
+        try:
+            self.header  # noqa: B018  a trial
+        except ffmpeg.FfmpegError as error:
+            raise InputError(f"ffmpeg cannot encode: {error}") from error
 
     def encode(self, data: bytes, first: int = 0) -> bytes:
         """Returns the canonical document of a clip.
@@ -264,33 +255,6 @@ class AvcCodec:
             return False
         return True
 
-    def is_valid(self, document: bytes) -> bool:
-        """Says whether `parse` accepts the document and ffmpeg decodes it without a word."""
-        return self.parses(document) and self.plays(self.decode_stream(self.restore(document)))
-
-    def look(self, document: bytes) -> tuple[bool, np.ndarray, int]:
-        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
-        decoded, parses = self.decode_stream(self.restore(document)), self.parses(document)
-        readable = self.frames if parses else self.readable_frames(document)
-        return parses and self.plays(decoded), self.filled(decoded.frames), readable
-
-    def plays(self, decoded: Decoded) -> bool:
-        """Says whether a decoder found all frames of a clip and had nothing to say."""
-        return len(decoded.frames) == self.frames and not decoded.concealed and not decoded.complaints
-
-    def decode(self, document: bytes) -> np.ndarray:
-        """Returns the frames of a canonical document, uint8 [frames, height, width, 3].
-
-        Raises:
-          AvcError: as `parse` does.
-        """
-        self.parse(document)
-        return self.decode_stream(self.restore(document)).frames
-
-    def decode_leniently(self, document: bytes) -> tuple[np.ndarray, int]:
-        """Returns what `see` sees of any bytes, and how many frames were readable in sequence, from the first on."""
-        return self.look(document)[1:]
-
     def readable_frames(self, document: bytes) -> int:
         """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
         # Every start code of 4 bytes but that of a PPS; the end, or where the zeros at the end begin.
@@ -307,20 +271,6 @@ class AvcCodec:
         ends = [*starts[1 : self.frames + 1], len(document.rstrip(b"\0")), len(document)]
         readable = bisect.bisect(ends, 0, key=lambda end: not frames(end))
         return min(frames(ends[readable - 1]), self.frames) if readable else 0
-
-    def see(self, stream: bytes) -> np.ndarray:
-        """Returns what can be seen of an ordinary stream, however damaged, uint8 [frames, height, width, 3].
-
-        What the decoder makes up counts; missing frames repeat the last one, or are mid-grey where there is none;
-        surplus ones are dropped.
-        """
-        return self.filled(self.decode_stream(stream).frames)
-
-    def filled(self, frames: np.ndarray) -> np.ndarray:
-        """As many frames as a clip has, out of those that a decoder gave: see `see`."""
-        found = frames[: self.frames]
-        last = found[-1:] if len(found) else np.full((1, self.height, self.width, 3), 128, np.uint8)
-        return np.concatenate([found, np.repeat(last, self.frames - len(found), axis=0)])
 
     def decode_stream(self, stream: bytes) -> Decoded:
         """What ffmpeg makes of an ordinary stream, however damaged; perhaps no frame at all."""
@@ -341,9 +291,7 @@ class AvcCodec:
         if (ratio is None) == (frames is None):
             raise InputError("a ratio or a number of frames is needed, and not both")
         if frames is None:
-            if not 0 <= ratio <= 1:
-                raise InputError(f"ratio {ratio} is outside [0, 1]")
-            frames = math.floor(ratio * self.frames + 1e-9)
+            frames = self.units_of(ratio)
         if not 0 <= frames <= self.frames:
             raise InputError(f"{frames} frames kept of a clip of {self.frames}")
         return document[: self.parse(document).ends[frames - 1] if frames else 0], frames
@@ -366,6 +314,10 @@ class AvcCodec:
                 start_code = b"\0\0\1" if macroblock else b"\0\0\0\1"
                 parts += [start_code, avc_parser.skipped_slice(self._parameters, macroblock, frame_num)]
         return b"".join(parts)
+
+    def random_pieces(self, rest: bytes) -> list[bytes]:
+        """The rest of a document, taken apart at its start codes, which have the odd places."""
+        return re.split(_START_CODE, rest)
 
     def encoder_versions(self) -> dict[str, str]:
         """Returns the versions of what writes the bytes."""

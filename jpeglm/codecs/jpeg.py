@@ -8,11 +8,10 @@ left out and put back by `JpegCodec.restore`.
 import dataclasses
 import functools
 import io
-import math
 import re
 import struct
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import PIL
 from PIL import Image, features
@@ -37,6 +36,7 @@ from jpeglm.codecs.jpeg_header import (
     read_segment,
 )
 from jpeglm.codecs.jpeg_parser import Reader, Scan, parse, parse_scan
+from jpeglm.codecs.pictures import PictureCodec
 from jpeglm.errors import InputError
 
 __all__ = ["Component", "JpegCodec", "JpegError", "Scan", "parse"]
@@ -45,7 +45,7 @@ _JFIF = bytes.fromhex("ffe000104a46494600010100000100010000")  # APP0: JFIF 1.01
 
 
 @dataclasses.dataclass(frozen=True)
-class JpegCodec:
+class JpegCodec(PictureCodec):
     """Canonical JPEG documents of one size, mode and quality (JPEG-LM, section 3.1).
 
     A document is what Pillow writes with 4:2:0 subsampling, a restart marker after each MCU and streamtype 2 (no
@@ -54,6 +54,14 @@ class JpegCodec:
     Raises:
       InputError: a size, mode or quality that baseline JPEG does not have.
     """
+
+    name: ClassVar[str] = "jpeg"
+    unit: ClassVar[str] = "MCU"
+    extension: ClassVar[str] = ".jpg"
+    separator_behavior: ClassVar[str] = "merged_with_previous"
+    has_grammar: ClassVar[bool] = True
+    # 256x256 in colour, JPEG-LM, section 4
+    defaults: ClassVar[dict[str, Any]] = {"height": 256, "width": 256, "mode": "RGB", "quality": 25}
 
     height: int  # pixels
     width: int
@@ -69,28 +77,6 @@ class JpegCodec:
         if not 1 <= self.quality <= 100:
             raise InputError(f"config.codec.quality: {self.quality} is not within 1 to 100")
 
-    has_grammar: ClassVar[bool] = True
-
-    @property
-    def item(self) -> str:
-        """What a document is of, for messages."""
-        return "picture"
-
-    @property
-    def unit(self) -> str:
-        """What `cut` keeps whole ones of, for messages."""
-        return "MCU"
-
-    @property
-    def extension(self) -> str:
-        """Suffix of restored files."""
-        return ".jpg"
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of one picture."""
-        return self.height * self.width
-
     @property
     def separator_regex(self) -> str:
         """Where the tokenizer's merges must not go on, over text in which byte b is chr(0x2800 + b).
@@ -99,11 +85,6 @@ class JpegCodec:
         tokens of the whole, also when no MCU is kept.
         """
         return f"{_braille(self._scan_header)}|{chr(0x28FF)}[{chr(0x28D0)}-{chr(0x28D7)}]"
-
-    @property
-    def separator_behavior(self) -> str:
-        """The tokenizer's merges end behind each of them."""
-        return "merged_with_previous"
 
     @property
     def units(self) -> int:
@@ -189,38 +170,9 @@ class JpegCodec:
         header = Header(self.height, self.width, self._components, 1, ANNEX_K, len(self.header))
         return parse_scan(document, header)
 
-    def is_valid(self, document: bytes) -> bool:
-        """Says whether `parse` accepts the document."""
-        try:
-            self.parse(document)
-        except JpegError:
-            return False
-        return True
-
-    def decode(self, document: bytes) -> Image.Image:
-        """Returns the picture of a canonical document.
-
-        Raises:
-          JpegError: as `parse` does.
-        """
-        self.parse(document)
-        return self._decode_valid(document)
-
-    def cut(self, document: bytes, ratio: float) -> tuple[bytes, int]:
-        """Returns the beginning of a canonical document and the number of whole MCUs that it keeps.
-
-        Kept are floor(ratio * units) MCUs, each with the marker behind it: a ratio of 0 leaves the header, one of 1
-        the whole document with EOI. A product within 1e-9 of the next whole number counts as that number, so that
-        rounding in floating point never costs an MCU.
-
-        Raises:
-          InputError: the ratio is outside [0, 1]; as `JpegError`, the document is not valid.
-        """
-        if not 0 <= ratio <= 1:
-            raise InputError(f"ratio {ratio} is outside [0, 1]")
-        ends = self.parse(document).ends
-        kept = math.floor(ratio * self.units + 1e-9)
-        return document[: ends[kept - 1] + 2 if kept else len(self.header)], kept
+    def unit_ends(self, document: bytes) -> list[int]:
+        """Where each MCU of a canonical document ends, with the marker after it; raises `JpegError`."""
+        return [end + 2 for end in self.parse(document).ends]
 
     def complete_with_flat(self, prefix: bytes, units_kept: int) -> bytes:
         """Returns a whole document: a prefix as `cut` returns it, then flat mid-grey MCUs, then EOI.
@@ -259,22 +211,11 @@ class JpegCodec:
             parts += [mcu or self.flat_mcu, self._marker_behind(unit)]
         return b"".join(parts), mcus.index(None) if None in mcus else self.units
 
-    def decode_leniently(self, document: bytes) -> tuple[Image.Image, int]:
-        """Returns what `repair` makes of any bytes, as a picture, and how many MCUs were readable in sequence."""
-        return self.look(document)[1:]
-
-    def look(self, document: bytes) -> tuple[bool, Image.Image, int]:
-        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
-        repaired, readable = self.repair(document)
-        return repaired == document, self._decode_valid(repaired), readable  # nothing else is repaired to itself
-
-    def see(self, file: bytes) -> Image.Image:
-        """Returns what can be seen of an ordinary file, as `decode_leniently` sees its document."""
-        try:
-            document = self.strip(file)
-        except JpegError:
-            document = file  # `repair` looks for the scan, whatever stands before
-        return self.decode_leniently(document)[0]
+    def decode_valid(self, document: bytes) -> Image.Image:
+        """Returns the picture of a document that is known to be canonical."""
+        image = Image.open(io.BytesIO(self.restore(document)), formats=("JPEG",))
+        image.load()
+        return image
 
     def encoder_versions(self) -> dict[str, str]:
         """Returns the versions of what writes the bytes."""
@@ -332,11 +273,6 @@ class JpegCodec:
 
     def _marker_behind(self, unit: int) -> bytes:
         return bytes([0xFF, EOI if unit == self.units - 1 else RST0 + unit % 8])
-
-    def _decode_valid(self, document: bytes) -> Image.Image:
-        image = Image.open(io.BytesIO(self.restore(document)), formats=("JPEG",))
-        image.load()
-        return image
 
 
 def _segment(marker: int, body: bytes) -> bytes:

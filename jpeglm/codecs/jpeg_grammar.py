@@ -275,8 +275,18 @@ class Place(NamedTuple):
     stuffed: Any  # bool, whether the last byte was an FF behind which a zero must come
 
 
+class Lookup(NamedTuple):
+    """What a walk looks up."""
+
+    rows: Any  # int32 [rows, 256], by `step`
+    distances: Any  # int32 [states], by `distance`
+
+
+_STATE_BITS, _MCU_BITS = 20, 10  # of a packed place: the state, MCUs since an earlier one, whether it is stuffed
+
+
 class JpegGrammar:
-    """All legal files of one header, byte by byte.
+    """All legal files of one header, byte by byte: a `Grammar`.
 
     A file is walked by `step` from `start`; it is whole where the place's state is `done`. Every place that a walk
     comes to has a way to that end, and `distance` says how long it may take.
@@ -284,11 +294,9 @@ class JpegGrammar:
     Attributes:
       mcus: of the picture.
       interval: MCUs between two restart markers; all of them where there are no such markers.
-      start: Place before the first byte.
       done: the state behind EOI.
       in_header: the first of the states that stand in the header, which have the highest numbers.
-      rows: int32 [rows, 256], what `step` looks up.
-      distances: int32 [states], what `distance` looks up.
+      rows, distances: as of `Lookup`.
     """
 
     def __init__(self, header: bytes, tables: bytes = b""):
@@ -319,6 +327,9 @@ class JpegGrammar:
         self.done = self._states + 2
         self.in_header = self._states + 3
         self.start = Place(np.int32(self.in_header), np.int32(0), np.bool_(False))
+        self.end = Place(np.int32(self.done), np.int32(self.mcus), np.bool_(False))
+        states = self.in_header + np.arange(len(header), dtype=np.int32)
+        self.header = Place(states, np.zeros_like(states), np.zeros(len(states), bool))
         others = np.full((3 + len(header), 256), _ILLEGAL, np.int32)
         others[0, 0xFF] = self._marker
         others[1, RST0 : RST0 + 8] = 0
@@ -331,18 +342,16 @@ class JpegGrammar:
             [found.distance - self._mcu_bytes, [0, -1, -2], np.arange(len(header), 0, -1)], dtype=np.int32
         )
 
-    def step(self, at: Place, byte: Any, rows: Any = None, xp: ModuleType = np) -> tuple[Place, Any]:
-        """Reads a byte.
+    def lookup(self, header: np.ndarray | None = None) -> Lookup:
+        """See `Grammar.lookup`."""
+        distances = self.distances.copy()
+        if header is not None:
+            distances[self.in_header :] += header - self.distance(self.header)
+        return Lookup(self.rows, distances)
 
-        Args:
-          at: a place, or arrays of them.
-          byte: 0 to 255, or an array of the same shape.
-          rows, xp: `rows` on a device, and jax.numpy, to walk there.
-
-        Returns:
-          The next place, and whether the byte was legal; where it was not, the place is no file's.
-        """
-        rows = self.rows if rows is None else rows
+    def step(self, at: Place, byte: Any, lookup: Lookup | None = None, xp: ModuleType = np) -> tuple[Place, Any]:
+        """Reads a byte; see `Grammar.step`."""
+        rows = self.rows if lookup is None else lookup.rows
         in_mcu = at.state < self._states
         follow = xp.minimum(self.interval - at.mcus % self.interval, self.mcus - at.mcus) - 1  # in this interval
         row_of_class = xp.clip(follow, 0, self._classes - 1) * self._states
@@ -357,17 +366,41 @@ class JpegGrammar:
         )
         return following, xp.where(at.stuffed, byte == 0, legal)
 
-    def distance(self, at: Place, distances: Any = None, xp: ModuleType = np) -> Any:
+    def distance(self, at: Place, lookup: Lookup | None = None, xp: ModuleType = np) -> Any:
         """A number of bytes that will do to end the file; from every place a legal byte leads to a smaller one.
 
         With a restart marker behind every MCU it is the smallest such number.
         """
-        distances = self.distances if distances is None else distances
+        distances = self.distances if lookup is None else lookup.distances
         at_marker = (at.state >= self._states) & (at.state <= self.done)  # and behind EOI
         written = (at.mcus - at_marker) // self.interval  # markers
         markers = -(-self.mcus // self.interval) - written
         rest = (self.mcus - at.mcus) * self._mcu_bytes + 2 * markers
         return distances[at.state] + rest + at.stuffed
+
+    def is_end(self, at: Place) -> Any:
+        """See `Grammar.is_end`."""
+        return at.state == self.done
+
+    def header_index(self, at: Place) -> Any:
+        """See `Grammar.header_index`."""
+        return at.state - self.in_header
+
+    def can_pack(self, longest: int) -> bool:
+        """See `Grammar.can_pack`."""
+        most_ends = 4 * longest  # of MCUs, none of which has less than two bits
+        return len(self.distances) <= 1 << _STATE_BITS and most_ends < 1 << _MCU_BITS
+
+    def pack(self, place: Place, legal: Any, seen_from: Place, xp: ModuleType = np) -> Any:
+        """See `Grammar.pack`."""
+        since = place.mcus - seen_from.mcus
+        return xp.where(legal, place.state | (since | place.stuffed * np.int32(1 << _MCU_BITS)) << _STATE_BITS, -1)
+
+    def unpack(self, packed: Any, seen_from: Place) -> Place:
+        """See `Grammar.unpack`."""
+        upper = packed >> _STATE_BITS
+        mcus = seen_from.mcus + (upper & (1 << _MCU_BITS) - 1)
+        return Place(packed & (1 << _STATE_BITS) - 1, mcus, (upper >> _MCU_BITS & 1) == 1)
 
     def is_possible(self, data: bytes) -> bool:
         """Whether these bytes may stand together somewhere behind the header.

@@ -1,80 +1,27 @@
-"""From the items of a source to documents, whatever the codec: the one place that knows pictures from clips.
+"""The canonical documents of a set of pictures or clips, by name, and held-out ones as files again.
 
-An item is a picture, or a clip; `listing` says which files are. Clips are files; beside them, a folder with pictures
-in it (but for gif, webp and apng, which are clips) is one clip. Its frames are all the pictures that lie in it
-directly, in the order of their names, numbers in them compared as numbers, `codec.fps` of them a second; each becomes
-RGB by the rules of `sources`.
-
-A clip is the first frames of its film, as many as the codec has. Its variants are later windows, which begin at frame
-`stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. They lie in memory until the film is
-done, and ffmpeg has five minutes for it: of hours of film, cut scenes first.
+What an item of a source is, and how it becomes documents, the codec says: `Codec.items`.
 """
 
 import hashlib
 import os
-import re
-from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from collections.abc import Container, Iterator
 
-import numpy as np
 from absl import logging
+from PIL import Image
 
 from jpeglm import codecs
-from jpeglm.codecs import Codec, ffmpeg
-from jpeglm.codecs.avc import AvcCodec
-from jpeglm.data import augment, listing, shards, sources
-from jpeglm.data.sources import Files, Folder, Source
+from jpeglm.codecs import Codec
+from jpeglm.data import listing, shards, sources
+from jpeglm.data.sources import Files, Source
 from jpeglm.errors import InputError, Refused, printable
-
-
-def check_variants(codec: Codec, data: Mapping[str, Any]) -> None:
-    """`InputError` if a config's `data` section asks for variants or a background that the codec does not have."""
-    if data["stride"] and not isinstance(codec, AvcCodec):
-        raise InputError(f"data.stride={data['stride']}: windows are cut from clips alone; for pictures it is 0")
-    if data["background"] != sources.DEFAULT_BACKGROUND and isinstance(codec, AvcCodec):
-        raise InputError(
-            f"data.background={data['background']}: transparent clips are put over {sources.DEFAULT_BACKGROUND} alone"
-        )
 
 
 def check(source: Source, codec: Codec) -> None:
     """`InputError` if the source cannot hold what the codec encodes."""
     if shards.is_prepared(source.path):
         raise InputError(f"{printable(source.path)} holds prepared data: documents, and no {codec.item}s to encode")
-    if isinstance(codec, AvcCodec):
-        if not isinstance(source, Files):
-            raise InputError(f"{source.path} holds pixels, and the codec avc reads files of clips")
-        try:
-            codec.header  # noqa: B018  a trial: without ffmpeg or its x264, every clip would be refused
-        except ffmpeg.FfmpegError as error:
-            raise InputError(f"ffmpeg cannot encode: {error}") from error
-
-
-def items_a_minute(codec: Codec, variants: int) -> int:
-    """How many items one core encodes in about a minute, but no fewer than 16: each unit of them is three files."""
-    # ffmpeg takes a tenth of a second for a window.
-    return max(16, 512 // (1 + variants)) if isinstance(codec, AvcCodec) else 1024
-
-
-def names(source: Source, codec: Codec, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
-    """The names of a source's items, in an order that depends on the content alone; a folder's ends with a slash.
-
-    `passed_over` is told what else there is.
-    """
-    if not isinstance(source, Files):
-        yield from source.names()
-    elif not isinstance(codec, AvcCodec):
-        yield from source.names(listing.pictures(), passed_over)
-    elif not isinstance(source, Folder):
-        yield from source.names(listing.films_and_png(), passed_over)
-    else:
-        clip = None
-        for name in source.names(listing.films_and_frames(), passed_over):  # the files of one folder follow each other
-            if not listing.is_frame(name, source.start):
-                yield name
-            elif (folder := os.path.join(os.path.dirname(name), "")) != clip:
-                clip = folder
-                yield clip or "./"
+    codec.items.check_source(source)
 
 
 def read(
@@ -96,11 +43,11 @@ def read(
         return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
     source, found, left_out, passed_over = sources.open_source(path), {}, 0, listing.PassedOver()
     check(source, codec)
-    for name in names(source, codec, passed_over):
+    for name in codec.items.names(source, passed_over):
         if limit is not None and len(found) == limit:
             break
         try:
-            document = of(source, name, codec, background=background)[0]
+            document = codec.items.documents(source, name, background=background)[0]
         except Refused as error:
             logging.warning("left out %s: %s", printable(name), error)
             left_out += 1
@@ -131,8 +78,8 @@ class HeldOut(Files):
     def __init__(self, path: str):
         self.path = path
         self._codec = codecs.make(shards.read_manifest(path)["config"]["codec"])
-        if isinstance(self._codec, AvcCodec):
-            raise InputError(f"{printable(path)} holds prepared clips, and pictures are needed")
+        if self._codec.fps:
+            raise InputError(f"{printable(path)} holds prepared {self._codec.item}s, and pictures are needed")
         self._documents = list(_heldout(path, self._codec, None))
 
     def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
@@ -140,6 +87,9 @@ class HeldOut(Files):
 
     def read(self, name: str) -> bytes:
         return self._codec.restore(self._documents[int(name.removeprefix("heldout-"))])
+
+    def load(self, name: str) -> Image.Image:
+        return self._codec.open(self.read(name))
 
 
 def _file_name(name: str, taken: Container[str]) -> str:
@@ -154,79 +104,3 @@ def _file_name(name: str, taken: Container[str]) -> str:
     chosen = "picture-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
     logging.info("%s is called %s here", printable(name), chosen)
     return chosen
-
-
-def of(
-    source: Source,
-    name: str,
-    codec: Codec,
-    variants: int = 0,
-    stride: int = 0,
-    background: str = sources.DEFAULT_BACKGROUND,
-) -> list[bytes]:
-    """The document of an item, and behind it those of its variants. Each has passed the codec's strict parser.
-
-    Raises `Refused`.
-
-    Args:
-      source: where `name` is from.
-      name: one of `names`.
-      codec: of the documents.
-      variants: so many of a picture; of a clip at most so many.
-      stride: frames from the beginning of one window of a clip to that of the next; 0: as many as a clip has.
-      background: what transparent pictures are put over, one of `sources.BACKGROUNDS`; clips always over white.
-    """
-    if isinstance(codec, AvcCodec):
-        windows, found = _windows(source, name, codec, 1 + variants, stride or codec.frames), []
-        try:
-            for window in windows:
-                found.append(_checked(codec, window))
-        except Refused as refusal:
-            if not found:
-                raise
-            if refusal.reason != "short":  # which is the film's end
-                logging.warning("%s: %d of its windows kept, then: %s", printable(name), len(found), refusal)
-        return found
-    image = sources.canonical(source, name, codec.height, codec.width, codec.mode, background)
-    images = (augment.variant(image, number) if number else image for number in range(1 + variants))
-    return [_checked(codec, codec.encode(image)) for image in images]
-
-
-def _checked(codec: Codec, document: bytes) -> bytes:
-    """The document, which the codec must parse and restore; raises `Refused`."""
-    try:
-        codec.parse(document)
-        restored = codec.strip(codec.restore(document))
-    except InputError as error:
-        raise Refused("not canonical", str(error)) from error
-    if restored != document:
-        raise Refused("not canonical", "the restored file has another document")
-    return document
-
-
-def _windows(source: Source, name: str, codec: AvcCodec, count: int, stride: int) -> Iterator[bytes]:
-    """The documents of a clip and of its later windows, `count` in all, unless `Refused` ends them."""
-    if isinstance(source, Folder) and name.endswith("/"):
-        for number in range(count):
-            yield codec.encode_frames(_frames(source, name, codec, number * stride))
-        return
-    data = source.read(name)
-    yield codec.encode(data)
-    if count > 1:
-        yield from codec.encode_windows(data, count - 1, stride)
-
-
-def _frames(source: Folder, name: str, codec: AvcCodec, first: int) -> Iterator[np.ndarray]:
-    """Frames of a folder, as many as a clip has, uint8 [height, width, 3]."""
-    stills = sorted(source.stills(name), key=_by_number)[first:]
-    if len(stills) < codec.frames:
-        raise Refused("short", f"{len(stills)} of {codec.frames} frames")
-    for still in stills[: codec.frames]:
-        with source.load(still) as image:
-            yield np.asarray(sources.upright(image).convert("RGB"))
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """frame2 before frame10; the name itself where numbers are equal."""
-    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]+)", name)]
-    return [*parts, (-2, name)]

@@ -37,7 +37,6 @@ _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"),
     "system volume information",
 }
-_SAMPLE_SUFFIXES = (".jpg", ".h264")  # `extension` of the codecs
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows their names and leaves them to others
 _FILM_SUFFIXES = frozenset(
     ".3g2 .3gp .apng .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .qt .ts .vob .webm "
@@ -188,12 +187,15 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
     Raises:
       InputError: its log is damaged, or names a sample that is not there.
     """
+    from jpeglm import codecs  # they are built on this module
+
+    suffixes = [codec.extension for codec in codecs.REGISTRY.values()]
     by_name = {posixpath.basename(name): name for name in names}
     if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
         return None
     found, missing = set(), []
     for sample in _logged(folder, read(by_name[SAMPLES_LOG])):
-        file = next((sample + suffix for suffix in _SAMPLE_SUFFIXES if sample + suffix in by_name), None)
+        file = next((sample + suffix for suffix in suffixes if sample + suffix in by_name), None)
         if file is None:
             missing.append(sample)
         else:

@@ -97,11 +97,11 @@ def prepare(
         raise InputError(
             f"{tokenizer_path} has {given.vocab_size} entries, tokenizer.vocab_size is {config.tokenizer.vocab_size}"
         )
-    documents.check_variants(codec, sections["data"])
+    codec.items.check_data(sections["data"])
     check_outside(out, source=source)
     identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
     out = Path(out)
-    unit_items = unit_items or documents.items_a_minute(codec, config.data.augment)
+    unit_items = unit_items or codec.items.a_minute(config.data.augment)
     job = Job(source, str(out), sections["codec"], sections["data"], unit_items)
     if (out / shards.MANIFEST).exists():
         manifest = shards.read_manifest(out)
@@ -217,7 +217,7 @@ def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
         passed_over = listing.PassedOver(
             lambda name, reason: others.write(json.dumps({"name": name, "reason": reason}).encode() + b"\n")
         )
-        names = documents.names(sources.open_source(job.source), codec, passed_over)
+        names = codec.items.names(sources.open_source(job.source), passed_over)
         for name in tqdm(names, desc="listing", unit="file", dynamic_ncols=True):
             if count % job.unit_items == 0:
                 starts.append(file.tell())
@@ -264,7 +264,7 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
     for name in names:
         try:
             data = job.data
-            found = documents.of(source, name, codec, data["augment"], data["stride"], data["background"])
+            found = codec.items.documents(source, name, data["augment"], data["stride"], data["background"])
         except Refused as refusal:
             refused.append({"name": name, "reason": refusal.reason, "detail": refusal.detail})
             continue

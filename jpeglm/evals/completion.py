@@ -1,160 +1,28 @@
-"""What completes cut pictures or clips in a table: the model, and the controls that say what a distance is worth.
-
-Each method is given the same cut documents and gives back as many whole ones. The controls are the model before its
-first step and the prompt with something behind it: random bytes; for pictures also flat blocks, the mean of training
-pictures or a random one of them; for clips their last frame again and again. A network can complete by the plain
-sampling or, where the codec has a grammar, among its legal tokens.
-"""
+"""What the methods of a table work with, a run and its data, and the store of what they made."""
 
 import dataclasses
 import functools
-import hashlib
 import io
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
-from PIL import Image
-from tqdm import tqdm
 
 from jpeglm import checkpoint, codecs, retries
-from jpeglm.codecs import Codec
-from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline, shards
 from jpeglm.errors import InputError, writing
+from jpeglm.evals.methods import REGISTRY, Completed
+from jpeglm.evals.methods.base import TRAINING_PICTURES, Arrays
 from jpeglm.files import write_whole
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.grammar import TokenGrammar
-from jpeglm.sampling.sampler import Sampler
 from jpeglm.tokenizer import Tokenizer
-
-TITLES = {  # of the rows, in the order of tables
-    "trained": "trained model",
-    "pretrained": "pretrained model",
-    "untrained": "untrained model",
-    "last_frame": "prompt + last frame repeated",
-    "random_bytes": "prompt + random bytes",
-    "flat": "prompt + flat blocks",
-    "training_mean": "prompt + training mean",
-    "training_picture": "prompt + rest of a random training picture",
-}
-TRAINED = ("trained", "pretrained")
-MODELS = (*TRAINED, "untrained")  # the rows that a network writes
-CONTROLS = {  # the other rows, by codec
-    "jpeg": ("random_bytes", "flat", "training_mean", "training_picture"),
-    "avc": ("last_frame", "random_bytes"),
-}
-# The mean of so many training pictures is within a grey level or two of the mean of all; a random one is one of them.
-TRAINING_PICTURES = 2_000
-
-_START_CODE = rb"(\x00?\x00\x00\x01)"
-
-Arrays = dict[str, np.ndarray]
-
-
-def title_of(row: str, grammar: bool) -> str:
-    """What a row is called, by the sampling with the grammar or by the plain one."""
-    return f"{TITLES[row]} with grammar" if grammar else TITLES[row]
-
-
-@dataclasses.dataclass(frozen=True)
-class Completed:
-    """Whole documents, one a prompt and in the order of the prompts.
-
-    Attributes:
-      documents: canonical bytes, valid or not.
-      ended: bool [n], whether the model ended the file itself within its budget; None for what no model wrote.
-      tokens: int64 [n], how many the model wrote; None likewise.
-      removed: float64 [n], the mean share of its probability that the grammar took away at a token; None without one.
-    """
-
-    documents: list[bytes]
-    ended: np.ndarray | None = None
-    tokens: np.ndarray | None = None
-    removed: np.ndarray | None = None
-
-    def to_arrays(self) -> Arrays:
-        arrays = {
-            "bytes": np.frombuffer(b"".join(self.documents), np.uint8),
-            "lengths": np.array([len(document) for document in self.documents], np.int64),
-        }
-        optional = {"ended": self.ended, "tokens": self.tokens, "removed": self.removed}
-        return arrays | {name: values for name, values in optional.items() if values is not None}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "Completed":
-        ends = np.cumsum(arrays["lengths"])
-        documents = [part.tobytes() for part in np.split(arrays["bytes"], ends[:-1])]
-        return cls(documents, arrays.get("ended"), arrays.get("tokens"), arrays.get("removed"))
-
-
-############################ Controls ############################
-
-
-def with_random_bytes(codec: Codec, documents: Sequence[bytes], ratio: float, seed: int) -> list[bytes]:
-    """The prompt, then uniformly random bytes, as many as the original has there; of clips, between its start codes.
-
-    The bytes of a document depend on (seed, the original) alone.
-    """
-    completed = []
-    for document in documents:
-        prefix, _ = codec.cut(document, ratio)
-        digest = hashlib.sha256(document).digest()
-        random = np.random.default_rng([seed, int.from_bytes(digest)])
-        rest = document[len(prefix) :]
-        pieces = re.split(_START_CODE, rest) if isinstance(codec, AvcCodec) else [rest]
-        # What stands between start codes has even places.
-        drawn = [piece if place % 2 else random.bytes(len(piece)) for place, piece in enumerate(pieces)]
-        completed.append(prefix + b"".join(drawn))
-    return completed
-
-
-def with_last_frame(codec: AvcCodec, documents: Sequence[bytes], ratio: float) -> list[bytes]:
-    """The prompt, then its last frame again and again, in skipped slices: a valid file."""
-    return [codec.complete_with_last(*codec.cut(document, ratio)) for document in documents]
-
-
-def with_flat_blocks(codec: Codec, documents: Sequence[bytes], ratio: float) -> list[bytes]:
-    """The prompt, then flat mid-grey MCUs to the end: a valid file."""
-    return [codec.complete_with_flat(*codec.cut(document, ratio)) for document in documents]
-
-
-def with_rest_of(codec: Codec, documents: Sequence[bytes], ratio: float, others: Sequence[bytes]) -> list[bytes]:
-    """The prompt, then the MCUs that its one of `others`, canonical too, has in the missing places: a valid file.
-
-    Each MCU predicts its DC values anew, so those of another document look behind the prompt as they do at home.
-    """
-
-    def joined(document: bytes, other: bytes) -> bytes:
-        return codec.cut(document, ratio)[0] + other[len(codec.cut(other, ratio)[0]) :]
-
-    return [joined(document, other) for document, other in zip(documents, others, strict=True)]
-
-
-def random_others(documents: Sequence[bytes], pool: Sequence[bytes], seed: int) -> list[bytes]:
-    """One of `pool` for each document; which one depends on (seed, the document) alone."""
-
-    def pick(document: bytes) -> bytes:
-        digest = hashlib.sha256(document).digest()
-        return pool[np.random.default_rng([seed, int.from_bytes(digest)]).integers(len(pool))]
-
-    return [pick(document) for document in documents]
-
-
-def mean_document(codec: Codec, documents: Iterable[bytes]) -> bytes:
-    """The canonical document of the pictures' mean, pixel by pixel."""
-    total, count = 0.0, 0
-    for document in documents:
-        total = total + np.asarray(codec.decode(document), np.float64)
-        count += 1
-    return codec.encode(Image.fromarray(np.rint(total / count).astype(np.uint8), codec.mode))
-
 
 ############################ The methods of a table ############################
 
@@ -180,12 +48,13 @@ class Run:
 
 
 class Methods:
-    """The rows of a completion table over one run and its data.
+    """The rows of a completion table over one run and its data: a `Bench`.
 
-    What a method needs is loaded when it is first used; of the two models only the last used one is held.
+    What a method needs is loaded when it is first used; of the networks only the last used one is held.
 
     Attributes:
       runs: by the rows of networks, where there is one.
+      held: see `Bench`.
     """
 
     def __init__(
@@ -218,7 +87,7 @@ class Methods:
         if self.tokenizer.sha256 != self.manifest["tokenizer_sha256"]:
             raise InputError(f"{data} was prepared with another tokenizer than the run in {workdir} learnt with")
         self.codec = codecs.make(self.run_config.codec)
-        self._samplers: tuple[str, dict[bool, Sampler]] | None = None  # row; without and with the grammar
+        self.held: tuple[str, Any] | None = None
         self._pool: list[bytes] | None = None
         self.pretrained = epath.Path(pretrained) if pretrained else None
         if self.pretrained:
@@ -237,7 +106,8 @@ class Methods:
         Raises:
           InputError: `max_tokens` leaves no room behind a prompt, or with the grammar not enough for a whole file.
         """
-        tokenizers = {self.runs[row].tokenizer.sha256: self.runs[row].tokenizer for row in rows if row in MODELS}
+        runs = [self.runs[row] for row in rows if row in self.runs]
+        tokenizers = {run.tokenizer.sha256: run.tokenizer for run in runs}
         for tokenizer in tokenizers.values():
             grammar = TokenGrammar(self.codec.grammar(), tokenizer) if self.codec.has_grammar else None
             wanted = []
@@ -255,67 +125,23 @@ class Methods:
                 )
 
     def complete(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
-        """Completes each original from its first `ratio` of MCUs or frames by the method of `row`, a key of `TITLES`.
+        """Completes each original from its first `ratio` of MCUs or frames by the method of `row`.
 
-        `grammar`: whether a network draws among legal tokens only; the other rows draw no tokens.
+        Args:
+          row: a key of `methods.REGISTRY`.
+          originals: valid documents.
+          ratio: 0 to 1.
+          grammar: whether a network draws among legal tokens only; the other rows draw no tokens.
         """
-        match row:
-            case "trained" | "pretrained" | "untrained":
-                return self._by_model(row, originals, ratio, grammar)
-            case "random_bytes":
-                return Completed(with_random_bytes(self.codec, originals, ratio, self.seed))
-            case "last_frame":
-                return Completed(with_last_frame(self.codec, originals, ratio))
-            case "flat":
-                return Completed(with_flat_blocks(self.codec, originals, ratio))
-            case "training_mean":
-                mean = mean_document(self.codec, self._training_pictures())
-                return Completed(with_rest_of(self.codec, originals, ratio, [mean] * len(originals)))
-            case "training_picture":
-                others = random_others(originals, self._training_pictures(), self.seed)
-                return Completed(with_rest_of(self.codec, originals, ratio, others))
-        raise KeyError(row)
+        return REGISTRY[row].complete(self, originals, ratio, grammar)
 
     def identity(self, row: str, grammar: bool = False) -> dict:
         """All that the completions of `row` depend on beside the originals and the ratio, by content; JSON types."""
         identity = {"row": row, "codec": self.run_config.codec.to_dict(), "versions": self.codec.encoder_versions()}
-        if row in MODELS:
-            run, settings = self.runs[row], dataclasses.asdict(self._settings(grammar))
-            del settings["slots"]  # changes no file
-            identity |= {"tokenizer": run.tokenizer.sha256, "seed": self.seed, "model": run.config.model.to_dict()}
-            weights = {"parameters": run.config.seed} if row == "untrained" else {"weights": run.weights}
-            identity |= settings | weights
-        if row in ("random_bytes", "training_picture"):
-            identity |= {"seed": self.seed}
-        if row in ("training_mean", "training_picture"):
-            identity |= {"pictures": documents_identity(self._training_pictures())}
-        return identity
+        return identity | REGISTRY[row].identity(self, grammar)
 
-    def _settings(self, grammar: bool) -> Settings:
-        return dataclasses.replace(self.settings, grammar=grammar)
-
-    def _by_model(self, row: str, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
-        if self._samplers is None or self._samplers[0] != row:
-            self._samplers = None  # before the next one is loaded
-            run, settings = self.runs[row], self._settings(False)
-            if row == "untrained":
-                plain = Sampler.untrained(run.workdir, settings)
-            else:
-                plain = Sampler.load(run.workdir, settings, run.step)
-            self._samplers = row, {False: plain, True: plain.with_settings(self._settings(True))}
-        generated = self._samplers[1][grammar].complete(originals, ratio, seed=self.seed)
-        title = f"{title_of(row, grammar)}, ratio {ratio:g}"
-        bar = tqdm(generated, title, len(originals), unit=self.codec.item, dynamic_ncols=True)
-        in_order = sorted(bar, key=lambda completion: completion.index)
-        return Completed(
-            [completion.document for completion in in_order],
-            np.array([completion.ended for completion in in_order]),
-            np.array([completion.tokens for completion in in_order], np.int64),
-            np.array([completion.removed for completion in in_order], np.float64) if grammar else None,
-        )
-
-    def _training_pictures(self) -> list[bytes]:
-        """The first ones in the order of the shards, which is by a hash."""
+    def training_documents(self) -> list[bytes]:
+        """The first `TRAINING_PICTURES` training documents in the order of the shards, which is by a hash."""
         if self._pool is None:
             self._pool = list(pipeline.documents(self.data, "train", TRAINING_PICTURES))
         return self._pool
@@ -353,8 +179,3 @@ class Store:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, content.getbuffer())
         return arrays
-
-
-def documents_identity(documents: Iterable[bytes]) -> str:
-    """A digest of documents in their order."""
-    return hashlib.sha256(b"".join(hashlib.sha256(document).digest() for document in documents)).hexdigest()

@@ -23,16 +23,13 @@ from PIL import Image
 
 from jpeglm import checkpoint, codecs, views
 from jpeglm.errors import writing
-from jpeglm.evals.completion import TITLES, title_of
+from jpeglm.evals.methods import REGISTRY, title_of
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
 from jpeglm.evals.table_text import Column, columns, fine_percent, given, number, percent
 from jpeglm.files import write_whole
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
-_SERIES = {method: f"#0000{place:02x}" for place, method in enumerate(TITLES, 16)}
-_VARIABLES = {_INK: "soft", _LINE: "line", _FLOOR: "ink"} | {_SERIES[method]: method for method in TITLES}
-_MARKERS = dict(zip(TITLES, "oPs*D^vX", strict=True))  # shapes, so that colour is not all
 # On a page of 400 CSS pixels a chart is 320 wide or more: then a point of it is no less than a pixel.
 _WIDTH, _TEXT = 320, 11  # points
 _CHART_STYLE = {
@@ -103,6 +100,7 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
     shown = columns(table)
     page = environment.get_template("report.html").render(
         table=table,
+        methods=REGISTRY,
         facts=facts,
         columns=shown,
         share_given=functools.partial(_share_given, table),
@@ -111,7 +109,9 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
         bar=functools.partial(_bar, _farthest(table, shown)),
         grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows)],
         loss_chart=_loss_chart(table),
-        distance_chart=_distance_chart(table) if len(_by_ratio(table.rows)) > 1 or table.item == "picture" else "",
+        distance_chart=_distance_chart(table)
+        if len(_by_ratio(table.rows)) > 1 or table.floors[0].ratio is None
+        else "",
         settings={"Table": facts["config"], "Run": facts["run_config"]},
         to_json=lambda tree: json.dumps(tree, indent=2, ensure_ascii=False),
     )
@@ -121,11 +121,11 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
 
 def _share_given(table: Table, ratio: float) -> str:
     """What is given at a ratio: whole units, so that it may be less than the ratio."""
-    if table.fps:
+    codec, kept = table.codec, table.kept[ratio]
+    if codec.evaluation.measures_rest:
         return f"{given(table, ratio)} given"
-    kept = table.kept[ratio]
-    part = "" if kept == ratio * table.units else f": {kept} of {table.units}"
-    return f"{100 * ratio:g}% of the {table.unit}s given{part}"
+    part = "" if kept == ratio * codec.units else f": {kept} of {codec.units}"
+    return f"{100 * ratio:g}% of the {codec.unit}s given{part}"
 
 
 def _farthest(table: Table, shown: list[Column]) -> dict[str, float]:
@@ -164,16 +164,17 @@ def _samplings(rows: list[Row]) -> tuple[bool, ...]:
 def _grid(table: Table, ratio: float) -> dict[str, Any]:
     """What the template needs for the pictures of one ratio: columns, and rows of (picture, whether it is valid)."""
     columns = {(None, FLOOR, False): "original"}
-    if table.item == "picture":
+    if (ratio, "prompt", False) in table.shown:
         columns[ratio, "prompt", False] = "given"
     for row in table.rows:
         if row.ratio == ratio:
             for grammar in _samplings([row]):
                 columns[ratio, row.method, grammar] = title_of(row.method, grammar)
-    cells = [_cells(table.shown[column], table.fps) for column in columns]
+    fps = table.codec.fps
+    cells = [_cells(table.shown[column], fps) for column in columns]
     originals = table.shown[None, FLOOR, False].pictures
-    height, width = originals.shape[2:4] if table.fps else originals.shape[1:3]
-    side = _CLIP_SIDE if table.fps else _PICTURE_SIDE
+    height, width = originals.shape[2:4] if fps else originals.shape[1:3]
+    side = _CLIP_SIDE if fps else _PICTURE_SIDE
     factor = side // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
     return {
         "ratio": ratio,
@@ -208,8 +209,8 @@ def _loss_chart(table: Table) -> str:
         figure = _figure(lines=3)
         axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
         if training:
-            axes.plot(*zip(*training, strict=True), color=_SERIES["trained"], alpha=0.45, label="training")
-        axes.plot(*zip(*heldout, strict=True), color=_SERIES["trained"], marker="o", markersize=4, label="held-out")
+            axes.plot(*zip(*training, strict=True), color=_colour("trained"), alpha=0.45, label="training")
+        axes.plot(*zip(*heldout, strict=True), color=_colour("trained"), marker="o", markersize=4, label="held-out")
         if table.ngram:
             label = "\n".join(textwrap.wrap(f"{table.ngram.title}, held-out", 45))
             axes.axhline(table.ngram.nats_per_token, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=label)
@@ -224,21 +225,21 @@ def _distance_chart(table: Table) -> str:
     with matplotlib.rc_context(_CHART_STYLE):
         methods = list(dict.fromkeys(row.method for row in rows))
         figure = _figure(lines=1 + sum(len(_samplings([row for row in rows if row.method == m])) for m in methods))
-        axes = figure.add_subplot(xlabel=f"share of the {table.unit}s given", ylabel=table.metric)
+        axes = figure.add_subplot(xlabel=f"share of the {table.codec.unit}s given", ylabel=table.metric)
         for method in methods:
             own = sorted((row for row in rows if row.method == method), key=lambda row: row.ratio)
             for grammar in _samplings(own):
                 axes.plot(
                     [row.ratio for row in own],
                     [row.distance_by(grammar) for row in own],
-                    color=_SERIES[method],
+                    color=_colour(method),
                     linestyle=(0, (3, 2)) if grammar else "solid",
-                    marker=_MARKERS[method],
+                    marker=REGISTRY[method].marker,
                     markersize=5,
-                    markerfacecolor="none" if grammar else _SERIES[method],
+                    markerfacecolor="none" if grammar else _colour(method),
                     label=title_of(method, grammar),
                 )
-        if table.fps:
+        if table.floors[0].ratio is not None:
             places, distances = zip(*((row.ratio, row.distance) for row in table.floors), strict=True)
             axes.plot(places, distances, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=FLOOR_TITLE)
         else:
@@ -251,6 +252,11 @@ def _distance_chart(table: Table) -> str:
         return _svg(figure, f"{table.metric} by share given")
 
 
+def _colour(method: str) -> str:
+    """What a method is drawn in; it becomes the variable of that name."""
+    return f"#0000{16 + list(REGISTRY).index(method):02x}"
+
+
 def _figure(lines: int) -> Figure:
     """Room for a chart and for so many lines of a legend below it."""
     return Figure(figsize=(_WIDTH / 72, (250 + 1.6 * _TEXT * lines) / 72), layout="constrained")
@@ -261,6 +267,7 @@ def _svg(figure: Figure, description: str) -> str:
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    for colour, variable in _VARIABLES.items():
+    variables = {_INK: "soft", _LINE: "line", _FLOOR: "ink"} | {_colour(method): method for method in REGISTRY}
+    for colour, variable in variables.items():
         text = text.replace(colour, f"var(--{variable})")
     return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from jpeglm.codecs.avc import AvcCodec
 from jpeglm.evals import ngram
-from jpeglm.evals.completion import MODELS, TITLES, TRAINED, TRAINING_PICTURES, Methods, title_of
+from jpeglm.evals.completion import Methods
 from jpeglm.evals.features import Extractor
 from jpeglm.evals.fid import RELIABLE_PICTURES
+from jpeglm.evals.methods import REGISTRY, title_of, trained
 from jpeglm.evals.table_rows import NGRAM_ORDER, Table, methods_of
 from jpeglm.evals.table_text import columns, given, number, with_grammar
 
@@ -33,19 +33,19 @@ def _against_controls(table: Table) -> Iterator[str]:
 
     By the plain sampling, then by that with the grammar, where there is one: then the untrained network has it, too.
     """
-    real = "real pictures" if table.item == "picture" else "frames of real clips"
-    for method, grammar in itertools.product(TRAINED, (False, True)):
+    real = table.codec.evaluation.words.real
+    for method, grammar in itertools.product(trained(), (False, True)):
         nearer: dict[str, list[str]] = {}
         level: dict[str, list[str]] = {}
         compared = []
         for row in table.rows:
             if row.method != method or (grammar and row.distance_with_grammar is None):
                 continue
-            controls = [other for other in table.rows if other.ratio == row.ratio and other.method not in TRAINED]
+            controls = [other for other in table.rows if other.ratio == row.ratio and other.method not in trained()]
             compared += [given(table, row.ratio)] if controls else []
             for other in controls:
                 ours, theirs = (round(each.distance_by(grammar), _DIGITS) for each in (row, other))
-                title = title_of(other.method, grammar and other.method in MODELS)
+                title = title_of(other.method, grammar and REGISTRY[other.method].is_network)
                 if theirs < ours:
                     place = f"at {given(table, row.ratio)} ({number(ours, _DIGITS)} against {number(theirs, _DIGITS)})"
                     nearer.setdefault(title, []).append(place)
@@ -87,7 +87,7 @@ def _against_still_frames(table: Table) -> Iterator[str]:
         ("SSIM", "ssim", 4),
     )
     for row, still in itertools.product(table.rows, table.rows):
-        if row.method in TRAINED and still.method == "last_frame" and still.ratio == row.ratio:
+        if row.method in trained() and still.method == "last_frame" and still.ratio == row.ratio:
             both = [(what, getattr(still, name), getattr(row, name), digits) for what, name, digits in measures]
             compared = [
                 f"{what} {number(theirs, digits)} against {number(ours, digits)}"
@@ -105,14 +105,14 @@ def notes(
     video_extractor: Extractor | None = None,
 ) -> list[str]:
     """What a reader has to know to read the numbers right."""
-    num, is_clips = config.num, isinstance(methods.codec, AvcCodec)
+    num, codec = config.num, table.codec
+    unreadable = codec.evaluation.words.unreadable
     by_grammar = any(row.distance_with_grammar is not None for row in table.rows)
-    unreadable = "as a decoder makes it up" if is_clips else "as leniently decoded, unreadable MCUs in mid-grey"
     twice = ", a network's a second one with the grammar" if by_grammar else ""
     lines = [
         f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
         f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
-        f"Every row has {num:,} {table.item}s and one completion a prompt{twice}. A file that does not decode "
+        f"Every row has {num:,} {codec.item}s and one completion a prompt{twice}. A file that does not decode "
         f"strictly counts against “valid” and enters the distance {unreadable}: none is dropped.",
         *_about_distances(table, extractor, video_extractor),
     ]
@@ -120,17 +120,15 @@ def notes(
     lines += [words for header, words in _about_columns(table).items() if header in columns_shown]
     if by_grammar:
         lines += _about_grammar(table)
-    controls = _about_rows(table, config, methods)
-    lines += [controls[row] for row in methods_of(config) if row in controls]
-    return [*lines, *_about_losses(table, methods)]
+    about = [REGISTRY[row].note(methods, config) for row in methods_of(config)]
+    return [*lines, *(sentence for sentence in about if sentence), *_about_losses(table, methods)]
 
 
 def _about_distances(table: Table, extractor: Extractor, video_extractor: Extractor | None) -> list[str]:
-    is_clips = bool(table.fps)
-    what = "the frames behind the given ones, each" if is_clips else "pictures"
+    evaluation = table.codec.evaluation
     lines = [
-        f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, {what} "
-        f"stretched to {extractor.size}x{extractor.size}. "
+        f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, "
+        f"{evaluation.words.completed} stretched to {extractor.size}x{extractor.size}. "
         + (
             f"The weights are those of FID, the mode is {extractor.mode}: numbers of other modes are no peers."
             if extractor.metric.startswith("FID")
@@ -146,12 +144,12 @@ def _about_distances(table: Table, extractor: Extractor, video_extractor: Extrac
             f"{video_extractor.name} of whole clips, the given frames too; it is FVD with FVD's weights alone."
         )
     num = table.floors[0].num
-    counts = sorted({num * (table.units - kept) for kept in table.kept.values()}) if is_clips else [num]
+    counts = sorted({num * evaluation.num_pictures(kept) for kept in table.kept.values()})
     if counts[0] < max(RELIABLE_PICTURES, extractor.dim):
-        size = f"{' or '.join(f'{count:,}' for count in counts)} {'frames' if is_clips else 'pictures'}"
+        size = f"{' or '.join(f'{count:,}' for count in counts)} {evaluation.counted}"
         lines.append(_biased(extractor.metric, size))
     if video_extractor and num < max(RELIABLE_PICTURES, video_extractor.dim):
-        lines.append(_biased(video_extractor.metric, f"{num:,} clips"))
+        lines.append(_biased(video_extractor.metric, f"{num:,} {table.codec.item}s"))
     return lines
 
 
@@ -164,9 +162,10 @@ def _biased(metric: str, size: str) -> str:
 
 def _about_columns(table: Table) -> dict[str, str]:
     """What columns mean that do not speak for themselves, by header."""
+    unit = table.codec.unit
     return {
-        f"{table.unit}s readable": f"“{table.unit}s readable”: of the {table.unit}s to be completed, the share that a "
-        "tolerant decoder reads in sequence before the first that it cannot.",
+        f"{unit}s readable": f"“{unit}s readable”: of the {unit}s to be completed, the share that a tolerant decoder "
+        "reads in sequence before the first that it cannot.",
         "ended": "“ended” means that the model wrote its end token within the budget.",
         "concealed": "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or "
         "that never came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, "
@@ -191,24 +190,6 @@ def _about_grammar(table: Table) -> list[str]:
     ]
 
 
-def _about_rows(table: Table, config: ConfigDict, methods: Methods) -> dict[str, str]:
-    """What the rows are, by row."""
-    pool = f"{min(TRAINING_PICTURES, methods.manifest['splits']['train']['documents']):,}"
-    title = {row: f"“{TITLES[row]}”" for row in TITLES}
-    places = "between the start codes of its slices" if table.fps else "no markers put among them"
-    return {
-        "pretrained": f"{title['pretrained']} is another run's, {config.pretrained}; it held out the same files.",
-        "untrained": f"{title['untrained']} is the run's network before its first step, sampled alike.",
-        "last_frame": f"{title['last_frame']} copies the last frame that was given, in skipped slices.",
-        "random_bytes": f"{title['random_bytes']} has uniformly random bytes behind the prompt, as many as the "
-        f"original has there, {places}.",
-        "flat": f"{title['flat']} has mid-grey MCUs behind the prompt.",
-        "training_mean": f"{title['training_mean']} has the MCUs of the mean of {pool} training pictures there.",
-        "training_picture": f"{title['training_picture']} has the MCUs of one of {pool} training pictures there, "
-        "drawn without regard to the prompt.",
-    }
-
-
 def _about_losses(table: Table, methods: Methods) -> list[str]:
     """What the losses were taken on: the n-gram model may have a limit, a network's evaluation too."""
     lines = []
@@ -220,10 +201,10 @@ def _about_losses(table: Table, methods: Methods) -> list[str]:
             "on every held-out token that follows another within a chunk."
         )
     heldout = methods.manifest["splits"]["heldout"]["chunks"]
-    for row in TRAINED:
+    for row in trained():
         if row in methods.runs:
             run = methods.runs[row].config
             scored = run.eval.batches * run.optim.batch_size
             which = f"all {heldout:,}" if scored >= heldout else f"the first {scored:,} of {heldout:,}"
-            lines.append(f"The loss of “{TITLES[row]}” is of {which} held-out chunks.")
+            lines.append(f"The loss of “{REGISTRY[row].title}” is of {which} held-out chunks.")
     return lines

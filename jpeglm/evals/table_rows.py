@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jpeglm.codecs import Codec
 from jpeglm.errors import InputError
 
 FLOOR = "heldout"
@@ -28,7 +29,7 @@ class Row:
     """One line of the table. Of a network, all but the last three tell of the plain sampling, without the grammar.
 
     Attributes:
-      method: a key of `TITLES`, or "heldout" for the originals themselves.
+      method: a key of `methods.REGISTRY`, or "heldout" for the originals themselves.
       title: what the table calls it.
       ratio: share of the units (MCUs, frames) that were given; None for original pictures.
       num: pictures, or clips.
@@ -114,9 +115,8 @@ class Table:
 
     Attributes:
       metric: what the distance is called.
-      item: what a document is of, "picture" or "clip".
-      unit: what is given whole, "MCU" or "frame"; `units` of them are an item.
-      kept: how many of them are given, by ratio.
+      codec: of the documents.
+      kept: how many of its units are given, by ratio.
       floors: of the originals themselves; of clips one a ratio, since their frames' places depend on it.
       rows: of the methods, ratio by ratio.
       language_models: the trained model at `step`, the n-gram model and the pretrained model where there is one.
@@ -125,14 +125,11 @@ class Table:
         pictures, by (ratio, "prompt") what was given over grey.
       notes: how to read it.
       video_metric: what the distance between clips is called; "" where there is none.
-      fps: of clips, frames a second; 0 of pictures.
       extractors: names and hashes of the weights of the networks whose features are compared.
     """
 
     metric: str
-    item: str
-    unit: str
-    units: int
+    codec: Codec
     kept: dict[float, int]
     step: int
     floors: list[Row]
@@ -142,7 +139,6 @@ class Table:
     shown: dict[tuple[float | None, str, bool], Shown]
     notes: list[str]
     video_metric: str = ""
-    fps: int = 0
     extractors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

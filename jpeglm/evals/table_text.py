@@ -68,7 +68,7 @@ def columns(table: Table) -> list[Column]:
         Column(with_grammar("valid"), lambda row: percent(row.valid_with_grammar)),
         Column("removed", lambda row: fine_percent(row.removed)),
         Column("ended", lambda row: percent(row.ended)),
-        Column(f"{table.unit}s readable", lambda row: percent(row.readable)),
+        Column(f"{table.codec.unit}s readable", lambda row: percent(row.readable)),
         Column("concealed", lambda row: percent(row.concealed)),
         Column("tokens", lambda row: number(row.tokens, 1)),
         distance(table.metric, table.metric, "distance"),
@@ -83,9 +83,7 @@ def columns(table: Table) -> list[Column]:
 
 def given(table: Table, ratio: float | None) -> str:
     """How much was given: of pictures the share of their MCUs, of clips the number of frames."""
-    if ratio is None:
-        return NOTHING
-    return f"{ratio:g}" if table.item == "picture" else f"{table.kept[ratio]} of {table.units} frames"
+    return NOTHING if ratio is None else table.codec.evaluation.given(ratio, table.kept[ratio])
 
 
 def main_lines(table: Table) -> list[list[str]]:

@@ -20,27 +20,19 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jpeglm import config as config_lib
-from jpeglm.codecs.avc import AvcCodec
+from jpeglm.codecs import Codec
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram, table_notes
-from jpeglm.evals.completion import (
-    CONTROLS,
-    MODELS,
-    TITLES,
-    Completed,
-    Methods,
-    Run,
-    Store,
-    documents_identity,
-    title_of,
-)
+from jpeglm.evals.completion import Methods, Run, Store
 from jpeglm.evals.efficientnet import EfficientNetLite0
 from jpeglm.evals.features import Extractor, extract
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.evals.i3d import I3D, MIN_FRAMES
 from jpeglm.evals.inception import MODES, Inception
 from jpeglm.evals.judging import judge, psnr
+from jpeglm.evals.methods import REGISTRY, Completed, title_of
+from jpeglm.evals.methods.base import documents_identity
 from jpeglm.evals.table_rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
 from jpeglm.files import check_outside
 from jpeglm.metrics import read_metrics
@@ -60,7 +52,7 @@ def check(config: ConfigDict) -> None:
     for key in ("workdir", "data", "out"):
         if not config[key]:
             raise InputError(f"--config.{key}=DIR is needed")
-    _check_rows(config.rows, tuple(TITLES))
+    _check_rows(config.rows, tuple(REGISTRY))
     if len(set(config.ratios)) < len(config.ratios) or len(set(config.rows)) < len(config.rows):
         raise InputError("config.ratios or config.rows: something stands there twice")
     if config.extractor not in EXTRACTORS:
@@ -81,17 +73,24 @@ def _check_rows(rows: Sequence[str], known: Sequence[str]) -> None:
 
 def _check_fits(config: ConfigDict, methods: Methods) -> None:
     """`InputError` for a table that this run and these data cannot give."""
-    codec, is_clips = methods.codec, isinstance(methods.codec, AvcCodec)
-    _check_rows(config.rows, (*MODELS, *CONTROLS[methods.run_config.codec.name]))
-    if is_clips and any(ratio * codec.frames + 1e-9 < 1 for ratio in config.ratios):
-        raise InputError(f"config.ratios={tuple(config.ratios)}: of a clip of {codec.frames} frames one must be given")
-    if config.get("video_weights") and not is_clips:
-        raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on pictures")
+    codec, least = methods.codec, methods.codec.evaluation.least_given
+    _check_rows(config.rows, _rows_for(codec))
+    if any(codec.units_of(ratio) < least for ratio in config.ratios):
+        raise InputError(
+            f"config.ratios={tuple(config.ratios)}: of a {codec.item} of {codec.units} {codec.unit}s one must be given"
+        )
+    if config.get("video_weights") and not codec.fps:
+        raise InputError(f"config.video_weights is for clips, and {config.workdir} is a run on {codec.item}s")
     if config.get("video_weights") and codec.frames < MIN_FRAMES:
         raise InputError(f"config.video_weights: the network needs clips of {MIN_FRAMES} frames, not {codec.frames}")
     there, wanted = methods.manifest["splits"]["heldout"]["documents"], 2 * config.num
     if there < wanted:
         raise InputError(f"config.num={config.num} takes {wanted} held-out documents, {config.data} has {there}")
+
+
+def _rows_for(codec: Codec) -> tuple[str, ...]:
+    """The rows that a table of this codec can have."""
+    return tuple(name for name, method in REGISTRY.items() if method.fits(codec))
 
 
 def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:
@@ -127,12 +126,9 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
     order = {ratio: place for place, ratio in enumerate(config.ratios)}
     rows.sort(key=lambda row: order[row.ratio])  # stable: the methods keep their order
     cells.show_prompts()
-    codec = methods.codec
     table = Table(
         metric=extractors[0].metric,
-        item=codec.item,
-        unit=codec.unit,
-        units=codec.units,
+        codec=methods.codec,
         kept=cells.given,
         step=methods.step,
         floors=floors,
@@ -142,7 +138,6 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
         shown=cells.shown,
         notes=[],
         video_metric=extractors[1].metric if len(extractors) > 1 else "",
-        fps=codec.fps if cells.is_clips else 0,
         extractors={each.name: each.weights_sha256 for each in extractors},
     )
     table.notes.extend(table_notes.verdicts(table) + table_notes.notes(table, config, methods, *extractors))
@@ -156,7 +151,6 @@ class _Cells:
     """The cells of one table, each made once and kept in the store.
 
     Attributes:
-      is_clips: whether the documents are clips.
       given: units given, by ratio.
       shown: for the report, as `Table.shown`; filled by the way.
     """
@@ -174,10 +168,10 @@ class _Cells:
         self._config, self._methods, self._codec, self._store = config, methods, methods.codec, store
         self._originals, self._reference = documents[: config.num], documents[config.num :]
         self._extractor, self._video_extractor = extractor, video_extractor
-        self.is_clips = isinstance(methods.codec, AvcCodec)
+        self._evaluation = methods.codec.evaluation
         self.given = {ratio: self._codec.cut(self._originals[0], ratio)[1] for ratio in config.ratios}
-        # Of clips the frames at the places that are completed, ratio by ratio; of pictures each one whole, once.
-        self._places = self.given if self.is_clips else dict.fromkeys(self.given, 0)
+        # What is measured begins behind the given units, ratio by ratio; or is the whole item, once.
+        self._places = self.given if self._evaluation.measures_rest else dict.fromkeys(self.given, 0)
         self._targets = {
             kept: self._measure("reference", "reference", self._reference, kept) for kept in self._places.values()
         }
@@ -187,7 +181,7 @@ class _Cells:
     def floors(self) -> list[Row]:
         """Of the originals themselves; to be called before `row`."""
         floors = []
-        for ratio, kept in self._places.items() if self.is_clips else [(None, 0)]:
+        for ratio, kept in self._places.items() if self._evaluation.measures_rest else [(None, 0)]:
             measured = self._truths[kept] = self._measure(FLOOR, FLOOR_TITLE, self._originals, kept)
             row = Row(
                 method=FLOOR,
@@ -199,7 +193,7 @@ class _Cells:
                 readable=None,
                 tokens=None,
                 **self._distances(measured, kept),
-                **_clip_scores(measured, None),
+                **_more_scores(measured, None),
             )
             floors.append(row)
         self._show(None, FLOOR, self._originals)
@@ -211,7 +205,7 @@ class _Cells:
         wrote = completed.ended is not None
         row = Row(
             method=method,
-            title=TITLES[method],
+            title=REGISTRY[method].title,
             ratio=ratio,
             num=len(completed.documents),
             valid=float(measured["valid"].mean()),
@@ -219,9 +213,9 @@ class _Cells:
             readable=float(measured["readable"].mean()),
             tokens=float(completed.tokens.mean()) if wrote else None,
             **self._distances(measured, self._places[ratio]),
-            **_clip_scores(measured, self._truths[self._places[ratio]]),
+            **_more_scores(measured, self._truths[self._places[ratio]]),
         )
-        if method in MODELS and self._codec.has_grammar:
+        if REGISTRY[method].is_network and self._codec.has_grammar:
             completed, measured = self._fill(method, ratio, grammar=True)
             row = dataclasses.replace(
                 row,
@@ -233,9 +227,11 @@ class _Cells:
 
     def show_prompts(self) -> None:
         """What was given of pictures, over grey; a clip shows it by itself."""
-        for ratio in () if self.is_clips else self.given:
+        for ratio in self.given:
             prompts = [self._codec.cut(original, ratio) for original in self._originals[:SHOWN]]
-            self._show(ratio, "prompt", [self._codec.complete_with_flat(*prompt) for prompt in prompts])
+            shown = [self._evaluation.show_prompt(*prompt) for prompt in prompts]
+            if None not in shown:
+                self._show(ratio, "prompt", shown)
 
     def _fill(self, method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
         """The completions of one cell, and what is measured of them."""
@@ -261,8 +257,9 @@ class _Cells:
         self, name: str, title: str, documents: Sequence[bytes], kept: int, has_truth: bool = False
     ) -> Measures:
         """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
-        behind = f"-from-{kept}" if self.is_clips and not has_truth else ""  # the originals stand behind all ratios
-        truth = self._originals if has_truth and self.is_clips else None
+        measures_rest = self._evaluation.measures_rest
+        behind = f"-from-{kept}" if measures_rest and not has_truth else ""  # the originals stand behind all ratios
+        truth = self._originals if has_truth and measures_rest else None
         content = {
             "documents": documents_identity(documents),
             "codec": self._methods.run_config.codec.to_dict(),
@@ -292,7 +289,7 @@ class _Cells:
                 scores.append(judged.scores)
                 yield from judged.pictures
 
-        total = len(documents) * (self._codec.units - kept if self.is_clips else 1)
+        total = len(documents) * self._evaluation.num_pictures(kept)
         features = _features(self._extractor, pictures(), total, title)
         return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
 
@@ -328,8 +325,8 @@ def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, 
     return features
 
 
-def _clip_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
-    """What only clips have, by the names of `Row`; `truth`: of the originals, for clips made of them."""
+def _more_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
+    """What not every codec has, by the names of `Row`; `truth`: of the originals, for what was made of them."""
     scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
     if "squared_error" in measured:
         error = float(measured["squared_error"].mean())
@@ -368,7 +365,7 @@ def _last_scores(row: str, methods: Methods, history: list[dict[str, Any]]) -> L
     scores = [scalars for scalars in history if "heldout/nats_per_token" in scalars]
     if not scores:
         raise InputError(f"{methods.runs[row].workdir}: metrics.jsonl holds no held-out loss up to its checkpoint")
-    return _language_model(f"{TITLES[row]}, step {scores[-1]['step']:,}", scores[-1], "heldout/")
+    return _language_model(f"{REGISTRY[row].title}, step {scores[-1]['step']:,}", scores[-1], "heldout/")
 
 
 def _ngram_tokens(config: ConfigDict) -> int:

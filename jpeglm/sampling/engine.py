@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jpeglm import config as config_lib
 from jpeglm import sharding
-from jpeglm.codecs.jpeg_grammar import Place
+from jpeglm.codecs.grammar import Place
 from jpeglm.errors import InputError
 from jpeglm.model import llama
 from jpeglm.model.llama import Cache, LlamaConfig

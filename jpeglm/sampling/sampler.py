@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
-from jpeglm.codecs.jpeg_grammar import Place
 from jpeglm.errors import InputError, printable
 from jpeglm.model import llama
 from jpeglm.model.llama import LlamaConfig
@@ -190,8 +189,11 @@ class Sampler:
         encoded = {prefix: np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix in distinct}
         places = dict.fromkeys(distinct)
         if distinct and self._grammar and self.settings.grammar:
-            behind = self._grammar.places(list(distinct))
-            places = dict(zip(distinct, (Place(*place) for place in zip(*behind, strict=True)), strict=True))
+            after = self._grammar.places(list(distinct))
+            places = {
+                prefix: jax.tree.map(lambda values, number=number: values[number], after)
+                for number, prefix in enumerate(distinct)
+            }
         return [Request(encoded[prefix], key, places[prefix]) for prefix, key in zip(prefixes, keys, strict=True)]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from jpeglm.codecs import avc_header, make
 from jpeglm.codecs.avc import AvcCodec, AvcError
 from jpeglm.config import avc
-from jpeglm.data import documents, sources
+from jpeglm.data import sources
 from jpeglm.errors import InputError, Refused
 from tests.clips import FILMS, ffmpeg, papers_command, planes, transcoded
 
@@ -243,22 +243,22 @@ def test_a_folder_of_frames_is_what_ffmpeg_reads_from_it(tmp_path):
     (tmp_path / "clips/beside.mp4").write_bytes((FILMS / "b.mp4").read_bytes())
     (tmp_path / "clips/bikes/note.txt").write_text("not a frame")
     source = sources.open_anew(str(tmp_path / "clips"))
-    assert list(documents.names(source, PAPER)) == ["beside.mp4", "bikes/"]
+    assert list(PAPER.items.names(source)) == ["beside.mp4", "bikes/"]
     expected = papers_command(tmp_path / "clips/bikes/f%d.png", before=("-framerate", "3"))
-    [document] = documents.of(source, "bikes/", PAPER)
+    [document] = PAPER.items.documents(source, "bikes/")
     assert list(parts(document)) == list(parts(expected))
     np.testing.assert_array_equal(planes(document), planes(expected))
-    assert documents.of(source, "beside.mp4", PAPER) == [PAPER.encode((FILMS / "b.mp4").read_bytes())]
+    assert PAPER.items.documents(source, "beside.mp4") == [PAPER.encode((FILMS / "b.mp4").read_bytes())]
     (tmp_path / "clips/bikes/f15.png").unlink()
     (tmp_path / "clips/bikes/f2.png").unlink()
-    assert documents.of(source, "bikes/", PAPER) != [document]
+    assert PAPER.items.documents(source, "bikes/") != [document]
     Image.new("RGB", (64, 64)).save(tmp_path / "clips/bikes/f3.png")
     with pytest.raises(Refused, match="sizes: frame 1 has 64x64 pixels, the first 320x136"):
-        documents.of(source, "bikes/", PAPER)
+        PAPER.items.documents(source, "bikes/")
     for number in range(4, 20):
         (tmp_path / f"clips/bikes/f{number}.png").unlink(missing_ok=True)
     with pytest.raises(Refused, match="short: 3 of 15 frames"):
-        documents.of(source, "bikes/", PAPER)
+        PAPER.items.documents(source, "bikes/")
 
 
 def test_films_of_full_range_look_the_same_with_and_without_headers(tmp_path):

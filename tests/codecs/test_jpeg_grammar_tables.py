@@ -311,13 +311,13 @@ def test_jax_walks_as_numpy_does():
         files = random_files(header, grammar, [40] * 50, random)
         at, _ = grammar.walk([file[: random.integers(len(header), len(file))] for file in files])
         on_device = Place(*(jnp.asarray(values) for values in at))
-        rows, distances = jnp.asarray(grammar.rows), jnp.asarray(grammar.distances)
+        lookup = jax.tree.map(jnp.asarray, grammar.lookup())
         step = jax.jit(functools.partial(grammar.step, xp=jnp))
-        distance = jax.jit(functools.partial(grammar.distance, xp=jnp))(on_device, distances)
+        distance = jax.jit(functools.partial(grammar.distance, xp=jnp))(on_device, lookup)
         assert distance.tolist() == grammar.distance(at).tolist()
         for byte in (*range(0, 256, 5), 0xFF):
             expected, is_legal = grammar.step(at, byte)
-            following, legal = step(on_device, byte, rows)
+            following, legal = step(on_device, byte, lookup)
             assert legal.tolist() == is_legal.tolist()
             for values, others in zip(following, expected, strict=True):
                 assert np.asarray(values)[is_legal].tolist() == others[is_legal].tolist()

@@ -12,7 +12,7 @@ from jpeglm import codecs, tokenizer
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.config import avc as avc_section
 from jpeglm.config import base
-from jpeglm.data import documents, packing, pipeline, sources
+from jpeglm.data import packing, pipeline, sources
 from jpeglm.data.verify import verify
 from jpeglm.errors import InputError, Refused
 from tests.clips import FILMS, ffmpeg, papers_command
@@ -162,7 +162,7 @@ def films(tmp_path_factory):
 def test_a_window_is_what_the_paper_s_command_makes_of_the_film_from_that_frame_on(film, films, tmp_path):
     codec = codecs.make(config_of_clips().codec)
     source = sources.open_anew(str(films))
-    found = documents.of(source, film, codec, variants=100, stride=4)
+    found = codec.items.documents(source, film, variants=100, stride=4)
     assert len(found) == 1 + (FILM_LENGTHS[film] - 15) // 4
     over_white = "split[a][b];[a]drawbox=c=white:t=fill:replace=1[a];[a][b]overlay=format=auto," * film.endswith(
         ".gif"
@@ -174,8 +174,8 @@ def test_a_window_is_what_the_paper_s_command_makes_of_the_film_from_that_frame_
         frames = f"select=gte(n\\,{4 * number}),setpts=N/5/TB"
         ffmpeg("-i", resampled, "-vf", frames, "-c:v", "ffv1", "-r", 5, cut)
         assert found[number] == papers_command(cut, "64:64", 5, "3")
-    assert documents.of(source, film, codec) == found[:1]
-    assert documents.of(source, film, codec, variants=1)[1:] == documents.of(source, film, codec, 1, stride=15)[1:]
+    assert codec.items.documents(source, film) == found[:1]
+    assert codec.items.documents(source, film, variants=1)[1:] == codec.items.documents(source, film, 1, stride=15)[1:]
 
 
 TAGS = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "pc")
@@ -210,7 +210,7 @@ def test_a_film_damaged_late_gives_the_windows_before_the_damage(tmp_path):
     data[at : at + 4000] = np.random.default_rng(0).bytes(4000)
     (tmp_path / "whole.ts").write_bytes(data)
     source = sources.open_anew(str(tmp_path))
-    found = documents.of(source, "whole.ts", codec, variants=99, stride=4)
+    found = codec.items.documents(source, "whole.ts", variants=99, stride=4)
     assert 3 < len(found) < 9
     assert found == [codec.encode(bytes(data), 4 * number) for number in range(len(found))]
     with pytest.raises(Refused, match="broken"):
@@ -222,11 +222,11 @@ def test_windows_of_a_folder_of_frames(tmp_path):
     ffmpeg("-i", FILMS / "carphone_pristine.mp4", "-vf", "fps=5", "-frames:v", 19, tmp_path / "frames/%d.png")
     codec = codecs.make(config_of_clips().codec)
     source = sources.open_anew(str(tmp_path))
-    found = documents.of(source, "frames/", codec, variants=9, stride=2)
+    found = codec.items.documents(source, "frames/", variants=9, stride=2)
     assert len(found) == 3
     for number in range(4):
         (tmp_path / f"frames/{1 + number}.png").unlink()
-    assert documents.of(source, "frames/", codec) == found[2:]
+    assert codec.items.documents(source, "frames/") == found[2:]
 
 
 def test_no_window_of_a_held_out_film_is_learnt(tmp_path):

@@ -224,7 +224,7 @@ def test_hidden_files_and_all_in_hidden_folders_are_passed_over(tmp_path, kind):
     source = open_anew(str(path))
     pictures = images.Pictures(source)
     assert pictures.names == names and pictures.passed_over.to_json()["counts"] == counts
-    assert list(documents.names(source, JPEG)) == names and list(documents.read(str(path), JPEG)) == [
+    assert list(JPEG.items.names(source)) == names and list(documents.read(str(path), JPEG)) == [
         "a.png",
         "deep_b.png",
     ]
@@ -295,12 +295,12 @@ def films(tmp_path_factory) -> Path:
 
 def test_films_are_found_by_suffix_or_first_bytes_and_frames_are_a_clip(films, tmp_path):
     every = sorted(path.name for path in films.glob("a.*"))
-    assert list(documents.names(open_anew(str(films)), CLIPS)) == [*every, "frames/"]
+    assert list(CLIPS.items.names(open_anew(str(films)))) == [*every, "frames/"]
     for name in every:
         shutil.copy(films / name, tmp_path / name[2:])  # mp4, mov, ... without a dot
     write(tmp_path, "notes.txt", content=b"text")
     passed_over = listing.PassedOver()
-    assert list(documents.names(open_anew(str(tmp_path)), CLIPS, passed_over)) == sorted(name[2:] for name in every)
+    assert list(CLIPS.items.names(open_anew(str(tmp_path)), passed_over)) == sorted(name[2:] for name in every)
     assert passed_over.counts == {".txt": 1}
     assert listed(films)[1] == {suffix: 1 for suffix in (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".flv")}
 
@@ -309,15 +309,15 @@ def test_films_are_found_by_suffix_or_first_bytes_and_frames_are_a_clip(films, t
     "name", ["._3.png", ".DS_Store", "Thumbs.db", "notes.txt", ".ipynb_checkpoints/3.png", "__MACOSX/._3.png"]
 )
 def test_a_clip_of_frames_is_the_same_beside_what_is_no_frame(films, tmp_path, name):
-    [expected] = documents.of(open_anew(str(films)), "frames/", CLIPS)
+    [expected] = CLIPS.items.documents(open_anew(str(films)), "frames/")
     shutil.copytree(films / "frames", tmp_path / "frames")
     write(tmp_path / "frames", name, content=b"\0\5\x16\7 attributes")
     source = open_anew(str(tmp_path))
-    assert list(documents.names(source, CLIPS)) == ["frames/"]
-    assert documents.of(source, "frames/", CLIPS) == [expected]
+    assert list(CLIPS.items.names(source)) == ["frames/"]
+    assert CLIPS.items.documents(source, "frames/") == [expected]
     (tmp_path / "frames/1.png").rename(tmp_path / "frames/1")
     (tmp_path / "frames/2.png").rename(tmp_path / "frames/2.PNG")
-    assert documents.of(source, "frames/", CLIPS) == [expected]
+    assert CLIPS.items.documents(source, "frames/") == [expected]
 
 
 def test_films_are_passed_over_where_pictures_are_wanted(films, tmp_path):
@@ -383,7 +383,7 @@ def test_samples_that_are_missing_or_not_named_are_an_error(tmp_path, damage, ki
 def test_samples_of_clips_are_no_frames(tmp_path):
     folder = samples(tmp_path, suffix=".h264")
     write(folder, "x0-s0.mp4", "x0-s0.webp", "grid.png")  # as older versions had them
-    assert list(documents.names(open_anew(str(folder)), CLIPS)) == [f"x{number}-s0.h264" for number in range(4)]
+    assert list(CLIPS.items.names(open_anew(str(folder)))) == [f"x{number}-s0.h264" for number in range(4)]
 
 
 def test_a_sample_that_is_named_twice_counts_once(tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.codecs.jpeg import JpegCodec
-from jpeglm.data import documents, sources
+from jpeglm.data import sources
 from jpeglm.errors import Refused
 from tests.clips import FILMS, ffmpeg
 
@@ -33,31 +33,31 @@ def folder(tmp_path):
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_document_of_a_picture_is_refused(folder, monkeypatch, what, mode):
     codec, source = JpegCodec(height=32, width=32, mode=mode, quality=25), sources.open_anew(str(folder))
-    [right, *_] = documents.of(source, "noise.png", codec, variants=2)
+    [right, *_] = codec.items.documents(source, "noise.png", variants=2)
     monkeypatch.setattr(JpegCodec, "encode", lambda *_: WRONG[what](right))
     with pytest.raises(Refused, match="^not canonical: byte [0-9]+") as caught:
-        documents.of(source, "noise.png", codec)
+        codec.items.documents(source, "noise.png")
     assert caught.value.reason == "not canonical"
 
 
 @pytest.mark.parametrize("codec", FORMS, ids=["whole", "stripped"])
 def test_a_wrong_document_of_a_clip_is_refused_and_those_before_it_are_kept(folder, monkeypatch, codec):
     source = sources.open_anew(str(folder))
-    right = documents.of(source, "film.mp4", codec, variants=2)
+    right = codec.items.documents(source, "film.mp4", variants=2)
     assert len(right) == 3
     for what, wrong in WRONG.items():
         monkeypatch.setattr(AvcCodec, "encode", lambda *_, wrong=wrong: wrong(right[0]))
         with pytest.raises(Refused, match="^not canonical: "):
-            print(what, documents.of(source, "film.mp4", codec)[:0])
+            print(what, codec.items.documents(source, "film.mp4")[:0])
     monkeypatch.setattr(AvcCodec, "encode", lambda *_: right[0])
     monkeypatch.setattr(AvcCodec, "encode_windows", lambda *_: iter([right[1], right[2][:-3]]))
-    assert documents.of(source, "film.mp4", codec, variants=2) == right[:2]
+    assert codec.items.documents(source, "film.mp4", variants=2) == right[:2]
 
 
 def test_a_clip_that_does_not_restore_is_refused(folder, monkeypatch):
     source, codec = sources.open_anew(str(folder)), FORMS[1]
-    right = documents.of(source, "film.mp4", codec)[0]
+    right = codec.items.documents(source, "film.mp4")[0]
     monkeypatch.setattr(AvcCodec, "encode", lambda *_: right)
     monkeypatch.setattr(AvcCodec, "strip", lambda *_: b"another")
     with pytest.raises(Refused, match="not canonical: the restored file has another document"):
-        documents.of(source, "film.mp4", codec)
+        codec.items.documents(source, "film.mp4")

@@ -16,9 +16,9 @@ from jpeglm import codecs
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals import ngram, report, table_text, tables
-from jpeglm.evals.completion import with_last_frame
 from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.evals.judging import judge, psnr
+from jpeglm.evals.methods.last_frame import with_last_frame
 from jpeglm.evals.table_rows import Table
 from jpeglm.sampling.sampler import Sampler
 from tests.evals.projection import Projection
@@ -69,7 +69,7 @@ def heldout(tiny_clips_data) -> list[bytes]:
 def test_every_row_is_there_and_a_floor_for_each_ratio(table):
     assert [(row.method, row.ratio) for row in table.floors] == [("heldout", ratio) for ratio in RATIOS]
     assert [(row.method, row.ratio) for row in table.rows] == [(row, ratio) for ratio in RATIOS for row in METHODS]
-    assert (table.item, table.unit, table.units, table.fps) == ("clip", "frame", 15, 5)
+    assert (table.codec.item, table.codec.unit, table.codec.units, table.codec.fps) == ("clip", "frame", 15, 5)
     assert all(row.num == NUM and row.removed is None and row.valid_with_grammar is None for row in table.all_rows)
     by_place = {(row.method, row.ratio): row for row in table.rows}
     for ratio in RATIOS:

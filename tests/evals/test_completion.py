@@ -11,25 +11,19 @@ from PIL import Image
 
 from jpeglm import retries
 from jpeglm.codecs.jpeg import JpegCodec
+from jpeglm.codecs.pictures import PictureEvaluation
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
-from jpeglm.evals.completion import (
-    CONTROLS,
-    MODELS,
-    Completed,
-    Methods,
-    Store,
-    mean_document,
-    random_others,
-    with_flat_blocks,
-    with_random_bytes,
-    with_rest_of,
-)
+from jpeglm.evals.completion import Methods, Store
 from jpeglm.evals.judging import judge
+from jpeglm.evals.methods import Completed, networks
+from jpeglm.evals.methods.flat import with_flat_blocks
+from jpeglm.evals.methods.random_bytes import with_random_bytes
+from jpeglm.evals.methods.training import mean_document, random_others, with_rest_of
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Sampler
 
-ROWS = (*MODELS, *CONTROLS["jpeg"])
+ROWS = (*networks(), *PictureEvaluation.controls)
 CODECS = [JpegCodec(32, 32, "L", 25), JpegCodec(50, 70, "RGB", 25)]
 # As in test_tables.py, so that a session compiles the programs once.
 SETTINGS = Settings(max_tokens=256, temperature=0.7, top_k=40, top_p=0.9, slots=4)
@@ -154,7 +148,7 @@ def completed(methods, originals):
     return {
         (row, grammar): methods.complete(row, originals, 0.5, grammar)
         for row in reversed(ROWS)
-        for grammar in ((False, True) if row in MODELS else (False,))
+        for grammar in ((False, True) if row in networks() else (False,))
     }
 
 
@@ -173,7 +167,7 @@ def test_every_method_of_a_run_completes_every_prompt(methods, originals, comple
 
 
 def test_with_the_grammar_every_network_completes_every_prompt_to_a_valid_file(methods, originals, completed):
-    for row in MODELS:
+    for row in networks():
         written = completed[row, True]
         for document, original in zip(written.documents, originals, strict=True):
             assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
@@ -223,7 +217,7 @@ def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_r
     other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0, pretrained=tiny_run)
     changed = [row for row in ROWS if other.identity(row) != methods.identity(row)]
     assert changed == ["trained", "pretrained", "untrained"]
-    assert [row for row in ROWS if methods.identity(row, grammar=True) != methods.identity(row)] == list(MODELS)
+    assert [row for row in ROWS if methods.identity(row, grammar=True) != methods.identity(row)] == list(networks())
 
 
 def test_data_of_another_tokenizer_is_refused(methods, tiny_run, tiny_data, tmp_path):

@@ -7,9 +7,11 @@ import pytest
 
 from jpeglm.codecs import avc_decoder, avc_parser, jpeg
 from jpeglm.codecs.avc import AvcCodec
+from jpeglm.codecs.base import Judged
 from jpeglm.codecs.jpeg import JpegCodec
-from jpeglm.evals.completion import with_last_frame, with_random_bytes
-from jpeglm.evals.judging import Judged, judge, psnr
+from jpeglm.evals.judging import judge, psnr
+from jpeglm.evals.methods.last_frame import with_last_frame
+from jpeglm.evals.methods.random_bytes import with_random_bytes
 from tests.clips import FILMS, ffmpeg
 from tests.photographs import photographs
 

@@ -12,8 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.evals import report
-from jpeglm.evals.completion import MODELS, TITLES
+from jpeglm.evals.methods import REGISTRY, networks
 from jpeglm.evals.table_rows import LanguageModel, Row, Shown, Table
 
 METHODS = ("trained", "untrained", "flat")
@@ -38,9 +39,9 @@ def colour_table(ratios=(0.5,)) -> Table:
     for ratio in ratios:
         shown[ratio, "prompt", False] = pictures()
         for place, method in enumerate(METHODS):
-            row = Row(method, TITLES[method], ratio, 4, 0.25, 0.75, 0.5, 101.25 + place, 33.5)
+            row = Row(method, REGISTRY[method].title, ratio, 4, 0.25, 0.75, 0.5, 101.25 + place, 33.5)
             shown[ratio, method, False] = pictures()
-            if method in MODELS:
+            if method in networks():
                 row = dataclasses.replace(
                     row, valid_with_grammar=1.0, distance_with_grammar=201.25 + place, removed=0.00013
                 )
@@ -53,7 +54,8 @@ def colour_table(ratios=(0.5,)) -> Table:
     ]
     history = [{"step": 3, "loss": 2.0}, {"step": 9, "loss": 1.5}, {"step": 9, "heldout/nats_per_token": 1.2345}]
     kept, notes = {ratio: int(16 * ratio) for ratio in ratios}, ["a note with <brackets>"]
-    return Table("FD-something", "picture", "MCU", 16, kept, 9, floors, rows, models, history, shown, notes)
+    codec = JpegCodec(32, 32, "L", 25)  # of 16 MCUs
+    return Table("FD-something", codec, kept, 9, floors, rows, models, history, shown, notes)
 
 
 class Page(html.parser.HTMLParser):
@@ -135,11 +137,11 @@ def test_charts_draw_each_method_and_both_losses_in_the_colours_of_the_page(tmp_
     for words in ("training", "held-out", "4-gram"):
         assert words in charts[0]
     for method in METHODS:
-        assert TITLES[method] in charts[1]
+        assert REGISTRY[method].title in charts[1]
         dashed = re.findall(rf"stroke-dasharray: [^\"]*stroke: var\(--{method}\)", charts[1])
         assert f"stroke: var(--{method})" in charts[1]
-        assert bool(dashed) == (method in MODELS)
-        assert (f"{TITLES[method]} with grammar" in charts[1]) == (method in MODELS)
+        assert bool(dashed) == (method in networks())
+        assert (f"{REGISTRY[method].title} with grammar" in charts[1]) == (method in networks())
     assert "#0000" not in "".join(charts)
 
 

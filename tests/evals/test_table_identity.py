@@ -16,7 +16,9 @@ from jpeglm import checkpoint, sharding, tokenizer
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.data import pipeline, shards
 from jpeglm.evals import ngram, tables
-from jpeglm.evals.completion import MODELS, Completed, Methods, with_flat_blocks
+from jpeglm.evals.completion import Methods
+from jpeglm.evals.methods import Completed, networks
+from jpeglm.evals.methods.flat import with_flat_blocks
 from jpeglm.tokenizer import Tokenizer
 from tests.evals.projection import Projection
 from tests.evals.test_tables import make_config
@@ -76,7 +78,7 @@ class Table:
         def complete(methods, row, originals, ratio, grammar=False):
             self.asked.append(row)
             flat = with_flat_blocks(methods.codec, originals, ratio)
-            wrote = (np.ones(NUM, bool), np.ones(NUM, np.int64)) if row in MODELS else (None, None)
+            wrote = (np.ones(NUM, bool), np.ones(NUM, np.int64)) if row in networks() else (None, None)
             return Completed(flat, *wrote, np.zeros(NUM) if grammar else None)
 
         fit = ngram.fit_and_score

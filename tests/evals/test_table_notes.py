@@ -13,11 +13,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from jpeglm.codecs.avc import AvcCodec
+from jpeglm.codecs.clips import ClipEvaluation
 from jpeglm.codecs.jpeg import JpegCodec
+from jpeglm.codecs.pictures import PictureEvaluation
 from jpeglm.config import base
 from jpeglm.errors import InputError
 from jpeglm.evals import report, table_notes, table_text
-from jpeglm.evals.completion import CONTROLS, MODELS, TITLES
+from jpeglm.evals.methods import REGISTRY, networks
 from jpeglm.evals.table_rows import LanguageModel, Row, Shown, Table
 from tests.evals.test_report import FACTS
 
@@ -30,7 +32,7 @@ def random_table(seed: int) -> Table:
     """Any methods, ratios and numbers; many ties, some numbers that differ behind the printed digits only."""
     random = np.random.default_rng(seed)
     is_clips, units = bool(seed % 3 == 0), int(random.integers(4, 20))
-    known = [*MODELS, *CONTROLS["avc" if is_clips else "jpeg"]]
+    known = [*networks(), *(ClipEvaluation if is_clips else PictureEvaluation).controls]
     methods = [method for method in known if random.random() < 0.8] or ["flat"]
     ratios = sorted(random.choice(np.arange(1, units), int(random.integers(1, 4)), replace=False) / units)
     few = random.uniform(0, 1_500, 4)  # so that many are equal
@@ -45,14 +47,14 @@ def random_table(seed: int) -> Table:
         return {"psnr": psnr, "ssim": float(random.random()), "true_distance": float(random.uniform(0, 9))}
 
     def row(method: str, ratio: float) -> Row:
-        wrote = method in MODELS
+        wrote = method in networks()
         extra = {"concealed": float(random.random()), "video_distance": distance()} if is_clips else {}
         if wrote and not is_clips:
             extra = {"valid_with_grammar": 1.0, "distance_with_grammar": distance(), "removed": float(random.random())}
         tokens = float(random.uniform(1, 2_000)) if wrote else None
         ended = float(random.random()) if wrote else None
         shares = float(random.random()), ended, float(random.random())
-        return Row(method, TITLES[method], ratio, 7, *shares, distance(), tokens, **extra, **clip_scores())
+        return Row(method, REGISTRY[method].title, ratio, 7, *shares, distance(), tokens, **extra, **clip_scores())
 
     extra = {"concealed": 0.0, "video_distance": distance()} if is_clips else {}
     floors = [
@@ -62,9 +64,7 @@ def random_table(seed: int) -> Table:
     rows = [row(method, float(ratio)) for ratio in ratios for method in methods]
     return Table(
         METRIC,
-        "clip" if is_clips else "picture",
-        "frame" if is_clips else "MCU",
-        units,
+        AvcCodec(32, 32, 5, units, 37, False) if is_clips else JpegCodec(8, 8 * units, "L", 25),
         {float(ratio): round(ratio * units) for ratio in ratios},
         9,
         floors,
@@ -74,7 +74,6 @@ def random_table(seed: int) -> Table:
         shown_of(floors, rows, is_clips),
         [],
         video_metric="FVD" if is_clips else "",
-        fps=5 if is_clips else 0,
     )
 
 
@@ -147,7 +146,7 @@ def test_each_sentence_that_compares_networks_with_controls_says_what_the_table_
             continue
         subject, how, which, rest = match.groups()
         if how == "nearer to":
-            for given in rest.split(", ") if table.item == "picture" else re.findall(r"\d+ of \d+ frames", rest):
+            for given in rest.split(", ") if table.codec.item == "picture" else re.findall(r"\d+ of \d+ frames", rest):
                 for title, theirs in controls_of(subject, given, distances).items():
                     assert value(distances[given, subject]) < value(theirs)
                     said.add((subject, given, title))
@@ -207,7 +206,7 @@ def test_networks_and_the_still_frame_are_compared_by_the_numbers_of_their_rows(
                 pair = [lines[given, title].get(column, "–") for title in (first, second)]
                 assert said.get(what, pair) == pair and (what in said) == ("–" not in pair), sentence
             found.add((given, second))
-    still = {given for given, title in lines if title == TITLES["last_frame"]}
+    still = {given for given, title in lines if title == REGISTRY["last_frame"].title}
     assert found == {(given, title) for given, title in lines if title in NETWORKS and given in still}
 
 
@@ -257,9 +256,8 @@ def stub_of(table: Table, config: ConfigDict) -> tuple[SimpleNamespace, SimpleNa
     """What the notes take from a run and an extractor."""
     run = SimpleNamespace(config=base())
     split = {"documents": 50, "chunks": 8, "tokens": 1_500}
-    codec = AvcCodec(32, 32, 5, 15, 37, False) if table.fps else JpegCodec(32, 32, "L", 25)
-    runs = {row.method: run for row in table.rows if row.method in MODELS} | {"trained": run}
-    methods = SimpleNamespace(codec=codec, manifest={"splits": {"train": split, "heldout": split}}, runs=runs)
+    runs = {row.method: run for row in table.rows if row.method in networks()} | {"trained": run}
+    methods = SimpleNamespace(codec=table.codec, manifest={"splits": {"train": split, "heldout": split}}, runs=runs)
     return methods, SimpleNamespace(metric=METRIC, dim=1_280, name="a network", size=224, mode="")
 
 
@@ -271,9 +269,9 @@ def test_the_notes_speak_of_rows_and_columns_that_are_there(seed):
     methods, extractor = stub_of(table, config)
     notes = table_notes.notes(table, config, methods, extractor)
     header = Printed(table).header
-    titles = {TITLES[method] for method in methods_there} | {TITLES["trained"]}  # which has a loss in any case
+    titles = {REGISTRY[method].title for method in [*methods_there, "trained"]}  # this one has a loss in any case
     if "pretrained" in methods_there:
-        titles.add(TITLES["pretrained"])
+        titles.add(REGISTRY["pretrained"].title)
     named = set(re.findall("“([^”]+)”", " ".join(notes)))
     assert named <= set(header) | titles
     assert ("grammar" in " ".join(notes)) == any("grammar" in name for name in header)

@@ -21,11 +21,14 @@ from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, files, runtime, sharding
 from jpeglm.codecs.jpeg import JpegCodec
+from jpeglm.codecs.pictures import PictureEvaluation
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
 from jpeglm.evals import completion, ngram, report, table_rows, table_text, tables
-from jpeglm.evals.completion import CONTROLS, MODELS, TITLES, Completed, Methods, with_random_bytes
+from jpeglm.evals.completion import Methods
 from jpeglm.evals.fid import Moments, frechet_distance
+from jpeglm.evals.methods import REGISTRY, Completed, networks
+from jpeglm.evals.methods.random_bytes import with_random_bytes
 from jpeglm.model import llama
 from jpeglm.sampling.engine import Engine, Settings
 from jpeglm.sampling.sampler import Completion, Sampler
@@ -35,7 +38,7 @@ from tests.evals.projection import Projection
 
 NUM = 10  # all 20 held-out digits of the tiny data
 RATIOS = (0.25, 0.75)
-ROWS = (*MODELS, *CONTROLS["jpeg"])
+ROWS = (*networks(), *PictureEvaluation.controls)
 
 
 def make_config(workdir: Path, data: Path, out: Path) -> ConfigDict:
@@ -86,7 +89,7 @@ def test_every_row_has_all_pictures_and_each_is_extracted_once(made):
     ]
     assert {row.num for row in made.table.all_rows} == {NUM}
     assert made.table.metric == "FD-projection"
-    assert made.extractor.seen == NUM * (2 + (len(ROWS) + len(MODELS)) * len(RATIOS))
+    assert made.extractor.seen == NUM * (2 + (len(ROWS) + len(networks())) * len(RATIOS))
 
 
 def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
@@ -106,7 +109,7 @@ def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
     assert rows["random_bytes", 0.25].readable < 0.5
     of_networks = ("ended", "tokens", "valid_with_grammar", "distance_with_grammar", "removed")
     for row in made.table.all_rows:
-        assert {getattr(row, field) is None for field in of_networks} == {row.method not in MODELS}
+        assert {getattr(row, field) is None for field in of_networks} == {row.method not in networks()}
 
 
 def test_the_rows_of_the_model_describe_what_it_wrote(made, tiny_data):
@@ -135,7 +138,7 @@ def test_the_rows_of_the_model_describe_what_it_wrote(made, tiny_data):
 def test_the_grammar_makes_every_networks_files_valid_and_removes_less_of_a_trained_ones_mass(made):
     rows = by_place(made.table)
     for ratio in RATIOS:
-        assert {rows[method, ratio].valid_with_grammar for method in MODELS} == {1.0}
+        assert {rows[method, ratio].valid_with_grammar for method in networks()} == {1.0}
         assert rows["untrained", ratio].valid == 0.0
         assert 0 < rows["trained", ratio].removed < rows["untrained", ratio].removed < 1
 
@@ -183,15 +186,15 @@ def test_the_notes_say_which_controls_are_nearer_than_the_model(made, method, su
     own = by_place(made.table)
 
     def distance(row: table_rows.Row) -> float:
-        return row.distance_with_grammar if suffix and row.method in MODELS else row.distance
+        return row.distance_with_grammar if suffix and row.method in networks() else row.distance
 
-    subject = f"“{TITLES[method]}{suffix}” is "
+    subject = f"“{REGISTRY[method].title}{suffix}” is "
     said = " ".join(note for note in made.table.notes if note.startswith(subject))
     assert "real pictures" in said
     for row in rows:
         if row.method not in ("trained", "pretrained"):
             ours, theirs = distance(own[method, row.ratio]), distance(row)
-            part = said.partition(f"“{TITLES[row.method]}{suffix if row.method in MODELS else ''}” ")[2]
+            part = said.partition(f"“{REGISTRY[row.method].title}{suffix if row.method in networks() else ''}” ")[2]
             is_named = f"at {row.ratio:g} ({ours:,.2f} against {theirs:,.2f})" in part.partition(";")[0]
             assert is_named == (theirs < ours), (row.method, row.ratio)
 
@@ -265,7 +268,7 @@ def test_files_hold_the_same_numbers(made, tmp_path):
             value = getattr(row, field)
             assert entry[field] == value
             assert line[field] == ("" if value is None else str(value))
-        if row.method in MODELS:
+        if row.method in networks():
             assert f"{row.distance_with_grammar:,.2f} |" in text
             assert f"| {table_text.fine_percent(row.removed)} |" in " ".join(text.split())
     for model in table.language_models:
@@ -435,8 +438,8 @@ def test_without_an_ngram_model_the_table_and_its_report_are_whole(controls, pro
     table = tables.make(controls, projection)
     assert table.ngram is None
     assert [model.title.partition(",")[0] for model in table.language_models] == [
-        TITLES["trained"],
-        TITLES["pretrained"],
+        REGISTRY["trained"].title,
+        REGISTRY["pretrained"].title,
     ]
     report.write(table, Path(controls.out) / "report.html", report.facts(controls, "a command"))
     page = (Path(controls.out) / "report.html").read_text()
