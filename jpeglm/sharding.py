@@ -79,10 +79,10 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> list[int]:
     return shape
 
 
-def inference_mesh(kv_heads: int, is_batched: bool, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Heads over as many devices as divide them; the batch, if there is one, over what that leaves."""
+def inference_mesh(tensor_parallelism: int, is_batched: bool, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A model over as many devices as divide its `tensor_parallelism`; the batch, if any, over what that leaves."""
     devices = jax.devices() if devices is None else devices
-    tensor = math.gcd(len(devices), kv_heads)
+    tensor = math.gcd(len(devices), tensor_parallelism)
     return make_mesh({"data": -1, "tensor": tensor}, devices if is_batched else devices[:tensor])
 
 
@@ -166,6 +166,11 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
 
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=is_variable))
+
+
+def laid_out(shapes: Any, shardings: Any) -> Any:
+    """Shapes and dtypes with their layouts, as restoring wants them."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def is_spread(axis: str) -> bool:

@@ -12,6 +12,27 @@ from jpeglm.ranges import BY_TYPE, check_one
 Codec = JpegCodec | AvcCodec
 _CODECS = {"jpeg": JpegCodec, "avc": AvcCodec}
 NAMES = tuple(_CODECS)
+_DEFAULTS = {  # of JPEG-LM and of AVC-LM (sections 3.1 and 4.2)
+    "jpeg": {
+        "height": 256,  # pixels
+        "width": 256,
+        "mode": "RGB",  # or "L", greyscale
+        "quality": 25,
+    },
+    "avc": {
+        "height": 144,  # pixels
+        "width": 256,
+        "fps": 3,  # frames a second
+        "frames": 15,  # of a clip: its first 5 seconds
+        "qp": 37,  # quantiser
+        "strip_headers": False,  # True leaves out parameter sets and x264's message, the same for all clips
+    },
+}
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The keys of a config's `codec` section but `name`, with their defaults."""
+    return dict(_DEFAULTS[name])
 
 
 def make(config_codec: Mapping[str, Any]) -> Codec:

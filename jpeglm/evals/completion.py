@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jpeglm import checkpoint, codecs, retries
+from jpeglm import model as models
 from jpeglm.codecs import Codec
 from jpeglm.codecs.avc import AvcCodec
 from jpeglm.data import pipeline, shards
@@ -282,7 +283,8 @@ class Methods:
         if row in MODELS:
             run, settings = self.runs[row], dataclasses.asdict(self._settings(grammar))
             del settings["slots"]  # changes no file
-            identity |= {"tokenizer": run.tokenizer.sha256, "seed": self.seed, "model": run.config.model.to_dict()}
+            model = models.MODELS.identity(run.config.model)
+            identity |= {"tokenizer": run.tokenizer.sha256, "seed": self.seed, "model": model}
             weights = {"parameters": run.config.seed} if row == "untrained" else {"weights": run.weights}
             identity |= settings | weights
         if row in ("random_bytes", "training_picture"):

@@ -26,7 +26,7 @@ from jpeglm.errors import InputError
 from jpeglm.evals import completion, ngram, report, table_rows, table_text, tables
 from jpeglm.evals.completion import CONTROLS, MODELS, TITLES, Completed, Methods, with_random_bytes
 from jpeglm.evals.fid import Moments, frechet_distance
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from jpeglm.sampling.engine import Engine, Settings
 from jpeglm.sampling.sampler import Completion, Sampler
 from jpeglm.tokenizer import Tokenizer
@@ -320,8 +320,8 @@ def controls(config) -> ConfigDict:
 def sampler(tiny_run) -> Sampler:
     """Of shapes instead of parameters: it checks prompts as any other, and nothing is compiled."""
     config, mesh = checkpoint.read_config(epath.Path(tiny_run)), sharding.inference_mesh(4, is_batched=True)
-    model = llama.abstract(llama.LlamaConfig.of(config))[1]
-    shapes = checkpoint.abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))
+    model = networks.abstract(llama.LlamaConfig.of(config))[1]
+    shapes = sharding.laid_out(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))
     return Sampler(config, Tokenizer.load(tiny_run / "tokenizer.json"), shapes, mesh, Settings(256))
 
 
