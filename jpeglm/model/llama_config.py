@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from jpeglm.errors import InputError
+from jpeglm.model import Model
 from jpeglm.ranges import SWITCH, check, one_of, real, whole
 from jpeglm.registry import Section
 
@@ -17,7 +18,7 @@ VOCAB_MULTIPLE = 128  # the arrays are padded to this: whole TPU lanes, and divi
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(Model):
     """Shapes and numerics of one model. `vocab_size` counts every id; arrays hold `padded_vocab_size`."""
 
     SECTION: ClassVar[Section] = {  # with the 7B of JPEG-LM; silent points as in BUILD_NOTES.md
