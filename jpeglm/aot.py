@@ -190,7 +190,7 @@ def train_cost(config: ConfigDict, target: Target) -> Cost:
     programs = train_step.build(config, mesh)  # before the mesh is set: nothing runs on devices that are not here
     if isinstance(mesh, AbstractMesh):
         return Cost(*estimate.train_step(config, mesh, programs.state))
-    batch = train_step.batch_shapes(TASKS.of(config), config.optim.batch_size, config.data.seq_len, mesh)
+    batch = train_step.batch_shapes(TASKS.of(config), config.optim.batch_size, mesh)
     with jax.set_mesh(mesh):
         lowered = programs.train_step.lower(programs.state, batch)
     return cost_of(lowered, mesh)

@@ -72,8 +72,8 @@ def base() -> ConfigDict:
     config.data.seed = 0  # order of documents and held-out split
     config.data.background = sources.DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
 
-    config.model = ConfigDict(MODELS.defaults("llama"))  # jpeglm/model/llama_config.py; each model has its own keys
-    config.task = ConfigDict(TASKS.defaults("lm"))
+    config.model = ConfigDict(MODELS.defaults(MODELS.default))  # each model has its own keys, in its file
+    config.task = ConfigDict(TASKS.defaults(TASKS.default))
 
     config.optim = ConfigDict()
     config.optim.batch_size = 256  # chunks a step, the same on every topology

@@ -18,29 +18,26 @@ Section = Mapping[str, tuple[Any, Range]]  # each key of a section of the config
 class Registry:
     """The kinds of one section of the config, as `config.model`, whose key `name` says which of them is meant.
 
-    Args:
+    Attributes:
       section: "model".
-      kinds: class or its place by name. The first is the default: what runs have that were written without a name.
+      kinds: class or its place by name; code outside of this package may put its own here.
+      default: the name of the first, which runs have that were written without a name.
     """
 
     def __init__(self, section: str, kinds: Mapping[str, type | str]):
         self.section = section
-        self._kinds = dict(kinds)
-        self.default = next(iter(self._kinds))
+        self.kinds = dict(kinds)
+        self.default = next(iter(self.kinds))
 
     @property
     def names(self) -> tuple[str, ...]:
         """What `name` may be."""
-        return tuple(self._kinds)
-
-    def add(self, name: str, kind: type | str) -> None:
-        """One more kind, from outside of this package."""
-        self._kinds[name] = kind
+        return tuple(self.kinds)
 
     def kind(self, name: Any) -> Any:
         """The class. Raises InputError for a name that is not known."""
         check_one(f"config.{self.section}.name", name, one_of(*self.names))
-        kind = self._kinds[name]
+        kind = self.kinds[name]
         if isinstance(kind, str):
             module, _, attribute = kind.partition(":")
             kind = getattr(importlib.import_module(module), attribute)

@@ -66,8 +66,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     pipeline.check_fits(manifest, config)
     if config.data.verify:
         shards.check_checksums(data_dir, manifest, jax.process_index(), jax.process_count())
-    chunks = pipeline.Chunks(data_dir, "train", seq_len, model.mask_documents)
-    heldout = pipeline.Chunks(data_dir, "heldout", seq_len, model.mask_documents)
+    chunks, heldout = task.data(data_dir, "train", model), task.data(data_dir, "heldout", model)
     batch_layout = sharding.batch_sharding(mesh)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
     eval_size = batch_size // accumulate
@@ -79,7 +78,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
 
     clock.lap("restart")
     # Compiled before the state is there: whether it fits is known before anything is allocated.
-    batch_shapes = [train_step.batch_shapes(task, size, seq_len, mesh) for size in (batch_size, eval_size)]
+    batch_shapes = [train_step.batch_shapes(task, size, mesh) for size in (batch_size, eval_size)]
     run_step = programs.train_step.lower(programs.state, batch_shapes[0]).compile()
     run_eval = programs.eval_step.lower(programs.state["params"], batch_shapes[1]).compile()
     compile_seconds, memory = clock.lap("compile"), metrics.device_memory(run_step)

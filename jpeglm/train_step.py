@@ -102,12 +102,15 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
     )
 
 
-def batch_shapes(task: Task, batch_size: int, seq_len: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch without its numbers."""
-    shape, layout = (batch_size, seq_len), sharding.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for name, dtype in task.ARRAYS.items()}
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh, len(shape)))
+
+    return {name: array((batch_size, *shape), dtype) for name, (shape, dtype) in task.arrays.items()}
 
 
 def microbatches(batch: Batch, parts: int) -> Batch:
-    """[batch, seq] -> [parts, batch / parts, seq]; strided, so that each device keeps the rows that it holds."""
+    """[batch, ...] -> [parts, batch / parts, ...]; strided, so that each device keeps the rows that it holds."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -1,26 +1,41 @@
 """Tasks: what a model learns of a batch. A new task is one file, and one line of `TASKS`."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from ml_collections import ConfigDict
 
+from jpeglm.model import Model
 from jpeglm.registry import Registry, Section
 
 TASKS = Registry("task", {"lm": "jpeglm.tasks.lm:LanguageModelling"})
 
 
 class Task(Protocol):
-    """What a batch holds, what of it is learnt, and what an evaluation says."""
+    """What a batch holds, what of it is learnt, and what an evaluation says: the settings of a task, as a dataclass.
+
+    Its module is imported wherever a config is checked, as a model's.
+    """
 
     SECTION: ClassVar[Section]
     """The keys of `config.task` but `name`, each with its default and its range."""
-    ARRAYS: ClassVar[Mapping[str, Any]]
-    """The arrays of a batch by name, all [batch, seq_len], and the dtype of each."""
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]]
+    """The arrays of a batch by name: shape without the first axis, (seq_len,) or (), and dtype."""
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Task":
         """The task of a run's config."""
+
+    def data(self, path: os.PathLike, split: str, model: Model) -> Any:
+        """The examples of a split ("train" or "heldout") of a prepared folder for a model, as `pipeline.Chunks` has.
+
+        They have a length, `manifest`, `paths` of their shards, and batch(indices): `arrays` in numpy, with rows of
+        weight 0 for indices below 0.
+
+        Raises:
+          InputError: the folder is not fit for it.
+        """
 
     def weight(self, batch: Mapping[str, Any]) -> Any:
         """The sum of the weights of all that is learnt of a batch: float32 []. Inside `jax.jit`."""

@@ -1,12 +1,14 @@
 """Language modelling: each next token of a chunk."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jpeglm.model import Model
 from jpeglm.registry import Section
 
 
@@ -15,20 +17,27 @@ class LanguageModelling:
     """Next-token cross-entropy, with z-loss by `config.optim.z_loss`; see jpeglm/model/loss.py."""
 
     SECTION: ClassVar[Section] = {}
-    ARRAYS: ClassVar[Mapping[str, Any]] = {  # what they hold: jpeglm/data/pipeline.py
-        "tokens": np.int32,
-        "targets": np.int32,
-        "loss_weights": np.float32,
-        "segment_ids": np.int32,
-        "positions": np.int32,
-    }
 
+    seq_len: int
     z_loss: float
 
     @classmethod
     def of(cls, config: ConfigDict) -> "LanguageModelling":
         """See `Task`."""
-        return cls(config.optim.z_loss)
+        return cls(config.data.seq_len, config.optim.z_loss)
+
+    @property
+    def arrays(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+        """What they hold: jpeglm/data/pipeline.py."""
+        dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32)
+        dtypes["loss_weights"] = np.float32
+        return {name: ((self.seq_len,), dtype) for name, dtype in dtypes.items()}
+
+    def data(self, path: os.PathLike, split: str, model: Model) -> Any:
+        """Chunks of documents."""
+        from jpeglm.data import pipeline  # not above: whoever only checks a config reads no data
+
+        return pipeline.Chunks(path, split, self.seq_len, model.mask_documents)
 
     def weight(self, batch: Mapping[str, Any]) -> Any:
         """How many targets are real tokens."""

@@ -79,4 +79,4 @@ class GruNetwork(nnx.Module):
         return state @ self.head[...], state
 
 
-MODELS.add("gru", Gru)
+MODELS.kinds["gru"] = Gru
