@@ -23,7 +23,7 @@ from jpeglm import codecs, sharding, tokenizer
 from jpeglm.codecs import jpeg_grammar
 from jpeglm.codecs.jpeg_grammar import Place
 from jpeglm.data import sources
-from jpeglm.model import llama
+from jpeglm.model import networks
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import STEPS_A_CALL, Engine, Request, Settings
 from jpeglm.sampling.grammar import TokenGrammar
@@ -71,7 +71,7 @@ def main(_: list[str]) -> None:
     ]
 
     device, mesh = jax.devices()[0], sharding.make_mesh({}, jax.devices()[:1])
-    params = jax.jit(lambda: llama.init_params(config, 0))()
+    params = jax.jit(lambda: networks.init(config, 0))()
     results = report.Results(FLAGS.out, FLAGS.name, f"Decoding by the grammar, a cache of {FLAGS.tokens:,} tokens")
     rows, raw = [], []
     for slots in map(int, FLAGS.slots):

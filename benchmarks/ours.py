@@ -19,7 +19,7 @@ from etils import epath
 
 from benchmarks import report
 from jpeglm import checkpoint, config, hardware, metrics, sharding
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from jpeglm.sampling.engine import Engine, Request, Settings
 from jpeglm.train import train as train_run
 
@@ -77,7 +77,7 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
     model, slots = llama.LlamaConfig(**job["model"]), job["slots"]
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     settings = Settings(job["length"], slots=slots, **job["settings"])
-    engine = Engine(model, jax.jit(lambda: llama.init_params(model, 0))(), mesh, settings, eos=-1)
+    engine = Engine(model, jax.jit(lambda: networks.init(model, 0))(), mesh, settings, eos=-1)
     prompts = np.random.default_rng(0).integers(3, model.vocab_size, (slots, job["prompt"]), np.int32)
     requests = [Request(prompt, np.array([0, slot], np.uint32)) for slot, prompt in enumerate(prompts)]
 

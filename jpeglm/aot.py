@@ -32,11 +32,10 @@ from jpeglm import config as config_lib
 from jpeglm.errors import InputError, writing
 from jpeglm.hardware import Chip
 from jpeglm.metrics import human_bytes, human_count
-from jpeglm.model import llama
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.model import MODELS, Model, networks
 from jpeglm.sampling.engine import STEPS_A_CALL, Engine, Settings
+from jpeglm.tasks import TASKS
 
-POLICIES = ("full", "attention", "none")  # of remat: from the least memory to the least computing
 SPARE = 0.1  # of the memory, which --search leaves free
 MFUS = (0.3, 0.4, 0.5, 0.6)
 MOST_SLOTS = 4096
@@ -191,7 +190,7 @@ def train_cost(config: ConfigDict, target: Target) -> Cost:
     programs = train_step.build(config, mesh)  # before the mesh is set: nothing runs on devices that are not here
     if isinstance(mesh, AbstractMesh):
         return Cost(*estimate.train_step(config, mesh, programs.state))
-    batch = train_step.batch_shapes(config.optim.batch_size, config.data.seq_len, mesh)
+    batch = train_step.batch_shapes(TASKS.of(config), config.optim.batch_size, mesh)
     with jax.set_mesh(mesh):
         lowered = programs.train_step.lower(programs.state, batch)
     return cost_of(lowered, mesh)
@@ -202,9 +201,9 @@ def sampling_engine(config: ConfigDict, target: Target, slots: int) -> tuple[Eng
 
     A grammar needs a tokenizer; with 320 tokens its tables take 36 MiB more of each device.
     """
-    model = LlamaConfig.of(config)
-    mesh = sharding.inference_mesh(model.num_kv_heads, True, target.devices)
-    params = nnx.to_pure_dict(llama.abstract(model)[1])
+    model = MODELS.of(config)
+    mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
+    params = nnx.to_pure_dict(networks.abstract(model)[1])
     return Engine(model, params, mesh, Settings(config.data.seq_len, 1.0, 40, 0.9, slots), eos=2), mesh
 
 
@@ -257,14 +256,14 @@ class Roofline:
 
 def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Rows for people, and the same numbers for programs."""
-    model, mesh = LlamaConfig.of(config), target.mesh(config.mesh)
+    model, mesh = MODELS.of(config), target.mesh(config.mesh)
     seq_len, batch_size, accumulate = config.data.seq_len, config.optim.batch_size, config.optim.accumulate
-    tokens = batch_size * seq_len
+    tokens, remat = batch_size * seq_len, config.model.get("remat", "none")
     members = sharding.num_parts(mesh, "batch")
     flops, executed = _flops(config, target)
     shard = estimate.state_bytes(train_step.build(config, mesh).state)
     facts = {
-        "chips": target.num_chips, "mesh": dict(mesh.shape), "remat": model.remat, "parameters": model.num_parameters,
+        "chips": target.num_chips, "mesh": dict(mesh.shape), "remat": remat, "parameters": model.num_parameters,
         "microbatch": batch_size // accumulate // members, "accumulate": accumulate, "tokens_a_step": tokens,
         "parameter_bytes": shard["params"], "optimizer_bytes": shard["opt_state"], "temporary_bytes": cost.temporary,
         "peak_bytes": cost.peak, "memory_bytes": target.chip.memory, "flops_a_chip": flops, "executed_flops": executed,
@@ -274,7 +273,7 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
     rows = [
         *_opening(target, mesh, model),
         ("global batch", f"{batch_size} chunks of {seq_len:,} tokens: {human_count(tokens)} tokens a step"),
-        ("microbatch", f"{_chunks(facts['microbatch'], mesh)}, {accumulate} to a step; remat {model.remat}"),
+        ("microbatch", f"{_chunks(facts['microbatch'], mesh)}, {accumulate} to a step; remat {remat}"),
         ("parameters a chip", f"{human_bytes(shard['params'])}, optimiser {human_bytes(shard['opt_state'])}"),
         ("activations, gradients", f"{human_bytes(cost.temporary)} and what else a step needs for a while"),
         ("peak", _peak(cost.peak, target.chip)),
@@ -302,8 +301,8 @@ def sample_report(
     config: ConfigDict, target: Target, slots: int, prefill: Cost, step: Cost
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Rows for people, and the same numbers for programs."""
-    model = LlamaConfig.of(config)
-    mesh = sharding.inference_mesh(model.num_kv_heads, True, target.devices)
+    model = MODELS.of(config)
+    mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
     seq_len = config.data.seq_len
     forward = model.flops_per_token(seq_len) / 3
     used = mesh.size
@@ -350,9 +349,10 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, 
     sharding.check_divides(_with(config, accumulate=1), mesh)
     each = config.optim.batch_size // sharding.num_parts(mesh, "batch")
     sizes = [each // parts for parts in reversed(sharding.microbatches_that_fit(each, 1))]
-    tries = Tries(len(sizes) + len(POLICIES) - 1)
+    policies = MODELS.of(config).REMAT_POLICIES
+    tries = Tries(len(sizes) + len(policies) - 1)
     tried, largest, best = [], {}, None
-    for policy in POLICIES:
+    for policy in policies:
         while sizes and policy not in largest:
             trial = _with(config, accumulate=each // sizes[-1], remat=policy)
             with tries.next(f"remat {policy}, {_chunks(sizes[-1], mesh)}"):
@@ -376,7 +376,8 @@ def _with(config: ConfigDict, accumulate: int, remat: str | None = None) -> Conf
     """A copy of the config with these."""
     changed = ConfigDict(config.to_dict())
     changed.optim.accumulate = accumulate
-    changed.model.remat = remat or changed.model.remat
+    if remat and "remat" in changed.model:
+        changed.model.remat = remat
     return changed
 
 
@@ -406,7 +407,8 @@ def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
       InputError: not one does.
     """
     limit = (1 - SPARE) * target.chip.memory
-    least = sharding.num_parts(sharding.inference_mesh(config.model.num_kv_heads, True, target.devices), "batch")
+    mesh = sharding.inference_mesh(MODELS.of(config).tensor_parallelism, True, target.devices)
+    least = sharding.num_parts(mesh, "batch")
     tries = Tries(3 + max(0, int(math.log2(MOST_SLOTS / (2 * least)))))
     steps: dict[int, Cost] = {}
 
@@ -433,13 +435,13 @@ def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
 
 def _flops(config: ConfigDict, target: Target) -> tuple[float, float]:
     """Of one chip in one step: the model's, and with what is computed again."""
-    model, seq_len = LlamaConfig.of(config), config.data.seq_len
+    model, seq_len = MODELS.of(config), config.data.seq_len
     tokens = config.optim.batch_size * seq_len / target.num_chips
     flops = model.flops_per_token(seq_len)
     return flops * tokens, (flops + model.recomputed_flops_per_token(seq_len)) * tokens
 
 
-def _opening(target: Target, mesh: Mesh | AbstractMesh, model: LlamaConfig) -> list[tuple[str, str]]:
+def _opening(target: Target, mesh: Mesh | AbstractMesh, model: Model) -> list[tuple[str, str]]:
     return [
         ("target", f"{target.num_chips} x {target.chip.kinds[0]} ({target.name})"),
         ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),

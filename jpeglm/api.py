@@ -15,7 +15,7 @@ from jpeglm import checkpoint, runtime, views
 from jpeglm.codecs import Codec
 from jpeglm.data import sources
 from jpeglm.errors import InputError, printable
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.model import MODELS
 from jpeglm.sampling.engine import Settings, integer
 from jpeglm.sampling.sampler import Completion, Sampler
 
@@ -80,7 +80,7 @@ class Model:
         self._scorer = None
 
     def __repr__(self) -> str:
-        parameters = LlamaConfig.of(self._sampler.config).num_parameters
+        parameters = MODELS.of(self._sampler.config).num_parameters
         return f"Model({self._sampler.name}: {parameters:,} parameters, {self._sampler.codec})"
 
     @classmethod

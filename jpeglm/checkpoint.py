@@ -12,6 +12,7 @@ Sampling, scoring and export need nothing else. An imported model has a checkpoi
 slim copy of a run has one of its own step.
 """
 
+import copy
 import datetime
 import hashlib
 import json
@@ -26,36 +27,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jpeglm import config as config_lib
-from jpeglm import files, retries, runtime, sharding
+from jpeglm import files, ranges, retries, runtime
 from jpeglm.errors import InputError, writing
-from jpeglm.model import llama
 from jpeglm.tokenizer import Tokenizer
 
 RESTORE_GB = 4  # of host memory on its way to the devices, or two of the largest arrays; Orbax takes 96
-
-# What a resumed run may change: none of it alters what is learnt, but for rounding and the end of the schedule.
-FREE_KEYS = (
-    "steps",
-    "platform",
-    "deterministic",
-    "watchdog",
-    "profile",
-    "data.path",
-    "data.verify",
-    "mesh.",
-    "eval.",
-    "checkpoint.",
-    "log.",
-    "optim.accumulate",
-    "model.remat",
-    "model.attention",
-)
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
@@ -194,15 +175,16 @@ def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple
     return 0, None
 
 
-def restore_model(workdir: epath.Path, step: int, config: ConfigDict, mesh: Mesh) -> Any:
-    """Only the parameters of a run, laid out on `mesh`, as a pure dict; the optimiser's moments are not read.
+def restore_model(workdir: epath.Path, step: int, abstract_params: Any) -> Any:
+    """Only the parameters of a run, as a pure dict; the optimiser's moments are not read.
+
+    Args:
+      abstract_params: their shapes, dtypes and layouts, as `networks.laid_out` gives them.
 
     Raises:
       InputError: the checkpoint is damaged, or cannot be read.
     """
-    _, model = llama.abstract(llama.LlamaConfig.of(config))
-    item = {"params": abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))}
-    restored, why = _restore(workdir, step, item)
+    restored, why = _restore(workdir, step, {"params": abstract_params})
     if why:
         others = ", ".join(str(other) for other in saved_steps(workdir) if other != step) or "none"
         raise InputError(f"{workdir}: step {step} cannot be restored: {why} (other steps: {others})")
@@ -220,23 +202,21 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
     """
 
     def read() -> Any:
-        stored = _saved(workdir, step).get("fingerprints", {}).get("params")
-        if stored is None:
-            return None
-        item = {"fingerprints": {"params": np.zeros(stored.shape, np.uint32)}}
-        as_numpy = {"fingerprints": {"params": ocp.RestoreArgs(restore_type=np.ndarray)}}
-        args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
+        saved = _saved(workdir, step)
+        part = "fingerprints" if "fingerprints" in saved else "params"
+        as_numpy = {part: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[part])}
+        args = ocp.args.PyTreeRestore(as_numpy, restore_args=as_numpy, partial_restore=True)
         path = _folder(workdir) / str(step) / "default"
-        return ocp.PyTreeCheckpointHandler().restore(path, args=args)["fingerprints"]["params"]
+        found = ocp.PyTreeCheckpointHandler().restore(path, args=args)[part]
+        if part == "fingerprints":
+            return found["params"]
+        # One array at a time on the device.
+        return [jax.device_get(fingerprints(array))[0] for array in jax.tree.leaves(found)]
 
     try:
         prints = retries.read(read, _name(workdir, step))
     except retries.Damaged as error:
         raise InputError(f"{workdir}: step {step} cannot be read: {error.why}") from error
-    if prints is None:
-        config = read_config(workdir)
-        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=False)
-        prints = jax.device_get(fingerprints(restore_model(workdir, step, config, mesh)))
     return hashlib.sha256(np.asarray(prints, "<u4").tobytes()).hexdigest()
 
 
@@ -334,43 +314,6 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> llama.LlamaConfig:
-    """Copies of a run what using it takes: one checkpoint's parameters, config, tokenizer, manifest and metrics.
-
-    Args:
-      target: a folder to be made. The parameters are held once in memory.
-      step: of the checkpoint; None takes the last.
-
-    Raises:
-      InputError: no run, no such checkpoint or a damaged one; `target` exists or cannot be written.
-    """
-    config = read_config(workdir)
-    step = pick_step(workdir, step)
-    if target.exists():
-        raise InputError(f"{target} exists; nothing is overwritten")
-    params = restore_model(workdir, step, config, sharding.make_mesh({}, jax.devices()[:1]))
-    beside = target.with_name(target.name + ".partial")
-    with writing(target):
-        beside.mkdir(parents=True)
-        try:
-            saver = Saver(beside, config.checkpoint)
-            saver.save(step, {"params": params})
-            saver.close()
-            for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
-                text = retries.read_text(workdir / name)
-                if text is not None:  # an imported model has no data and no metrics
-                    (beside / name).write_text(text)
-            for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
-                (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
-            config.data.path = ""
-            (beside / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-            beside.rename(target)
-        except BaseException:
-            beside.rmtree(missing_ok=True)
-            raise
-    return llama.LlamaConfig.of(config)
-
-
 class Claim:
     """Who started last in a workdir owns it.
 
@@ -404,15 +347,15 @@ def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> 
 
     A run that has checkpoints keeps the `init_from` that it began with, whatever `config` says.
     """
-    stored = config.to_dict()
+    stored = copy.deepcopy(config)
     if saved_steps(workdir):
-        stored["init_from"] = read_config(workdir).init_from
+        stored.init_from = read_config(workdir).init_from
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         claim = Claim(workdir)
         for name in ("tokenizer.json", "manifest.json"):
             _write_whole(workdir / name, retries.read((data_dir / name).read_text, data_dir / name))
-        _write_whole(workdir / "config.json", json.dumps(stored, indent=2) + "\n")
+        _write_whole(workdir / "config.json", config_lib.to_json(stored))
     return claim
 
 
@@ -465,9 +408,12 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
         )
     if not steps and retries.read_text(workdir / "config.json") is None:
         return
-    before, now = _flat(read_config(workdir).to_dict()), _flat(config.to_dict())
-    free = FREE_KEYS if steps and config.init_from else (*FREE_KEYS, "init_from")
+    before, now = ranges.flat(read_config(workdir).to_dict()), ranges.flat(config.to_dict())
+    free = config_lib.free(config)
+    if not (steps and config.init_from):
+        free = (*free, "init_from")
     changed = [key for key in now if not key.startswith(free) and before.get(key) != now[key]]
+    changed.sort(key=lambda key: key not in ("model.name", "task.name"))  # what the others follow from
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -499,9 +445,9 @@ def check_init_from(source: epath.Path, config: ConfigDict, shapes: Any, manifes
     for name in sorted(found | wanted):
         if found.get(name) != wanted.get(name):
             raise InputError(f"init_from: {name} is {found.get(name)} in {source}, {wanted.get(name)} in this model")
-    for key, value in _flat(config.model.to_dict()).items():  # what no shape shows, such as rope_theta
-        if theirs.model[key] != value:
-            logging.warning("init_from: model.%s is %s in %s, %s here", key, theirs.model[key], source, value)
+    for key, value in ranges.flat(config.model.to_dict()).items():  # what no shape shows, such as rope_theta
+        if theirs.model.get(key) != value:
+            logging.warning("init_from: model.%s is %s in %s, %s here", key, theirs.model.get(key), source, value)
 
 
 def _has_parameters_alone(workdir: epath.Path, step: int) -> bool:
@@ -515,15 +461,3 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
     """The shape of each array by its name, as layers.wq, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): list(x.shape) for path, x in leaves}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return items
-
-
-def abstract(shapes: Any, shardings: Any) -> Any:
-    """Shapes and dtypes with their layout, as restoring wants them."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

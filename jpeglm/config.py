@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,12 +18,28 @@ from ml_collections import ConfigDict
 from jpeglm import codecs, ranges
 from jpeglm.data import sources
 from jpeglm.errors import InputError, reading
+from jpeglm.model import MODELS
 from jpeglm.ranges import SEED, SWITCH, TEXT, Range, one_of, real, several, whole
+from jpeglm.tasks import TASKS
 
 PLATFORMS = ("", "cpu", "gpu", "tpu")
-DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "full", "attention")
-ATTENTION = ("auto", "blockwise", "splash", "cudnn", "triton")
+VERSION = 1  # of config.json; see `upgraded`
+# What a resumed run may change, beside what its model lets be free: nothing of it alters what is learnt, but for
+# rounding and the end of the schedule.
+_FREE = (
+    "steps",
+    "platform",
+    "deterministic",
+    "watchdog",
+    "profile",
+    "data.path",
+    "data.verify",
+    "mesh.",
+    "eval.",
+    "checkpoint.",
+    "log.",
+    "optim.accumulate",
+)
 
 
 def base() -> ConfigDict:
@@ -38,13 +55,7 @@ def base() -> ConfigDict:
     config.watchdog = 900  # seconds that a step, a batch of an evaluation or a wait for a checkpoint may take; 0: any
     config.profile = 0  # so many steps, from the third on, are traced into WORKDIR/profile
 
-    config.codec = ConfigDict()
-    config.codec.name = "jpeg"
-    config.codec.height = 256  # pixels
-    config.codec.width = 256
-    config.codec.mode = "RGB"  # or "L", greyscale
-    config.codec.quality = 25
-
+    config.codec = _codec("jpeg")
     config.tokenizer = ConfigDict()
     config.tokenizer.vocab_size = 320  # specials, bytes and merges together
     config.tokenizer.documents = 10_000  # learnt from so many
@@ -61,20 +72,8 @@ def base() -> ConfigDict:
     config.data.seed = 0  # order of documents and held-out split
     config.data.background = sources.DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
 
-    config.model = ConfigDict()
-    config.model.num_layers = 32
-    config.model.width = 4096
-    config.model.num_heads = 32
-    config.model.num_kv_heads = 32
-    config.model.head_dim = 128
-    config.model.ffn_width = 11_008
-    config.model.norm_eps = 1e-5
-    config.model.rope_theta = 10_000.0
-    config.model.qk_norm = False
-    config.model.mask_documents = False  # the papers concatenate without a mask
-    config.model.dtype = "bfloat16"  # of the computation; parameters, softmax and loss are float32
-    config.model.remat = "full"  # "none", or "attention": recompute all of a layer but what attention gave
-    config.model.attention = "auto"  # or blockwise, splash (TPU), cudnn, triton (GPU): jpeglm/model/attention.py
+    config.model = ConfigDict(MODELS.defaults(MODELS.default))  # each model has its own keys, in its file
+    config.task = ConfigDict(TASKS.defaults(TASKS.default))
 
     config.optim = ConfigDict()
     config.optim.batch_size = 256  # chunks a step, the same on every topology
@@ -111,15 +110,11 @@ def base() -> ConfigDict:
 
 def avc() -> ConfigDict:
     """The codec section of AVC-LM (sections 3.1 and 4.2), for `config.codec`."""
-    codec = ConfigDict()
-    codec.name = "avc"
-    codec.height = 144  # pixels
-    codec.width = 256
-    codec.fps = 3  # frames a second
-    codec.frames = 15  # of a clip: its first 5 seconds
-    codec.qp = 37  # quantiser
-    codec.strip_headers = False  # True leaves out parameter sets and x264's message, the same for all clips
-    return codec.lock()
+    return _codec("avc")
+
+
+def _codec(name: str) -> ConfigDict:
+    return ConfigDict({"name": name} | codecs.defaults(name)).lock()
 
 
 ############################ Ranges ############################
@@ -130,7 +125,7 @@ def _is_holdout(value: Any) -> bool:
 
 
 _AXIS = whole(1, also=-1)
-# Of each key of `base()` but the codec's, whose fields check themselves (jpeglm/codecs).
+# Of each key of `base()` but those of codec, model and task, which know their own.
 RUN = {
     "seed": SEED,
     "platform": one_of(*PLATFORMS),
@@ -150,19 +145,6 @@ RUN = {
     "data.stride": whole(0),
     "data.seed": SEED,
     "data.background": one_of(*sources.BACKGROUNDS),
-    "model.num_layers": whole(1, 10_000),
-    "model.width": whole(1, 2**20),
-    "model.num_heads": whole(1, 2**16),
-    "model.num_kv_heads": whole(1, 2**16),
-    "model.head_dim": whole(2, 2**16),
-    "model.ffn_width": whole(1, 2**22),
-    "model.norm_eps": real(above=0),
-    "model.rope_theta": real(least=1),
-    "model.qk_norm": SWITCH,
-    "model.mask_documents": SWITCH,
-    "model.dtype": one_of(*DTYPES),
-    "model.remat": one_of(*REMAT),
-    "model.attention": one_of(*ATTENTION),
     "optim.batch_size": whole(1),
     "optim.accumulate": whole(1),
     "optim.lr": real(least=0),
@@ -229,11 +211,12 @@ def check(config: ConfigDict, any_accumulate: bool = False) -> None:
     if "sampling" in config and "model" not in config:
         raise InputError("this is the config of a table; the config of a run is needed, as configs/jpeglm_demo.py")
     codec = {key for key in values if key == "codec" or key.startswith("codec.")}
-    ranges.check("config.", {key: value for key, value in values.items() if key not in codec}, RUN)
+    ranges.check("config.", {key: value for key, value in values.items() if key not in codec}, allowed(values))
     if "codec.name" not in codec:
         raise InputError(f"config.codec.name is missing: {one_of(*codecs.REGISTRY).words}")
     codecs.make(config.codec)
-    check_model(config.model.to_dict())
+    for kinds in (MODELS, TASKS):
+        kinds.of(config)
     if config.optim.batch_size % config.optim.accumulate and not any_accumulate:
         raise InputError(
             f"config.optim.accumulate={config.optim.accumulate} does not divide "
@@ -245,15 +228,24 @@ def check(config: ConfigDict, any_accumulate: bool = False) -> None:
         )
 
 
-def check_model(model: dict[str, Any]) -> None:
-    """The section model, or the fields of a model that came from elsewhere, likewise."""
-    ranges.check("config.model.", model, {key[6:]: range_ for key, range_ in RUN.items() if key[:6] == "model."})
-    if model["num_heads"] % model["num_kv_heads"]:
-        raise InputError(
-            f"config.model.num_heads={model['num_heads']} is no multiple of num_kv_heads={model['num_kv_heads']}"
-        )
-    if model["head_dim"] % 2:
-        raise InputError(f"config.model.head_dim={model['head_dim']} is odd; rotary embedding turns pairs")
+def allowed(values: Mapping[str, Any]) -> dict[str, Range]:
+    """The range of each key but the codec's, for a config of these values by flat key: its model has its own keys.
+
+    Raises:
+      InputError: the model or the task has no name, or an unknown one.
+    """
+    found = dict(RUN)
+    for kinds in (MODELS, TASKS):
+        key = f"{kinds.section}.name"
+        if key not in values:
+            raise InputError(f"config.{key} is missing: {one_of(*kinds.names).words}")
+        found |= kinds.ranges(values[key])
+    return found
+
+
+def free(config: ConfigDict) -> tuple[str, ...]:
+    """How the flat keys begin that a resumed run may change."""
+    return (*_FREE, *(f"model.{key}" for key in MODELS.kind(config.model.name).FREE))
 
 
 def check_table(config: ConfigDict) -> None:
@@ -323,7 +315,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
-    """The config in the `config.json` of a run; keys that it is too old to have are as in `base()`. It is locked.
+    """The config in the `config.json` of a run; keys that it is too old to have get their defaults. It is locked.
 
     Args:
       path: for messages.
@@ -333,11 +325,11 @@ def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
       InputError: it is not the config of a run, or a value is not allowed.
     """
     with reading(path, "config of a run"):
-        config, stored = base(), json.loads(text)
+        stored = json.loads(text)
         if not isinstance(stored, dict):
             raise InputError(f"not the config of a run: {type(stored).__name__} instead of an object")
-        if isinstance(stored.get("codec"), dict) and stored["codec"].get("name") == "avc":
-            config.codec = avc()  # each codec has its own keys
+        stored = upgraded(stored)
+        config = _defaults_for(stored)
         known = ranges.flat(config.to_dict())
         for key in ranges.flat(stored):
             if any(name.startswith(f"{key}.") for name in known):
@@ -349,4 +341,44 @@ def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
         except (KeyError, TypeError) as error:
             raise InputError(f"not the config of a run: {_first_line(error)}") from error
         check(config)
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """What `parse` reads."""
+    return json.dumps({"version": VERSION} | config.to_dict(), indent=2) + "\n"
+
+
+def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json of an older version says, as this version writes it, without the version.
+
+    Version 0, which does not say so, has no names of model and task: there was one of each.
+
+    Raises:
+      InputError: it is of a newer version.
+    """
+    stored = dict(stored)
+    version = stored.pop("version", 0)
+    if type(version) is not int or not 0 <= version <= VERSION:
+        raise InputError(f"not the config of a run: version {version!r}, this program reads up to {VERSION}")
+    if version < 1:
+        for kinds in (MODELS, TASKS):
+            section = stored.get(kinds.section, {})
+            if isinstance(section, dict):
+                stored[kinds.section] = {"name": kinds.default} | section
+    return stored
+
+
+def _defaults_for(stored: dict[str, Any]) -> ConfigDict:
+    """`base()` with the sections of the codec, the model and the task that are stored.
+
+    Raises:
+      InputError: a model or a task that is not known. Of a codec, `check` says so.
+    """
+    config = base()
+    for kinds in (MODELS, TASKS):
+        if isinstance(section := stored.get(kinds.section), dict):
+            config[kinds.section] = ConfigDict(kinds.defaults(section.get("name")))
+    if isinstance(section := stored.get("codec"), dict) and section.get("name") in codecs.REGISTRY:
+        config.codec = _codec(section["name"])
     return config

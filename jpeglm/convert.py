@@ -18,12 +18,12 @@ from pathlib import Path
 from absl import flags
 from etils import epath
 
-from jpeglm import checkpoint, cli, runtime
+from jpeglm import cli, runtime
 from jpeglm import config as config_lib
 from jpeglm.errors import InputError, writing
 from jpeglm.evals import inception
 from jpeglm.files import check_outside
-from jpeglm.interop import huggingface
+from jpeglm.interop import huggingface, slim
 
 FLAGS = flags.FLAGS
 _FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",), "inception": ()}
@@ -45,7 +45,7 @@ def main(direction: str, source: str, target: str) -> None:
         config_lib.check(config)
         model = huggingface.import_model(Path(source), Path(target), config)
     elif direction == "slim":
-        model = checkpoint.slim(epath.Path(source), epath.Path(target), FLAGS.step)
+        model = slim.slim(epath.Path(source), epath.Path(target), FLAGS.step)
     else:
         model = huggingface.export_model(epath.Path(source), Path(target), FLAGS.step, FLAGS.dtype)
     print(f"{target}: {model.num_layers} layers, {model.num_parameters:,} parameters, {model.vocab_size} entries")

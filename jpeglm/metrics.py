@@ -20,7 +20,7 @@ def speed(
     """Tokens a second, of all devices and of one, and the model FLOPs utilisation where the peak is known.
 
     MFU (Chowdhery et al. 2022, appendix B) is tokens a second times FLOPs a token over the devices' peak. The FLOPs
-    are those of the model (`LlamaConfig.flops_per_token`): what rematerialisation computes again does not count.
+    are those of the model (`Model.flops_per_token`): what rematerialisation computes again does not count.
     """
     rate = tokens / seconds
     scalars = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / num_devices}

@@ -23,18 +23,17 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW; norms' scales are not decayed."""
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule, decayed: Any) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW.
+
+    `decayed`: whether weight decay reaches each parameter, as `networks.decayed` says.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=_decayed
+            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
         ),
     )
-
-
-def _decayed(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
 
 
 def state_shardings(

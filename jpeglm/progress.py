@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jpeglm import hardware, metrics
 from jpeglm.data import pipeline
 from jpeglm.metrics import human_bytes, human_count, human_time
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.model import MODELS
 
 
 class Progress:
@@ -27,7 +27,7 @@ class Progress:
         """Opens the metrics of the workdir; `clock` goes on from what they have counted."""
         self._is_lead = jax.process_index() == 0
         self._config, self._clock, self._schedule = config, clock, schedule
-        self._flops_per_token = LlamaConfig.of(config).flops_per_token(config.data.seq_len)
+        self._flops_per_token = MODELS.of(config).flops_per_token(config.data.seq_len)
         self._num_devices, self._peak = len(devices), hardware.peak_flops(devices[0])
         self._last = first_step, (0.0, 0.0)  # of the last line: the step, and the clock's seconds in steps and in data
         if self._is_lead:
@@ -101,7 +101,7 @@ def opening_table(
 ) -> str:  # fmt: skip
     """Every derived quantity of a run. `memory`: of `metrics.device_memory`."""
     seq_len, batch_size = config.data.seq_len, config.optim.batch_size
-    model = LlamaConfig.of(config)
+    model = MODELS.of(config)
     per_token = model.flops_per_token(seq_len)
     device = mesh.devices.flat[0]
     peak = hardware.peak_flops(device)

@@ -33,6 +33,7 @@ from jpeglm import checkpoint, cli, codecs, files, runtime, views
 from jpeglm.codecs import Codec
 from jpeglm.data import documents
 from jpeglm.errors import InputError, printable
+from jpeglm.model import MODELS
 from jpeglm.sampling import too_long
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.folder import Samples
@@ -68,7 +69,9 @@ class Job:
         """All that the samples depend on beside their originals; JSON types."""
         drawn = dataclasses.asdict(sampler.settings)
         del drawn["slots"]
-        model = {key: value for key, value in sampler.config.model.items() if key not in ("attention", "remat")}
+        section = sampler.config.model
+        free = MODELS.kind(section.name).FREE
+        model = {key: value for key, value in MODELS.identity(section).items() if key not in free}
         nested = {"model": model, "codec": sampler.config.codec}
         asked = {"ratio": self.ratio, "seed": self.seed}
         parts = {f"{part}.{key}": value for part, section in nested.items() for key, value in section.items()}

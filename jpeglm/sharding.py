@@ -79,10 +79,10 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> list[int]:
     return shape
 
 
-def inference_mesh(kv_heads: int, is_batched: bool, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Heads over as many devices as divide them; the batch, if there is one, over what that leaves."""
+def inference_mesh(tensor_parallelism: int, is_batched: bool, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A model over as many devices as divide its `tensor_parallelism`; the batch, if any, over what that leaves."""
     devices = jax.devices() if devices is None else devices
-    tensor = math.gcd(len(devices), kv_heads)
+    tensor = math.gcd(len(devices), tensor_parallelism)
     return make_mesh({"data": -1, "tensor": tensor}, devices if is_batched else devices[:tensor])
 
 
@@ -166,6 +166,11 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
 
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=is_variable))
+
+
+def laid_out(shapes: Any, shardings: Any) -> Any:
+    """Shapes and dtypes with their layouts, as restoring wants them."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def is_spread(axis: str) -> bool:
@@ -278,9 +283,9 @@ def _what_divides(batch_size: int, accumulate: int, members: int) -> str:
     return f"optim.accumulate={fitting} fits; {with_accumulate}"
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The layout of a batch [batch, sequence]."""
-    return NamedSharding(mesh, spec(("batch", "sequence")))
+def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
+    """The layout of an array of a batch: [batch, sequence], or [batch] alone."""
+    return NamedSharding(mesh, spec(("batch", "sequence")[:ndim]))
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
@@ -295,7 +300,9 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 def global_batch(
     local: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding, batch_size: int
 ) -> dict[str, jax.Array]:
-    """Global arrays [batch_size, seq_len] out of the rows that this process read, a spread sequence in dealt order.
+    """Global arrays [batch_size, seq_len] or [batch_size] out of the rows that this process read.
+
+    A spread sequence is in dealt order. `sharding`: of the arrays with a sequence.
 
     Each device takes its columns from rows that are on this host: the order costs no communication.
     """
@@ -303,7 +310,9 @@ def global_batch(
     place[rows] = np.arange(len(rows))
 
     def assemble(array: np.ndarray) -> jax.Array:
-        shape = (batch_size, array.shape[1])
+        shape = (batch_size, *array.shape[1:])
+        if array.ndim == 1:
+            return jax.make_array_from_callback(shape, batch_sharding(sharding.mesh, 1), lambda i: array[place[i[0]]])
         order = dealt_order(array.shape[1], num_parts(sharding.mesh, "sequence"))
         return jax.make_array_from_callback(shape, sharding, lambda i: array[np.ix_(place[i[0]], order[i[1]])])
 

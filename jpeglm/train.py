@@ -3,9 +3,9 @@
 python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DIR --workdir=WORKDIR
 
 DIR is what `jpeglm.prepare` wrote, WORKDIR gets config, tokenizer, checkpoints and metrics (metrics.jsonl, and
-TensorBoard). Every key of a config stands with its default in jpeglm/config.py; --config.KEY=VALUE changes one, as in
---config.optim.lr=1e-4. Several hosts: the same command on each (see jpeglm/runtime.py). With --dry_run it tries
-everything once, says what the run will take, and whether it can go.
+TensorBoard). Every key of a config stands with its default in jpeglm/config.py, or in the file of its model;
+--config.KEY=VALUE changes one, as in --config.optim.lr=1e-4. Several hosts: the same command on each (see
+jpeglm/runtime.py). With --dry_run it tries everything once, says what the run will take, and whether it can go.
 """
 
 from typing import Any
@@ -20,7 +20,9 @@ from jpeglm import checkpoint, cli, dry_run, faults, files, metrics, runtime, sh
 from jpeglm import config as config_lib
 from jpeglm.data import pipeline, shards
 from jpeglm.errors import Diverged, InputError
+from jpeglm.model import MODELS
 from jpeglm.progress import Progress, opening_table
+from jpeglm.tasks import TASKS
 
 
 def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None) -> tuple[int, int]:
@@ -52,6 +54,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     is_lead = jax.process_index() == 0
 
     ############################ Model, optimiser and step, as shapes ############################
+    model, task = MODELS.of(config), TASKS.of(config)
     programs = train_step.build(config, mesh)
 
     ############################ Data ############################
@@ -63,8 +66,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     pipeline.check_fits(manifest, config)
     if config.data.verify:
         shards.check_checksums(data_dir, manifest, jax.process_index(), jax.process_count())
-    chunks = pipeline.Chunks(data_dir, "train", seq_len, config.model.mask_documents)
-    heldout = pipeline.Chunks(data_dir, "heldout", seq_len, config.model.mask_documents)
+    chunks, heldout = task.data(data_dir, "train", model), task.data(data_dir, "heldout", model)
     batch_layout = sharding.batch_sharding(mesh)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
     eval_size = batch_size // accumulate
@@ -76,10 +78,9 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
 
     clock.lap("restart")
     # Compiled before the state is there: whether it fits is known before anything is allocated.
-    run_step = programs.train_step.lower(programs.state, train_step.batch_shapes(batch_size, seq_len, mesh)).compile()
-    run_eval = programs.eval_step.lower(
-        programs.state["params"], train_step.batch_shapes(eval_size, seq_len, mesh)
-    ).compile()
+    batch_shapes = [train_step.batch_shapes(task, size, mesh) for size in (batch_size, eval_size)]
+    run_step = programs.train_step.lower(programs.state, batch_shapes[0]).compile()
+    run_eval = programs.eval_step.lower(programs.state["params"], batch_shapes[1]).compile()
     compile_seconds, memory = clock.lap("compile"), metrics.device_memory(run_step)
     metrics.check_memory(memory, jax.local_devices()[0])
     runtime.wait_for_all("the programs are compiled")
@@ -88,7 +89,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
     first_step, state = checkpoint.restore_newest(workdir, programs.state)
     if state is None and init_from:
-        params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), config, mesh)
+        params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), programs.state["params"])
         state = programs.state_from(params)
     elif state is None:
         state = programs.new_state()
@@ -107,7 +108,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
             batch = sharding.global_batch(local, eval_rows, batch_layout, eval_size)
             sums += np.array(jax.device_get(run_eval(params, batch)), np.float64)
             watchdog.beat("an evaluation")
-        return metrics.heldout_units(sums[0] / sums[1], heldout.manifest)
+        return task.scores(sums[0] / sums[1], heldout.manifest)
 
     def diverged(step: int, scalars: dict[str, float]) -> Diverged:
         saver.close()  # an earlier step may still be on its way to the disk

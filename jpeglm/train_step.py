@@ -13,19 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jpeglm import checkpoint, optim, sharding
-from jpeglm.model import llama
-from jpeglm.model.loss import make_loss
+from jpeglm import optim, sharding
+from jpeglm.errors import InputError
+from jpeglm.model import MODELS, networks
+from jpeglm.tasks import TASKS, Task
 
 Batch = dict[str, jax.Array]
-
-BATCH = {  # arrays [batch, seq_len]; what they hold: jpeglm/data/pipeline.py
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "loss_weights": jnp.float32,
-    "segment_ids": jnp.int32,
-    "positions": jnp.int32,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +27,7 @@ class Programs:
 
     Attributes:
       train_step: (state, batch) -> (state, scalars: loss, grad_norm, param_norm); the old state is given up.
-      eval_step: (params, batch) -> (sum of the targets' negative log-likelihoods in nats, their number).
+      eval_step: (params, batch) -> (the task's loss summed over the batch, the sum of its weights).
       new_state: () -> state.
       state_from: (params) -> state, with a fresh optimiser; `params` are given up.
       state: shapes, dtypes and layouts of a state.
@@ -56,13 +49,15 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
       InputError: config and mesh do not fit.
     """
     sharding.check_divides(config, mesh)
-    model_config = llama.LlamaConfig.of(config)
-    graphdef, abstract_model = llama.abstract(model_config)
+    model, task = MODELS.of(config), TASKS.of(config)
+    if sharding.num_parts(mesh, "sequence") > 1 and not model.SPREADS_SEQUENCE:
+        raise InputError(f"mesh.context: the model {config.model.name} cannot spread the sequence over devices")
+    graphdef, abstract_model = networks.abstract(model)
     abstract_params = nnx.to_pure_dict(abstract_model)
     param_shardings = sharding.parameter_shardings(abstract_model, mesh)
     schedule = optim.make_schedule(config.optim, config.steps)
-    optimizer = optim.make_optimizer(config.optim, schedule)
-    loss_of = make_loss(graphdef, config.optim.z_loss)
+    optimizer = optim.make_optimizer(config.optim, schedule, networks.decayed(abstract_model))
+    loss_of = task.make_loss(graphdef)
     accumulate = config.optim.accumulate
 
     def with_optimizer(params: Any) -> dict[str, Any]:
@@ -70,7 +65,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
 
     def train_step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         # Sums over microbatches divided by the weight of the whole batch: accumulation changes nothing but rounding.
-        total_weight = jnp.sum(batch["loss_weights"])
+        total_weight = task.weight(batch)
         grad_of = jax.grad(lambda params, part: loss_of(params, part, total_weight), has_aux=True)
 
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
@@ -88,8 +83,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
         return {"params": params, "opt_state": opt_state}, {"loss": loss, **norms}
 
     def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        _, nll = loss_of(params, batch, jnp.ones(()))
-        return nll, jnp.sum(batch["loss_weights"])
+        _, loss = loss_of(params, batch, jnp.ones(()))
+        return loss, task.weight(batch)
 
     shardings = {
         "params": param_shardings,
@@ -100,21 +95,22 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(eval_step),
         # Born in its layout, never whole on one device.
-        new_state=jax.jit(
-            lambda: with_optimizer(llama.init_params(model_config, config.seed)), out_shardings=shardings
-        ),
+        new_state=jax.jit(lambda: with_optimizer(networks.init(model, config.seed)), out_shardings=shardings),
         state_from=jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings),
-        state=checkpoint.abstract(state, shardings),
+        state=sharding.laid_out(state, shardings),
         schedule=schedule,
     )
 
 
-def batch_shapes(batch_size: int, seq_len: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch without its numbers."""
-    layout = sharding.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=layout) for name, dtype in BATCH.items()}
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh, len(shape)))
+
+    return {name: array((batch_size, *shape), dtype) for name, (shape, dtype) in task.arrays.items()}
 
 
 def microbatches(batch: Batch, parts: int) -> Batch:
-    """[batch, seq] -> [parts, batch / parts, seq]; strided, so that each device keeps the rows that it holds."""
+    """[batch, ...] -> [parts, batch / parts, ...]; strided, so that each device keeps the rows that it holds."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

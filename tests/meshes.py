@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jpeglm import optim, sharding
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from jpeglm.model.loss import make_loss
 from tests.tiny_config import get_config
 
@@ -49,7 +49,7 @@ def batch():
 
 def loss_and_grads(sizes, params):
     mesh = mesh_of(sizes)
-    graphdef, model = llama.abstract(MODEL)
+    graphdef, model = networks.abstract(MODEL)
     layout = sharding.parameter_shardings(model, mesh)
     loss = make_loss(graphdef, z_loss=1e-3)
     with jax.set_mesh(mesh):
@@ -60,7 +60,7 @@ def loss_and_grads(sizes, params):
 
 
 def compare(meshes):
-    params = jax.tree.map(np.asarray, jax.jit(lambda: llama.init_params(MODEL, 0))())
+    params = jax.tree.map(np.asarray, jax.jit(lambda: networks.init(MODEL, 0))())
     one, expected = loss_and_grads((1, 1, 1, 1), params)
     for sizes in meshes:
         loss, grads = loss_and_grads(sizes, params)
@@ -79,14 +79,16 @@ def start():
         vocab_size=1024, num_layers=4, width=512, num_heads=8, num_kv_heads=8, head_dim=64, ffn_width=1408
     )
     mesh = mesh_of((1, 8, 1, 1))
-    abstract = llama.abstract(model_config)[1]
+    abstract = networks.abstract(model_config)[1]
     config = get_config()
-    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, config.steps))
+    optimizer = optim.make_optimizer(
+        config.optim, optim.make_schedule(config.optim, config.steps), networks.decayed(abstract)
+    )
     params = sharding.parameter_shardings(abstract, mesh)
     moments = optim.state_shardings(optimizer, nnx.to_pure_dict(abstract), params, mesh)
 
     def make():
-        fresh = llama.init_params(model_config, 0)
+        fresh = networks.init(model_config, 0)
         return fresh, optimizer.init(fresh)
 
     with jax.set_mesh(mesh):

@@ -17,7 +17,7 @@ from etils import epath
 from flax import nnx
 
 from jpeglm import checkpoint, optim, runtime, sharding
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from tests.tiny_config import get_config
 
 
@@ -34,21 +34,21 @@ def main() -> None:
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "context": 1, "tensor": 1}, devices)
     jax.set_mesh(mesh)
     model_config = llama.LlamaConfig.of(config)
-    _, model = llama.abstract(model_config)
+    _, model = networks.abstract(model_config)
     params, layout = nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh)
-    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, 100))
+    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, 100), networks.decayed(model))
     make = lambda params: {"params": params, "opt_state": optimizer.init(params)}  # noqa: E731
     shardings = {"params": layout, "opt_state": optim.state_shardings(optimizer, params, layout, mesh)}
 
     if what == "save":
-        make_state = jax.jit(lambda: make(llama.init_params(model_config, 0)), out_shardings=shardings)
+        make_state = jax.jit(lambda: make(networks.init(model_config, 0)), out_shardings=shardings)
         saver = checkpoint.Saver(workdir, config.checkpoint)
         saver.save(1, make_state())
         saver.close()
         return
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
-    step, state = checkpoint.restore_newest(workdir, checkpoint.abstract(jax.eval_shape(make, params), shardings))
+    step, state = checkpoint.restore_newest(workdir, sharding.laid_out(jax.eval_shape(make, params), shardings))
     peak = memory("VmHWM") - before
     held: dict[jax.Device, int] = {}
     for leaf in jax.tree.leaves(state):

@@ -16,9 +16,10 @@ from jpeglm import aot, estimate, hardware, hlo, sharding, train_step
 from jpeglm.config import base
 from jpeglm.data import pipeline
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import networks
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Settings
+from jpeglm.tasks.lm import LanguageModelling
 from tests.commands import finish, start
 from tests.forks import run
 from tests.tiny_config import get_config
@@ -206,7 +207,7 @@ def test_a_decoding_step_computes_what_the_formula_says():
         vocab_size=320, num_layers=2, width=256, num_heads=4, num_kv_heads=4, head_dim=64, ffn_width=512
     )
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    params = nnx.to_pure_dict(llama.abstract(config)[1])
+    params = nnx.to_pure_dict(networks.abstract(config)[1])
     engine = Engine(config, params, mesh, Settings(max_tokens=512, slots=4), eos=2)
     xla = engine.lower_decode().compile().cost_analysis()["flops"]  # the loop's body counts once
     padded = 2 * config.width * (config.padded_vocab_size - config.vocab_size)
@@ -226,7 +227,8 @@ def test_what_is_computed_again_is_the_layers_forward_pass():
 
 def test_a_batch_of_the_pipeline_is_what_the_step_is_compiled_for(tiny_data):
     batch = pipeline.Chunks(tiny_data, "train", 64).batch([0])
-    assert {name: array.dtype for name, array in batch.items()} == train_step.BATCH
+    found = {name: (array.shape[1:], array.dtype) for name, array in batch.items()}
+    assert found == LanguageModelling(seq_len=64, z_loss=0.0).arrays
 
 
 def test_the_kind_of_every_described_tpu_is_known():

@@ -19,7 +19,7 @@ from jpeglm import metrics, ranges, runtime
 from jpeglm.data import packing, pipeline
 from jpeglm.errors import Diverged, InputError
 from jpeglm.evals import tables
-from jpeglm.model import llama
+from jpeglm.model import llama, llama_config
 from tests.commands import ROOT
 from tests.tiny_clips_config import get_config as clips
 from tests.tiny_config import get_config
@@ -60,6 +60,7 @@ BAD = {
     "data.augment": NOT_NEGATIVE,
     "data.stride": NOT_NEGATIVE,
     "data.seed": SEED,
+    "model.name": ["gpt", None, 0],
     "model.num_layers": [*COUNT, 10**9],
     "model.width": COUNT,
     "model.num_heads": COUNT,
@@ -73,6 +74,7 @@ BAD = {
     "model.dtype": ["float16", "int8", None],
     "model.remat": ["some", None, True],
     "model.attention": ["flash", None],
+    "task.name": ["classify", None, 0],
     "optim.batch_size": COUNT,
     "optim.accumulate": [*COUNT, 3, 16],
     "optim.lr": [*REAL, -1.0],
@@ -137,11 +139,13 @@ def line_of(check, config) -> str:
 
 def test_every_key_has_a_range_and_every_range_a_key():
     keys = set(ranges.flat(config_lib.base().to_dict()))
-    assert {key for key in keys if not key.startswith("codec.")} == set(config_lib.RUN)
+    of_runs = set(config_lib.allowed(ranges.flat(config_lib.base().to_dict())))
+    assert {key for key in keys if not key.startswith("codec.")} == of_runs
     assert keys == set(BAD)
     keys = set(ranges.flat(table_config().to_dict()))
     assert keys <= set(config_lib.TABLE)
-    assert set(llama.REMAT) == set(config_lib.REMAT) and set(runtime.PLATFORMS) == set(config_lib.PLATFORMS)
+    assert set(llama.REMAT) == set(llama_config.REMAT) == set(llama_config.LlamaConfig.REMAT_POLICIES)
+    assert set(runtime.PLATFORMS) == set(config_lib.PLATFORMS)
 
 
 @pytest.mark.parametrize("key", BAD)
@@ -345,7 +349,7 @@ def test_a_damaged_config_of_a_run_is_one_line(tmp_path, content):
 
 def test_the_config_of_an_older_run_takes_the_defaults_of_newer_keys():
     tree = get_config().to_dict()
-    del tree["data"]["augment"], tree["deterministic"], tree["model"]["attention"]
+    del tree["data"]["augment"], tree["deterministic"], tree["model"]["attention"], tree["model"]["name"], tree["task"]
     assert config_lib.parse("config.json", json.dumps(tree)).to_dict() == get_config().to_dict()
     assert config_lib.parse("config.json", json.dumps(clips().to_dict())).to_dict() == clips().to_dict()
 

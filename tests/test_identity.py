@@ -12,6 +12,8 @@ from etils import epath
 
 from jpeglm import checkpoint, sharding
 from jpeglm.errors import InputError
+from jpeglm.interop import slim
+from jpeglm.model import MODELS, networks
 
 DEMO = epath.Path(__file__).parents[1] / "pretrained" / "demo"
 STEP = 6000
@@ -20,7 +22,8 @@ STEP = 6000
 @pytest.fixture(scope="module")
 def params() -> dict:
     config = checkpoint.read_config(DEMO)
-    return checkpoint.restore_model(DEMO, STEP, config, sharding.make_mesh({}, jax.devices()[:1]))
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    return checkpoint.restore_model(DEMO, STEP, networks.laid_out(MODELS.of(config), mesh))
 
 
 def saved(folder: Path, state: dict, step: int) -> epath.Path:
@@ -35,7 +38,7 @@ def saved(folder: Path, state: dict, step: int) -> epath.Path:
 
 def test_copies_and_other_steps_of_the_same_weights_are_the_same(params, tmp_path):
     expected = checkpoint.weights_hash(DEMO, STEP)
-    checkpoint.slim(DEMO, epath.Path(tmp_path / "slim"))
+    slim.slim(DEMO, epath.Path(tmp_path / "slim"))
     assert checkpoint.weights_hash(epath.Path(tmp_path / "slim"), STEP) == expected
     prints = {"params": jax.device_get(checkpoint.fingerprints(params))}
     elsewhere = saved(tmp_path / "elsewhere", {"params": params, "fingerprints": prints}, step=7)

@@ -9,7 +9,7 @@ from flax import nnx
 from jpeglm import optim, sharding
 from jpeglm.config import base
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from tests.tiny_config import get_config
 
 
@@ -61,7 +61,7 @@ def test_steps_are_those_of_clipped_adamw_and_norms_are_not_decayed():
     gradients = [jax.tree.map(lambda x, s=s: random.normal(size=x.shape) * s, params) for s in (0.1, 3.0, 1.0)]
     schedule = optim.make_schedule(config.optim, config.steps)
     rates = [float(schedule(step)) for step in range(3)]
-    optimizer = optim.make_optimizer(config.optim, schedule)
+    optimizer = optim.make_optimizer(config.optim, schedule, {"norm": {"scale": False}, "wq": True})
 
     new, state = params, optimizer.init(params)
     for gradient in gradients:
@@ -83,9 +83,10 @@ def test_steps_are_those_of_clipped_adamw_and_norms_are_not_decayed():
 def test_moments_are_laid_out_as_their_parameters():
     config = get_config()
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    _, model = llama.abstract(llama.LlamaConfig.of(config))
+    _, model = networks.abstract(llama.LlamaConfig.of(config))
     params = sharding.parameter_shardings(model, mesh)
-    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, config.steps))
+    schedule = optim.make_schedule(config.optim, config.steps)
+    optimizer = optim.make_optimizer(config.optim, schedule, networks.decayed(model))
     layout = optim.state_shardings(optimizer, nnx.to_pure_dict(model), params, mesh)
     states = [part for part in jax.tree.leaves(layout, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")]
     assert len(states) == 1

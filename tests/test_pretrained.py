@@ -11,7 +11,7 @@ from etils import epath
 from configs import jpeglm_demo, jpeglm_demo_long
 from jpeglm import checkpoint, metrics, sharding
 from jpeglm.data import packing, pipeline
-from jpeglm.model import llama
+from jpeglm.model import MODELS, llama, networks
 from jpeglm.model.loss import make_loss
 
 DEMO = Path(__file__).parents[1] / "pretrained" / "demo"
@@ -42,8 +42,8 @@ def test_it_held_out_what_the_demo_holds_out(demo_data):
 def test_its_held_out_loss_is_that_of_its_metrics(demo_data):
     config = checkpoint.read_config(epath.Path(DEMO))
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    params = checkpoint.restore_model(epath.Path(DEMO), config.steps, config, mesh)
-    graphdef, _ = llama.abstract(llama.LlamaConfig.of(config))
+    params = checkpoint.restore_model(epath.Path(DEMO), config.steps, networks.laid_out(MODELS.of(config), mesh))
+    graphdef, _ = networks.abstract(llama.LlamaConfig.of(config))
     loss_of = jax.jit(lambda batch: make_loss(graphdef, 0.0)(params, batch, jnp.ones(()))[1])
     chunks = pipeline.Chunks(str(demo_data), "heldout", config.data.seq_len)
     sums = np.zeros(2)

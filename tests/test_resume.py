@@ -21,12 +21,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, optim, sharding
 from jpeglm.data import shards
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from tests.commands import ROOT, finish, start
 from tests.forks import run
 from tests.runs import differences, scalars, start_job, start_several, state, train_flags
@@ -107,11 +108,12 @@ def abstract_state():
     """Shapes and layout of the tiny run's state on one device."""
     config = get_config()
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    params = jax.eval_shape(lambda: llama.init_params(llama.LlamaConfig.of(config), 0))
-    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, STEPS))
+    _, model = networks.abstract(llama.LlamaConfig.of(config))
+    params = nnx.to_pure_dict(model)
+    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, STEPS), networks.decayed(model))
     shapes = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return checkpoint.abstract(shapes, jax.tree.map(lambda _: replicated, shapes))
+    return sharding.laid_out(shapes, jax.tree.map(lambda _: replicated, shapes))
 
 
 def restored(workdir: Path, expected_step: int | None = None):

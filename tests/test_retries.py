@@ -23,6 +23,7 @@ from jpeglm import checkpoint, metrics, retries, sharding
 from jpeglm.data import shards
 from jpeglm.data.pipeline import Chunks
 from jpeglm.errors import InputError
+from jpeglm.model import MODELS, networks
 from tests.runs import state
 from tests.test_resume import abstract_state, content
 from tests.tiny_config import get_config
@@ -267,7 +268,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_used_and_else_left_as_
     assert tries == [1, 4, 16] and listing(workdir) == before
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     with pytest.raises(InputError, match=re.escape(words)):
-        checkpoint.restore_model(epath.Path(workdir), 20, get_config(), mesh)
+        checkpoint.restore_model(epath.Path(workdir), 20, networks.laid_out(MODELS.of(get_config()), mesh))
 
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: end() if seconds == 4 else None)
     step, found = checkpoint.restore_newest(epath.Path(workdir), abstract_state())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jpeglm import checkpoint, codecs, sharding
 from jpeglm.data import pipeline, sources
-from jpeglm.model import llama
+from jpeglm.model import MODELS, llama, networks
 from jpeglm.tokenizer import Tokenizer
 from tests.commands import finish
 from tests.forks import run
@@ -98,8 +98,10 @@ def test_score_sums_the_models_own_log_probabilities(tiny_run, tiny_run_of_256, 
 
     stored = checkpoint.read_config(tiny_run)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
-    params = checkpoint.restore_model(tiny_run, checkpoint.pick_step(tiny_run, None), stored, mesh)
-    model = nnx.merge(llama.abstract(llama.LlamaConfig.of(stored))[0], params)
+    params = checkpoint.restore_model(
+        tiny_run, checkpoint.pick_step(tiny_run, None), networks.laid_out(MODELS.of(stored), mesh)
+    )
+    model = nnx.merge(networks.abstract(llama.LlamaConfig.of(stored))[0], params)
     tokenizer = Tokenizer.load(tiny_run / "tokenizer.json")
     for row, document in zip(rows, pipeline.documents(tiny_data, "heldout", 3), strict=False):
         ids = np.array([[tokenizer.BOS, *tokenizer.encode(document), tokenizer.EOS]])

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from jpeglm import sharding
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from tests import meshes
 from tests.forks import run
 from tests.tiny_config import get_config
@@ -44,7 +44,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(wrong):
 
 
 def test_parameters_are_spread_as_the_table_says():
-    _, model = llama.abstract(MODEL)
+    _, model = networks.abstract(MODEL)
     layout = sharding.parameter_shardings(model, mesh_of(data=2, fsdp=4, tensor=2))
     assert jax.tree.structure(layout) == jax.tree.structure(nnx.to_pure_dict(model))
     layers = layout["layers"]
@@ -66,7 +66,7 @@ def test_parameters_are_spread_as_the_table_says():
     ],
 )
 def test_a_model_that_does_not_divide_over_the_mesh_is_refused(mesh, changes, message):
-    _, model = llama.abstract(dataclasses.replace(MODEL, **changes))
+    _, model = networks.abstract(dataclasses.replace(MODEL, **changes))
     with pytest.raises(InputError, match=message):
         sharding.parameter_shardings(model, mesh)
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jpeglm import checkpoint, metrics, sharding
 from jpeglm.data.pipeline import Chunks
-from jpeglm.model import llama
+from jpeglm.model import MODELS, llama, networks
 from tests.commands import ROOT, finish, run, start
 from tests.runs import differences, losses, start_several, state, train_flags, without_speed
 from tests.tiny_config import get_config
@@ -87,8 +87,8 @@ def test_evaluation_is_the_mean_over_all_heldout_tokens(tiny_data, whole_run):
     batch = heldout.batch(range(len(heldout)))
 
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    params = checkpoint.restore_model(epath.Path(workdir), STEPS, config, mesh)
-    graphdef, _ = llama.abstract(llama.LlamaConfig.of(config))
+    params = checkpoint.restore_model(epath.Path(workdir), STEPS, networks.laid_out(MODELS.of(config), mesh))
+    graphdef, _ = networks.abstract(llama.LlamaConfig.of(config))
     logits = nnx.merge(graphdef, params)(batch["tokens"], batch["positions"], batch["segment_ids"])
     logits = np.asarray(logits, np.float64)[..., : config.tokenizer.vocab_size]
 

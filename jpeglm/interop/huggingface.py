@@ -27,7 +27,8 @@ from jpeglm import config as config_lib
 from jpeglm.errors import InputError, writing
 from jpeglm.interop import sentencepiece
 from jpeglm.interop.weight_files import SHARD_BYTES, SafetensorsWriter, Tensor, open_folder, read_json, shown
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
+from jpeglm.model.llama_config import LlamaConfig
 from jpeglm.tokenizer import BOS, DUMMY_PREFIX, EOS, SPECIALS, UNK, Tokenizer
 
 # Ours -> theirs, with the number of leading axes of ours that are inputs (0: not turned).
@@ -109,7 +110,7 @@ class Leaf(NamedTuple):
             yield name, self.to_theirs(part)
 
 
-def leaves(config: llama.LlamaConfig) -> list[Leaf]:
+def leaves(config: LlamaConfig) -> list[Leaf]:
     """All parameters of a model. Raises InputError where Hugging Face's Llama has no place for it."""
     if config.qk_norm:
         raise InputError("model.qk_norm=True: Hugging Face's Llama has no normalised queries and keys")
@@ -118,7 +119,7 @@ def leaves(config: llama.LlamaConfig) -> list[Leaf]:
             f"model.width={config.width} is no multiple of model.num_heads={config.num_heads}, as Hugging Face wants"
         )
     found = []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(llama.abstract(config)[1])):
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(networks.abstract(config)[1])):
         path = tuple(key.key for key in keys)
         if path[0] == "layers":
             name, inputs = _LAYER[".".join(path[1:])]
@@ -134,7 +135,7 @@ def leaves(config: llama.LlamaConfig) -> list[Leaf]:
 # Import
 
 
-def import_model(source: Path, workdir: Path, config: ConfigDict) -> llama.LlamaConfig:
+def import_model(source: Path, workdir: Path, config: ConfigDict) -> LlamaConfig:
     """Makes a workdir of a Hugging Face Llama directory: its weights, in float32, as the checkpoint of step 0.
 
     Args:
@@ -147,7 +148,7 @@ def import_model(source: Path, workdir: Path, config: ConfigDict) -> llama.Llama
       InputError: what jpeglm's Llama cannot express, a tensor that is missing, surplus or of another shape, and so on.
     """
     config = read_model_config(source, config)
-    model = llama.LlamaConfig.of(config)
+    model = LlamaConfig.of(config)
     tokenizer = read_tokenizer(source)
     if tokenizer.vocab_size != model.vocab_size:
         raise InputError(
@@ -170,7 +171,7 @@ def import_model(source: Path, workdir: Path, config: ConfigDict) -> llama.Llama
                 _put(params, leaf.path, np.memmap(path, np.float32, "r", shape=leaf.shape))
         _save(folder, params)
         shutil.rmtree(scratch)
-        _write_json(folder / "config.json", config.to_dict())
+        (folder / "config.json").write_text(config_lib.to_json(config))
     return model
 
 
@@ -203,6 +204,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
             f"{path}: hidden_size={width} is less than num_attention_heads={heads}, and no head_dim is given"
         )
     config = config.copy_and_resolve_references()
+    _check_is_llama(config, "the config given")
     config.tokenizer.vocab_size = whole("vocab_size", most=2**16)
     config.model.num_layers = whole("num_hidden_layers", most=10_000)
     config.model.width = width
@@ -222,6 +224,11 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
     if limit < config.data.seq_len:
         logging.warning("%s: made for %d positions, data.seq_len is %d", path, limit, config.data.seq_len)
     return config
+
+
+def _check_is_llama(config: ConfigDict, whose: str) -> None:
+    if config.model.name != "llama":
+        raise InputError(f"{whose}: model.name={config.model.name}, Hugging Face's Llama is none")
 
 
 def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
@@ -258,7 +265,7 @@ def read_tokenizer(source: Path) -> Tokenizer:
         raise InputError(f"{path}: {str(error)[:300]}") from error
 
 
-def _needed(source: Path, theirs: dict[str, Tensor], model: llama.LlamaConfig) -> dict[str, Tensor]:
+def _needed(source: Path, theirs: dict[str, Tensor], model: LlamaConfig) -> dict[str, Tensor]:
     """Exactly the tensors of the model, a tied head untied by reading the embedding twice."""
     theirs = dict(theirs)
     _check_layers(source, theirs, model.num_layers)
@@ -295,7 +302,7 @@ def _check_layers(source: Path, theirs: dict[str, Tensor], num_layers: int) -> N
         )
 
 
-def _check_frequencies(table: Tensor, model: llama.LlamaConfig) -> None:
+def _check_frequencies(table: Tensor, model: LlamaConfig) -> None:
     """A stored table of rotary frequencies must be that of the base."""
     fits = table.shape == (model.head_dim // 2,)
     if fits:
@@ -346,7 +353,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 # Export
 
 
-def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str) -> llama.LlamaConfig:
+def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str) -> LlamaConfig:
     """Makes a Hugging Face Llama directory of a run: config, generation config, safetensors, tokenizer.
 
     Args:
@@ -359,7 +366,8 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
       InputError: the run's model is not Llama, its checkpoint cannot be read, the target exists or cannot be written.
     """
     config = checkpoint.read_config(workdir)
-    model = llama.LlamaConfig.of(config)
+    _check_is_llama(config, str(workdir))
+    model = LlamaConfig.of(config)
     step = checkpoint.pick_step(workdir, step)
     ours = leaves(model)
     read = _open_checkpoint(workdir, step, ours)
@@ -426,7 +434,7 @@ def _open_checkpoint(workdir: epath.Path, step: int, ours: list[Leaf]) -> Callab
     return read
 
 
-def _their_config(model: llama.LlamaConfig, seq_len: int, dtype: str) -> dict[str, Any]:
+def _their_config(model: LlamaConfig, seq_len: int, dtype: str) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

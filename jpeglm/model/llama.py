@@ -17,12 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
-from jpeglm import config as config_lib
 from jpeglm.errors import InputError
 from jpeglm.model.attention import cached_attention, causal_attention
 from jpeglm.model.kernels import SAVED
+from jpeglm.model.llama_config import LlamaConfig
 from jpeglm.sharding import constrain, gather, is_spread
 
 INIT_STD = 0.02
@@ -31,75 +30,6 @@ REMAT = {  # what the forward pass of a layer keeps for the backward pass
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
 }
-VOCAB_MULTIPLE = 128  # the arrays are padded to this: whole TPU lanes, and divisible over `tensor`
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Shapes and numerics of one model. `vocab_size` counts every id; arrays hold `padded_vocab_size`."""
-
-    vocab_size: int
-    num_layers: int
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_width: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    qk_norm: bool = False
-    mask_documents: bool = False
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    stacked: bool = True  # layers as one array each, for training; False: one by one, for decoding
-
-    def __post_init__(self) -> None:
-        own = ("vocab_size", "stacked")  # not of the section model
-        config_lib.check_model({key: value for key, value in dataclasses.asdict(self).items() if key not in own})
-
-    @classmethod
-    def of(cls, config: ConfigDict) -> "LlamaConfig":
-        """The model of a run's config."""
-        return cls(vocab_size=config.tokenizer.vocab_size, **config.model)
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the model proper, without the padding of the vocabulary."""
-        attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
-        attention += 2 * self.head_dim * self.qk_norm
-        per_layer = attention + 3 * self.width * self.ffn_width + 2 * self.width
-        return self.num_layers * per_layer + 2 * self.vocab_size * self.width + self.width
-
-    def flops_per_token(self, seq_len: int) -> float:
-        """Training FLOPs a token, forward and backward, causal, recomputation not counted.
-
-        Six for each weight of a matrix product (Kaplan et al. 2020, section 2.1) and, in each layer, six times the
-        2 * heads * head_dim * (seq_len + 1) / 2 multiply-adds of scores and mixing over a mean past of half a chunk.
-        """
-        norms = self.num_layers * (2 * self.width + 2 * self.head_dim * self.qk_norm) + self.width
-        matrices = self.num_parameters - self.vocab_size * self.width - norms
-        mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
-        return 6.0 * (matrices + mixing)
-
-    def recomputed_flops_per_token(self, seq_len: int) -> float:
-        """FLOPs a token that rematerialisation adds: the layers' forward pass again, or all of it but attention.
-
-        What attention's kernels compute again in their own backward pass is not counted.
-        """
-        head = self.vocab_size * self.width
-        mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
-        forward = self.flops_per_token(seq_len) / 3 - 2 * head
-        return {"none": 0.0, "attention": forward - 2 * mixing, "full": forward}[self.remat]
-
-    def decode_flops(self, capacity: int) -> float:
-        """FLOPs of decoding one token, attending over all `capacity` places of a cache."""
-        mixing = self.num_layers * self.num_heads * self.head_dim
-        return self.flops_per_token(0) / 3 + 2 * mixing * (2 * capacity - 1)
 
 
 @jax.tree_util.register_dataclass
@@ -132,7 +62,7 @@ class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last dimension, in float32."""
 
     def __init__(self, size: int, eps: float, axis: str):
-        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=(axis,))
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=(axis,), decay=False)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -222,12 +152,14 @@ class Llama(nnx.Module):
         x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments, how), None))
         return self._logits(x)
 
-    def prefill(self, tokens: jax.Array) -> tuple[jax.Array, list[Cache]]:
-        """Runs prompts [batch, length] from position 0; logits at every position, and caches of this length.
+    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[Cache]]:
+        """Runs prompts [batch, bucket] from position 0; logits at every position, and caches of this length.
 
-        Wants each prompt whole on a device: its tokens are in natural order. Of any length, so the implementation of
-        attention is chosen anew.
+        What is cached after a prompt's end (`lengths`) is written over before any query sees it. Wants each prompt
+        whole on a device: its tokens are in natural order. Of any length, so the implementation of attention is chosen
+        anew.
         """
+        del lengths
         if is_spread("sequence"):
             raise InputError("prompts are sampled whole: the mesh must not spread the sequence")
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -307,18 +239,13 @@ class Llama(nnx.Module):
         return jnp.where(padding, -jnp.inf, logits)
 
 
-def abstract(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model without its numbers: its graph, and its parameters as shapes with their logical axes."""
-    return nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(params=0))))
-
-
-def init_params(config: LlamaConfig, seed: int) -> Any:
-    """Fresh parameters as a pure dict, the same for a seed on any mesh; call it inside `jax.jit`."""
-    return nnx.to_pure_dict(nnx.state(Llama(config, rngs=nnx.Rngs(params=seed))))
-
-
 def unstack(params: Any) -> Any:
     """The parameters of a stacked model as those of one with its layers one by one; both as pure dicts."""
     layers = params["layers"]
     num_layers = len(jax.tree.leaves(layers)[0])
     return params | {"layers": {i: jax.tree.map(lambda stack: stack[i], layers) for i in range(num_layers)}}  # noqa: B023
+
+
+def cast_matrices(params: Any, dtype: str) -> Any:
+    """Matrices in the dtype of the computation; the scales of norms stay float32."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: x if p[-1].key == "scale" else x.astype(dtype), params)

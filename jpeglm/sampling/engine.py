@@ -1,4 +1,4 @@
-"""Prefill and decode with a KV cache over a fixed number of slots.
+"""Prefill and decode with caches over a fixed number of slots.
 
 Every slot decodes one sequence; a finished one is replaced at once by the next request. Shapes never depend on the
 requests (prompts are padded to fixed buckets, the cache has a fixed capacity), and a draw depends only on its request
@@ -22,8 +22,7 @@ from jpeglm import config as config_lib
 from jpeglm import sharding
 from jpeglm.codecs.grammar import Place
 from jpeglm.errors import InputError
-from jpeglm.model import llama
-from jpeglm.model.llama import Cache, LlamaConfig
+from jpeglm.model import Model, networks
 from jpeglm.sampling.grammar import Rules, TokenGrammar
 from jpeglm.sampling.logits import NOT_FINITE, are_finite, draw, filtered_probabilities
 from jpeglm.sampling.too_long import TooLong
@@ -105,7 +104,7 @@ class _Walks(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Slots:
-    caches: list[Cache]  # one a layer
+    caches: Any  # of `Model.empty_caches`
     tokens: jax.Array  # [slots, max_tokens] ids so far
     lengths: jax.Array  # [slots] how many of them
     keys: jax.Array  # [slots, 2] uint32
@@ -118,7 +117,7 @@ class Engine:
     """Decodes many requests with one set of parameters.
 
     Args:
-      config: shapes of the model.
+      model: as it was trained.
       params: pure dict of its parameters, laid out on `mesh`; or their shapes, for an engine that is only lowered.
       mesh: over which slots and heads are spread.
       eos: the id that ends a sequence.
@@ -128,7 +127,7 @@ class Engine:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        model: Model,
         params: Any,
         mesh: Mesh,
         settings: Settings,
@@ -136,14 +135,14 @@ class Engine:
         grammar: TokenGrammar | None = None,
         name: str = "sampling",
     ):
-        self._config = dataclasses.replace(config, stacked=False)
+        self._model = model.for_decoding()
         self._mesh = mesh
         self._name = name
         self._eos = eos
         self._give(grammar)
-        self._graphdef, abstract_model = llama.abstract(self._config)
+        self._graphdef, abstract_model = networks.abstract(self._model)
         layout = sharding.parameter_shardings(abstract_model, mesh)
-        prepare = jax.jit(lambda params: llama.unstack(_cast_matrices(params, config.dtype)), out_shardings=layout)
+        prepare = jax.jit(model.decoding_parameters, out_shardings=layout)
         is_abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         self._params = prepare.eval_shape(params) if is_abstract else prepare(params)
         self._set(settings)
@@ -157,9 +156,9 @@ class Engine:
         return other
 
     @property
-    def weights(self) -> tuple[LlamaConfig, Any, Mesh]:
-        """The model, layers one by one, its parameters and where they lie."""
-        return self._config, self._params, self._mesh
+    def weights(self) -> tuple[Model, Any, Mesh]:
+        """The model as it decodes, its parameters and where they lie."""
+        return self._model, self._params, self._mesh
 
     def _give(self, grammar: TokenGrammar | None) -> None:
         whole = NamedSharding(self._mesh, PartitionSpec())
@@ -173,7 +172,7 @@ class Engine:
         self.settings = settings
         # The slots are laid out alike before and after each call, so that no program is compiled twice.
         whole = NamedSharding(mesh, PartitionSpec())
-        spread = NamedSharding(mesh, sharding.spec(("batch", "kv_heads", None, None)))
+        spread = NamedSharding(mesh, sharding.spec(self._model.CACHE_AXES))
         layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole, finite=whole, walks=whole)
         self._grammar, self._rules = self._grammar_and_rules if settings.grammar else (None, None)
         self._start = jax.jit(self._empty, out_shardings=layout)
@@ -256,7 +255,7 @@ class Engine:
     def _empty(self) -> _Slots:
         slots, limit = self.settings.slots, self.settings.max_tokens
         return _Slots(
-            caches=Cache.zeros(self._config, slots, limit),
+            caches=self._model.empty_caches(slots, limit),
             tokens=jnp.zeros((slots, limit), jnp.int32),
             lengths=jnp.ones(slots, jnp.int32),
             keys=jnp.zeros((slots, 2), jnp.uint32),
@@ -277,15 +276,15 @@ class Engine:
         place: Place | None,
     ) -> _Slots:
         """Runs one prompt [1, bucket] and puts its cache and its first new token in a slot."""
-        logits, caches = nnx.merge(self._graphdef, params).prefill(prompt)
+        logits, caches = nnx.merge(self._graphdef, params).prefill(prompt, length[None])
         logits = logits[:, length - 1]
-        finite = are_finite(logits, self._config.vocab_size)[0]
+        finite = are_finite(logits, self._model.vocab_size)[0]
         walks = _first_walks(place, 1) if self._grammar else None
         token, walks = self._next(rules, logits, key[None], length[None], walks)
         token = token[0]
 
         def into(all_slots: jax.Array, one: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(all_slots, one.astype(all_slots.dtype), (slot, 0, 0, 0))
+            return jax.lax.dynamic_update_slice(all_slots, one.astype(all_slots.dtype), (slot, *[0] * (one.ndim - 1)))
 
         row = jnp.zeros(self.settings.max_tokens, jnp.int32).at[: prompt.shape[1]].set(prompt[0]).at[length].set(token)
         return _Slots(
@@ -306,7 +305,7 @@ class Engine:
             last = state.lengths - 1
             logits, caches = model.decode(state.tokens[rows, last], last, state.caches)
             token, walks = self._next(rules, logits, state.keys, state.lengths, state.walks)
-            finite = state.finite & (state.done | are_finite(logits, self._config.vocab_size))
+            finite = state.finite & (state.done | are_finite(logits, self._model.vocab_size))
             # A finished slot stands still until it is taken over.
             place = jnp.where(state.done, last, state.lengths)
             token = jnp.where(state.done, state.tokens[rows, last], token)
@@ -344,11 +343,6 @@ def _first_walks(place: Place, slots: int) -> _Walks:
     """So many walks that stand at `place` []."""
     walks = _Walks(place, np.float32(0), np.bool_(False))
     return jax.tree.map(lambda value: jnp.full(slots, value, jnp.result_type(value)), walks)
-
-
-def _cast_matrices(params: Any, dtype: str) -> Any:
-    """Matrices in the dtype of the computation, once, instead of at each step; norms stay float32."""
-    return jax.tree_util.tree_map_with_path(lambda p, x: x if p[-1].key == "scale" else x.astype(dtype), params)
 
 
 def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from jpeglm import checkpoint, codecs, sharding
 from jpeglm.errors import InputError, printable
-from jpeglm.model import llama
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.model import MODELS, networks
 from jpeglm.sampling.engine import Engine, Request, Settings, integer
 from jpeglm.sampling.grammar import TokenGrammar
 from jpeglm.sampling.scoring import Scorer
@@ -63,7 +62,7 @@ class Sampler:
         self.codec = codecs.make(config.codec)
         self.tokenizer = tokenizer
         self._grammar = self._make_grammar() if settings.grammar else None
-        self._engine = Engine(LlamaConfig.of(config), params, mesh, settings, tokenizer.EOS, self._grammar, name)
+        self._engine = Engine(MODELS.of(config), params, mesh, settings, tokenizer.EOS, self._grammar, name)
 
     @property
     def settings(self) -> Settings:
@@ -83,8 +82,9 @@ class Sampler:
         workdir = epath.Path(workdir)
         config = checkpoint.read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
-        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=True)
-        params = checkpoint.restore_model(workdir, step, config, mesh)
+        model = MODELS.of(config)
+        mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=True)
+        params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))
         name = f"{workdir}, step {step}"
         return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
 
@@ -93,10 +93,10 @@ class Sampler:
         """The run's model as it was before its first step."""
         workdir = epath.Path(workdir)
         config = checkpoint.read_config(workdir)
-        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=True)
-        model_config = LlamaConfig.of(config)
-        shardings = sharding.parameter_shardings(llama.abstract(model_config)[1], mesh)
-        params = jax.jit(lambda: llama.init_params(model_config, config.seed), out_shardings=shardings)()
+        model = MODELS.of(config)
+        mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=True)
+        shardings = sharding.parameter_shardings(networks.abstract(model)[1], mesh)
+        params = jax.jit(lambda: networks.init(model, config.seed), out_shardings=shardings)()
         name = f"{workdir} before its first step"
         return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
 

@@ -1,6 +1,5 @@
 """What files cost under a model: the one way to a number, for `jpeglm.score` and for `jpeglm.load(...).score`."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +13,7 @@ from jax.sharding import Mesh
 
 from jpeglm import checkpoint, sharding
 from jpeglm.errors import InputError
-from jpeglm.model import llama
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.model import MODELS, Model, networks
 from jpeglm.model.loss import cross_entropy
 from jpeglm.sampling.engine import bucket
 from jpeglm.sampling.logits import NOT_FINITE, are_finite
@@ -26,17 +24,16 @@ from jpeglm.tokenizer import Tokenizer
 class Scorer:
     """The negative log-likelihood of documents, each alone, between BOS and EOS."""
 
-    def __init__(self, config: LlamaConfig, params: Any, mesh: Mesh, tokenizer: Tokenizer, limit: int, name: str):
+    def __init__(self, model: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, limit: int, name: str):
         """
         Args:
-          config: of the model.
-          params: its parameters on `mesh`, stacked as `config` says.
+          model: or its variant for decoding.
+          params: its parameters on `mesh`.
           limit: most tokens of a document with BOS and EOS, the run's data.seq_len.
           name: of the weights, for messages.
         """
         self._params, self._mesh, self._tokenizer, self._limit, self._name = params, mesh, tokenizer, limit, name
-        # A kernel that the run was trained with need not take documents of any length, nor run here.
-        graphdef, _ = llama.abstract(dataclasses.replace(config, attention="auto"))
+        graphdef, _ = networks.abstract(model.for_scoring())
 
         @jax.jit
         def nats(params: Any, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,7 +41,7 @@ class Scorer:
             logits = nnx.merge(graphdef, params)(tokens, place, jnp.ones_like(tokens))
             nll, _ = cross_entropy(logits[:, :-1], tokens[:, 1:])
             counts = place[:, 1:] < length
-            return jnp.sum(jnp.where(counts, nll, 0)), jnp.all(are_finite(logits, config.vocab_size)[:, :-1] | ~counts)
+            return jnp.sum(jnp.where(counts, nll, 0)), jnp.all(are_finite(logits, model.vocab_size)[:, :-1] | ~counts)
 
         self._nats = nats
 
@@ -55,10 +52,11 @@ class Scorer:
         config = checkpoint.read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
         tokenizer = Tokenizer.load(workdir / "tokenizer.json")
-        mesh = sharding.inference_mesh(config.model.num_kv_heads, is_batched=False)
-        params = checkpoint.restore_model(workdir, step, config, mesh)
+        model = MODELS.of(config)
+        mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=False)
+        params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))
         name = f"{workdir}, step {step}"
-        return cls(LlamaConfig.of(config), params, mesh, tokenizer, config.data.seq_len, name)
+        return cls(model, params, mesh, tokenizer, config.data.seq_len, name)
 
     def too_long(self, documents: Mapping[str, bytes]) -> dict[str, str]:
         """Why documents have more tokens than the model has learnt to see, by name; the others are not in it."""

@@ -19,6 +19,8 @@ from jpeglm.evals import ngram, tables
 from jpeglm.evals.completion import Methods
 from jpeglm.evals.methods import Completed, networks
 from jpeglm.evals.methods.flat import with_flat_blocks
+from jpeglm.model.llama_config import LlamaConfig
+from jpeglm.model.networks import laid_out
 from jpeglm.tokenizer import Tokenizer
 from tests.evals.projection import Projection
 from tests.evals.test_tables import make_config
@@ -37,7 +39,8 @@ def with_other_weights(workdir: Path) -> None:
     """Puts other parameters under the same step, saved at the same time by what the checkpoint says."""
     path = epath.Path(workdir)
     config, step = checkpoint.read_config(path), checkpoint.pick_step(path, None)
-    params = checkpoint.restore_model(path, step, config, sharding.make_mesh({}, jax.devices()[:1]))
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    params = checkpoint.restore_model(path, step, laid_out(LlamaConfig.of(config), mesh))
     saved = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
     time_of_saving = saved.read_bytes()
     shutil.rmtree(workdir / "checkpoints")

@@ -30,6 +30,7 @@ from jpeglm.evals.fid import Moments, frechet_distance
 from jpeglm.evals.methods import REGISTRY, Completed, networks
 from jpeglm.evals.methods.random_bytes import with_random_bytes
 from jpeglm.model import llama
+from jpeglm.model.networks import abstract
 from jpeglm.sampling.engine import Engine, Settings
 from jpeglm.sampling.sampler import Completion, Sampler
 from jpeglm.tokenizer import Tokenizer
@@ -323,8 +324,8 @@ def controls(config) -> ConfigDict:
 def sampler(tiny_run) -> Sampler:
     """Of shapes instead of parameters: it checks prompts as any other, and nothing is compiled."""
     config, mesh = checkpoint.read_config(epath.Path(tiny_run)), sharding.inference_mesh(4, is_batched=True)
-    model = llama.abstract(llama.LlamaConfig.of(config))[1]
-    shapes = checkpoint.abstract(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))
+    model = abstract(llama.LlamaConfig.of(config))[1]
+    shapes = sharding.laid_out(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))
     return Sampler(config, Tokenizer.load(tiny_run / "tokenizer.json"), shapes, mesh, Settings(256))
 
 

@@ -22,7 +22,7 @@ from flax import nnx
 
 from jpeglm.errors import InputError
 from jpeglm.evals import inception
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from jpeglm.model.attention import causal_attention
 from jpeglm.model.loss import make_loss
 from tests.model.spread_attention import inputs, reference, value_and_grads
@@ -36,7 +36,7 @@ def parameters(config):
     Large enough for all parts to matter, small enough that roundings do not grow from layer to layer.
     """
     random = np.random.default_rng(0)
-    abstract = nnx.to_pure_dict(llama.abstract(config)[1])
+    abstract = nnx.to_pure_dict(networks.abstract(config)[1])
 
     def draw(path, shape):
         values = random.standard_normal(shape.shape, np.float32)
@@ -66,7 +66,7 @@ def batch(config, length):
 def model_values(length, **shapes):
     """Loss, logits and gradients of one case, and the largest change of the logits of other documents."""
     config = llama.LlamaConfig(vocab_size=320, **shapes)
-    graphdef, _ = llama.abstract(config)
+    graphdef, _ = networks.abstract(config)
     params, some = parameters(config), batch(config, length)
     loss_of = make_loss(graphdef, 0.0)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: loss_of(p, some, np.float32(2 * length))[0]))(params)

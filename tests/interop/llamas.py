@@ -11,7 +11,7 @@ import transformers
 from flax import nnx
 
 from jpeglm import checkpoint, sharding, tokenizer
-from jpeglm.model import llama
+from jpeglm.model import MODELS, llama, networks
 from tests.tiny_config import get_config
 
 SHAPES = {
@@ -84,14 +84,16 @@ def restored(workdir: Path, step: int | None = None):
     """(model config, parameters) of a workdir, as sampling and scoring restore them."""
     config = checkpoint.read_config(workdir)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    params = checkpoint.restore_model(workdir, checkpoint.pick_step(workdir, step), config, mesh)
+    params = checkpoint.restore_model(
+        workdir, checkpoint.pick_step(workdir, step), networks.laid_out(MODELS.of(config), mesh)
+    )
     return llama.LlamaConfig.of(config), params
 
 
 def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
     """Ours, [batch, length, vocab_size]."""
     config, params = restored(workdir)
-    graphdef, _ = llama.abstract(config)
+    graphdef, _ = networks.abstract(config)
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     model = nnx.merge(graphdef, params)
     return np.asarray(nnx.jit(lambda m: m(tokens, positions, np.ones_like(tokens)))(model))[..., : config.vocab_size]

@@ -13,7 +13,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from jpeglm import runtime, sharding
 from jpeglm.cli import EXIT_BAD_INPUT
-from jpeglm.model import llama
+from jpeglm.model import networks
 from jpeglm.model.llama import LlamaConfig
 from tests.commands import ROOT
 
@@ -120,7 +120,7 @@ CONFIGS = [*ROOT.glob("configs/*.py")]
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_config_trains_on_each_number_of_devices_that_divides_its_batch(path):
     config = runpy.run_path(ROOT / path)["get_config"]()
-    abstract = llama.abstract(LlamaConfig.of(config))[1]
+    abstract = networks.abstract(LlamaConfig.of(config))[1]
     for devices in sharding.microbatches_that_fit(config.optim.batch_size, 1):
         mesh = AbstractMesh(tuple(sharding.mesh_shape(config.mesh, devices)), sharding.MESH_AXES)
         sharding.check_divides(config, mesh)

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from benchmarks import peer
 from jpeglm.errors import InputError
-from jpeglm.model import attention, llama
+from jpeglm.model import attention, llama, networks
 from jpeglm.model.loss import cross_entropy
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -41,7 +41,7 @@ def random_tokens(shape, seed=0):
 
 def one_by_one(model):
     """The same model with its layers one by one, as decoding wants them."""
-    graphdef, _ = llama.abstract(dataclasses.replace(model.config, stacked=False))
+    graphdef, _ = networks.abstract(dataclasses.replace(model.config, stacked=False))
     return nnx.merge(graphdef, llama.unstack(nnx.to_pure_dict(nnx.state(model))))
 
 
@@ -101,7 +101,7 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_position(config):
     full = run(model, tokens)
     model = one_by_one(model)
     prompt = 24
-    logits, prefix = nnx.jit(lambda m: m.prefill(tokens[:, :prompt]))(model)
+    logits, prefix = nnx.jit(lambda m: m.prefill(tokens[:, :prompt], jnp.full(3, prompt)))(model)
     np.testing.assert_allclose(logits, full[:, :prompt], atol=1e-4)
     caches = llama.Cache.zeros(config, batch=3, capacity=128)
     caches = jax.tree.map(lambda all_, some: all_.at[:, :, :prompt].set(some), caches, prefix)
@@ -113,10 +113,12 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_position(config):
 
 def test_layers_one_by_one_are_the_stacked_model():
     model, tokens = make(SMALL), random_tokens((2, 40))
-    apart = one_by_one(model)
+    apart, lengths = one_by_one(model), jnp.full(2, 40)
     np.testing.assert_allclose(run(apart, tokens), run(model, tokens), atol=1e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), model.prefill(tokens), apart.prefill(tokens)
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        model.prefill(tokens, lengths),
+        apart.prefill(tokens, lengths),
     )
 
 
@@ -191,7 +193,7 @@ def test_configs_have_the_papers_size(name, expected):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = llama.LlamaConfig.of(module.get_config())
-    _, state = llama.abstract(config)
+    _, state = networks.abstract(config)
     padding = 2 * (config.padded_vocab_size - config.vocab_size) * config.width
     counted = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state)) - padding
     assert counted == config.num_parameters

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jpeglm import sharding
-from jpeglm.model import llama
+from jpeglm.model import llama, networks
 from jpeglm.sampling.engine import Engine, Request, Settings
 
 EOS = 2
@@ -26,8 +26,8 @@ SAMPLED = Settings(max_tokens=LIMIT, temperature=0.9, top_k=20, top_p=0.95, slot
 
 def params(mesh: Mesh) -> dict:
     """Parameters on a mesh; larger than fresh ones, so that some tokens are much more probable than others."""
-    shardings = sharding.parameter_shardings(llama.abstract(CONFIG)[1], mesh)
-    fresh = jax.jit(lambda: llama.init_params(CONFIG, 0))()
+    shardings = sharding.parameter_shardings(networks.abstract(CONFIG)[1], mesh)
+    fresh = jax.jit(lambda: networks.init(CONFIG, 0))()
     return jax.tree.map(lambda x, layout: jax.device_put(4 * x, layout), fresh, shardings)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from scipy import stats
 
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import networks
 from jpeglm.sampling.engine import Request, Settings, bucket
 from jpeglm.sampling.sampler import sampling_key
 from tests.commands import run
@@ -29,7 +29,7 @@ def sampled():
 def whole_model():
     """Logits [n, vocab_size] after each of `tokens` [n], by the model without a cache."""
     mesh = one_device()
-    graphdef, _ = llama.abstract(CONFIG)
+    graphdef, _ = networks.abstract(CONFIG)
     weights = params(mesh)
 
     @jax.jit

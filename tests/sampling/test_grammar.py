@@ -16,7 +16,7 @@ from jpeglm import sharding, tokenizer
 from jpeglm.codecs.jpeg import JpegCodec
 from jpeglm.codecs.jpeg_grammar import JpegGrammar, Place
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import networks
 from jpeglm.model.llama import LlamaConfig
 from jpeglm.sampling.engine import Engine, Request, Settings
 from jpeglm.sampling.grammar import TokenGrammar
@@ -47,7 +47,7 @@ def untrained(codec: JpegCodec, settings: Settings) -> Sampler:
     config = get_config()
     config.codec.update(dataclasses.asdict(codec))
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    params = jax.jit(lambda: llama.init_params(LlamaConfig.of(config), 0))()
+    params = jax.jit(lambda: networks.init(LlamaConfig.of(config), 0))()
     return Sampler(config, learnt(codec), params, mesh, settings)
 
 
@@ -191,7 +191,7 @@ def test_without_the_grammar_the_model_is_alone(grey):
     assert {c.removed for c in plain.values()} == {None}
     assert not any(GREY.is_valid(c.document) for c in plain.values())
     config = grey.config
-    params = jax.jit(lambda: llama.init_params(LlamaConfig.of(config), 0))()
+    params = jax.jit(lambda: networks.init(LlamaConfig.of(config), 0))()
     bare = Engine(LlamaConfig.of(config), params, sharding.make_mesh({}, jax.devices()[:1]), settings, EOS)
     bos = np.array([BOS], np.int32)
     requests = [Request(bos, sampling_key(0, hashlib.sha256(b"").digest(), number)) for number in range(8)]
@@ -205,8 +205,8 @@ def test_removed_is_the_networks_probability_of_illegal_tokens(grey):
     prompt, _ = GREY.cut(documents(GREY)[0], 0.9)
     given = np.array([BOS, *learner.encode(prompt)], np.int32)
     config = LlamaConfig.of(grey.config)
-    graphdef, _ = llama.abstract(config)
-    params = jax.jit(lambda: llama.init_params(config, 0))()
+    graphdef, _ = networks.abstract(config)
+    params = jax.jit(lambda: networks.init(config, 0))()
     engine = Engine(config, params, sharding.make_mesh({}, jax.devices()[:1]), grey.settings, EOS, rules)
     place = Place(*(values[0] for values in rules.places([prompt])))
     [written] = engine.generate([Request(given, np.array([3, 4], np.uint32), place)])

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jpeglm.errors import InputError
-from jpeglm.model import llama
+from jpeglm.model import networks
 from jpeglm.sampling import too_long
 from jpeglm.sampling.scoring import Scorer
 from jpeglm.sampling.too_long import TooLong
@@ -29,7 +29,7 @@ def documents() -> list[bytes]:
 
 
 def test_nats_are_the_models_own_log_probabilities(scorer):
-    model = nnx.merge(llama.abstract(CONFIG)[0], params(one_device()))
+    model = nnx.merge(networks.abstract(CONFIG)[0], params(one_device()))
     for document in documents():
         ids = np.array([[1, *document, 2]])
         logits = np.asarray(model(ids, np.arange(ids.shape[1])[None], np.ones_like(ids)), np.float64)[0, :-1]

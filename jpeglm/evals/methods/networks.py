@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from jpeglm.codecs import Codec
 from jpeglm.evals.methods.base import Bench, Completed, Method
+from jpeglm.model import MODELS
 from jpeglm.sampling.engine import Settings
 from jpeglm.sampling.sampler import Sampler
 
@@ -49,7 +50,7 @@ class Network(Method):
     def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
         run, settings = bench.runs[self.name], dataclasses.asdict(_settings(bench, grammar))
         del settings["slots"]  # changes no file
-        identity = {"tokenizer": run.tokenizer.sha256, "seed": bench.seed, "model": run.config.model.to_dict()}
+        identity = {"tokenizer": run.tokenizer.sha256, "seed": bench.seed, "model": MODELS.identity(run.config.model)}
         weights = {"weights": run.weights} if self.is_trained else {"parameters": run.config.seed}
         return identity | settings | weights
 

@@ -1,0 +1,14 @@
+"""The tiny run with a model of its own kind."""
+
+from ml_collections import ConfigDict
+
+from jpeglm.model import MODELS
+from tests import tiny_config
+from tests.model import gru  # noqa: F401  registers it
+
+
+def get_config():
+    config = tiny_config.get_config()
+    config.model = ConfigDict(MODELS.defaults("gru"))
+    config.checkpoint.every = 10
+    return config
