@@ -1,4 +1,4 @@
-"""What the 7B runs take of TPU slices that are not there: the tables of BUILD_NOTES.md.
+"""What the 7B runs take of TPU slices that are not there: the tables of docs/measurements.md.
 
     python -m benchmarks.pods [--out=runs/pods] [--only=jpeglm_7b-v5e]
 

@@ -26,7 +26,7 @@ def get_config():
     config.model.num_kv_heads = 2
     config.model.head_dim = 64
     config.model.ffn_width = 384
-    config.model.qk_norm = True  # bears the higher learning rate: BUILD_NOTES.md
+    config.model.qk_norm = True  # bears the higher learning rate: docs/measurements.md
     config.model.dtype = "float32"  # CPUs have no fast bf16
     config.optim.batch_size = 8
     config.optim.lr = 6e-3

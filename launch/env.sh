@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: `source launch/env.sh REQUIREMENTS` makes .venv fit that file and puts it on PATH.
 # An environment that fits already is used as it is. Python 3.11 or newer and pip are all that the machine needs.
+# requirements-lock.txt holds the version of every package that comes along; those of Python 3.11, 3.12 and 3.13 agree.
 
 _requirements=$1
 _python=${PYTHON:-python3}
@@ -24,7 +25,8 @@ if [ "$(cat "$_stamp" 2>/dev/null)" != "$_wanted" ]; then
             PYTHONPATH=.cache/virtualenv "$_python" -m virtualenv --quiet .venv
         }
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$_requirements"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$_requirements" \
+        --constraint requirements-lock.txt
     echo "$_wanted" > "$_stamp"
 fi
 export PATH=$PWD/.venv/bin:$PATH

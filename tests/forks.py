@@ -12,7 +12,9 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.commands import ROOT, xla_flags
 
@@ -25,9 +27,20 @@ _FORKS.set_forkserver_preload([f"jpeglm.{name}" for name in _MODULES])
 def run(module: str, *arguments: str, devices: int = 1, **variables: str) -> subprocess.CompletedProcess:
     """Runs `python -m module` to its end, as `commands.run` does."""
     variables = os.environ | {"XLA_FLAGS": xla_flags(devices)} | variables
+    return _fork(_command, module, arguments, variables)
+
+
+def parse(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    """What `python -m module` says of its flags and arguments; then it ends with status 0 and has done nothing."""
+    return _fork(_parse, module, arguments, dict(os.environ))
+
+
+def _fork(
+    target: Callable[..., None], module: str, arguments: tuple[str, ...], variables: dict[str, str]
+) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _FORKS.Process(target=_command, args=(module, arguments, variables, str(out), str(err)))
+        process = _FORKS.Process(target=target, args=(module, arguments, variables, str(out), str(err)))
         process.start()
         process.join(_LIMIT + 10)
         if process.exitcode is None:
@@ -35,6 +48,20 @@ def run(module: str, *arguments: str, devices: int = 1, **variables: str) -> sub
             raise TimeoutError(f"{module} {arguments}\n{err.read_text(errors='backslashreplace')}")
         texts = [path.read_text(errors="backslashreplace") for path in (out, err)]
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, *texts)
+
+
+def _parse(module: str, *rest: Any) -> None:
+    """Runs the command with nothing in the place of its `main`; the benchmarks' flags are absl's own."""
+    from absl import app
+
+    from jpeglm import cli
+
+    with_flags, plain = cli.run, app.run
+    if module.startswith("jpeglm."):
+        cli.run = lambda main, *names, **others: with_flags(lambda *given: None, *names, **others)
+    else:
+        app.run = lambda main: plain(lambda given: None)
+    _command(module, *rest)
 
 
 def _command(module: str, arguments: tuple[str, ...], variables: dict[str, str], out: str, err: str) -> None:

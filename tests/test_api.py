@@ -1,4 +1,4 @@
-"""`jpeglm.load` and what it gives, and the page of the README that shows it."""
+"""`jpeglm.load` and what it gives, and the page that shows it."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from jpeglm.sampling.scoring import Scorer
 from tests.forks import run
 from tests.tiny_config import get_config
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_picture_is_the_same_in_every_form_and_alone(model, digits, tmp_path):
     ],
 )
 def test_what_is_no_list_of_pictures_is_one_line(model, images, message, monkeypatch):
-    monkeypatch.chdir(README.parent)
+    monkeypatch.chdir(ROOT)
     for use in (model.complete, model.score):
         with pytest.raises(InputError, match=f"^{message}") as told:
             use(images)
@@ -232,12 +232,12 @@ def test_no_run_is_one_error(tmp_path):
         jpeglm.load(tmp_path)
 
 
-def test_the_page_in_the_readme_runs(digits, tmp_path, monkeypatch):
-    page = README.read_text().partition("## In Python")[2]
+def test_the_page_about_python_runs(digits, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "researchers.md").read_text().partition("## In Python")[2]
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    (tmp_path / "pretrained").symlink_to(README.parent / "pretrained")
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
     digits[0].save(tmp_path / "digit.png")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "researchers.md", "exec"), {})
     with Image.open(io.BytesIO((tmp_path / "completed.jpg").read_bytes())) as written:
         assert written.size == (32, 32)

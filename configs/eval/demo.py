@@ -22,13 +22,13 @@ def get_config():
     config.rows = ("trained", "pretrained", "untrained", "random_bytes", "flat", "training_mean", "training_picture")
     config.pretrained = "pretrained/demo"  # a second workdir, of the same held-out files; "" leaves the row out
     config.extractor = "efficientnet_lite0"  # of the features that the distance is taken of; or "inception", for FID
-    config.weights = ""  # of the 2015 Inception (README, "For evaluation jobs")
+    config.weights = ""  # of the 2015 Inception (docs/evaluation.md)
     config.mode = "clean"  # of the 2015 Inception: clean, legacy_tensorflow or legacy_pytorch
     config.ngram_tokens = 16_000_000  # that the n-gram model is fitted on, at most: 1 to 1.5 GiB; 0 leaves it out
     config.seed = 0  # of the draws
 
     config.sampling = ConfigDict()
-    config.sampling.temperature = 0.7  # a model this small needs it: BUILD_NOTES.md
+    config.sampling.temperature = 0.7  # a model this small needs it: docs/measurements.md
     config.sampling.top_k = 40
     config.sampling.top_p = 0.9
     config.sampling.max_tokens = 256  # a file, prompt included: a chunk of the demo, whose longest file takes 217

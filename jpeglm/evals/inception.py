@@ -431,7 +431,7 @@ def _all_features(params: tuple[nnx.State, jax.Array, jax.Array], images: jax.Ar
 
 
 def _compiler_options() -> dict[str, str] | None:
-    """Has XLA's CPU backend convolve by Eigen instead of YNNPACK: twice as fast here (BUILD_NOTES.md)."""
+    """Has XLA's CPU backend convolve by Eigen instead of YNNPACK: twice as fast here (docs/measurements.md)."""
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     if jax.default_backend() != "cpu":
         return None
