@@ -52,8 +52,10 @@ def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) ->
             if written == Path(os.path.realpath(path)):
                 raise InputError(f"{out} is the file that {named} reads: it would be overwritten")
             continue
-        links = [entry.path for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]
-        if any(written.is_relative_to(os.path.realpath(folder)) for folder in (path, *links)):
+        folder = Path(os.path.realpath(path))
+        links = [os.path.realpath(entry) for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]
+        followed = [link for link in links if not folder.is_relative_to(link)]  # the listing passes over a loop
+        if any(written.is_relative_to(read) for read in (folder, *followed)):
             raise InputError(f"{out} lies in {named}: take a place outside; what lies there may be read as input")
 
 

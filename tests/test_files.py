@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from jpeglm import files
+from jpeglm.data import listing, sources
 from jpeglm.errors import InputError
 
 
@@ -72,6 +74,19 @@ def test_an_output_beside_an_input_is_fine(tmp_path, monkeypatch, out, given):
     files.check_outside(out, images=given)
 
 
+@pytest.mark.parametrize("loop", ["..", ".", "../..", "../beside"])
+def test_a_link_that_no_listing_follows_makes_no_output_an_input(tmp_path, loop):
+    (tmp_path / "sub/pictures").mkdir(parents=True)
+    (tmp_path / "beside").symlink_to("sub")
+    (tmp_path / "sub/beside").symlink_to("../beside")
+    (tmp_path / "sub/pictures/link").symlink_to(loop)
+    Image.new("L", (8, 8)).save(tmp_path / "sub/other.png")
+    passed_over = listing.PassedOver()
+    source = sources.open_source(str(tmp_path / "sub/pictures"))
+    assert not list(source.names(listing.pictures(), passed_over)) and passed_over.counts
+    files.check_outside(tmp_path / "sub/out", images=tmp_path / "sub/pictures")
+
+
 def test_a_folder_is_held_by_one_command_and_let_go_when_that_is_killed(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLDS, str(tmp_path / "a/out")], stdout=subprocess.PIPE, cwd=os.getcwd()
@@ -103,6 +118,7 @@ def test_a_folder_is_gone_again_if_nothing_was_written(tmp_path):
 _HOLDS = """
 import sys, time
 from jpeglm import files
+from jpeglm.data import listing, sources
 with files.owned(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
