@@ -10,7 +10,7 @@ from configs.eval import demo_avc
 from jpeglm import config, ranges
 from jpeglm.data import shards, sources
 from tests import forks
-from tests.commands import ROOT
+from tests.commands import ROOT, UNOPTIMISED
 from tests.pages import IN_SENTENCES, PAGES, Command, anchors, blocks, commands, links, simple_commands, spans
 
 # Programs of others: nothing is known here of their flags, but the files of the repository that they are given exist.
@@ -229,7 +229,7 @@ def run(words: tuple[str, ...], places: dict[str, Path | str]) -> str:
     for word in words:
         flag, equals, value = word.rpartition("=")
         given.append(f"{flag}{equals}{places.get(value, value)}")
-    done = forks.run(*given)
+    done = forks.run(*given, XLA_FLAGS=UNOPTIMISED)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
