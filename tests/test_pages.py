@@ -10,12 +10,12 @@ from configs.eval import demo_avc
 from jpeglm import config, ranges
 from jpeglm.data import shards, sources
 from tests import forks
-from tests.commands import ROOT
+from tests.commands import ROOT, UNOPTIMISED
 from tests.pages import IN_SENTENCES, PAGES, Command, anchors, blocks, commands, links, simple_commands, spans
 
 # Programs of others: nothing is known here of their flags, but the files of the repository that they are given exist.
 OTHERS = (
-    "pip", "tar", "tail", "gcloud", "ssh-add", "docker", "kubectl", "$EDITOR", "squeue", "scancel", "scontrol", "git",
+    "tar", "tail", "gcloud", "ssh-add", "docker", "kubectl", "$EDITOR", "squeue", "scancel", "scontrol", "git",
     "ruff", "source", "uv",
 )  # fmt: skip
 # Flags of other programs, which pages name in sentences: sbatch, gcloud, pytest, kubectl, ffmpeg, srun.
@@ -29,14 +29,19 @@ FOLDERS = "jpeglm|tests|configs|launch|benchmarks|docs|pretrained"
 ALL = [command for page in PAGES for command in commands(page)]
 
 
+def known_keys() -> set[str]:
+    """Keys of the configs of runs, with both codecs, and of tables."""
+    configs = [config.base(), config.ConfigDict({"codec": config.avc()}), demo_avc.get_config()]
+    return {key for each in configs for key in ranges.flat(each.to_dict())}
+
+
 def known_flags() -> set[str]:
     """Flags of all our commands, keys of all configs as flags, and what the scripts' first comments name."""
     found = set()
     for path in (path for folder in ("jpeglm", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
         for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text()):
             found |= {f"--{name}", f"--no{name}"}
-    keys = [config.base(), config.ConfigDict({"codec": config.avc()}), demo_avc.get_config()]
-    found |= {f"--config.{key}" for each in keys for key in ranges.flat(each.to_dict())}
+    found |= {f"--config.{key}" for key in known_keys()}
     for script in ROOT.glob("launch/*"):
         found |= set(FLAG.findall(head(script)))
     return found | {"--config", "--help"} | FLAGS_OF_OTHERS
@@ -68,7 +73,7 @@ def fault(command: Command) -> str:
         return sbatch_fault(command.page, arguments)
     if program == "pytest":
         return ""
-    if program in ("pip", "python"):
+    if program == "pip":
         return pins_fault(arguments)
     return "" if program in OTHERS else f"no program that is known here: {program}"
 
@@ -85,7 +90,7 @@ def module_fault(module: str, arguments: list[str]) -> str:
     source = source if source.is_file() else source.with_suffix("") / "__main__.py"
     if not source.is_file():
         return f"no file of {module}"
-    if package == "tests":  # argparse, or the words themselves
+    if package == "tests":  # their flags are argparse's, or words of their own
         unknown = [
             word for word in arguments if word.startswith("--") and word[2:].split("=")[0] not in source.read_text()
         ]
@@ -140,6 +145,7 @@ def test_every_command_of_every_page_parses():
     ("line", "why"),
     [
         ("frobnicate --all", "no program"),
+        ("python train.py", "no program"),
         ("python -m jpeglm.train --workdirr=W --config=configs/jpeglm_demo.py", "did you mean --workdir"),
         ("python -m jpeglm.train --config=configs/jpeglm_demo.py --workdir=W --config.optim.lrr=1", "no such key"),
         ("python -m jpeglm.train --config=configs/jpeglm_demo.py", "--workdir is needed"),
@@ -188,6 +194,14 @@ def test_flags_in_sentences_are_some_command_s():
                 assert flag in known or flag == "--config.KEY", f"{page}: {flag}"
 
 
+def test_keys_in_sentences_exist():
+    known = known_keys()
+    for page in PAGES:
+        for span in spans(page):
+            if (found := re.match(r"config\.([\w.]+)", span)) and found[1] != "json":
+                assert any(f"{key}.".startswith(f"{found[1]}.") for key in known), f"{page}: {span}"
+
+
 def test_files_in_sentences_exist():
     for page in PAGES:
         for span in spans(page):
@@ -229,7 +243,7 @@ def run(words: tuple[str, ...], places: dict[str, Path | str]) -> str:
     for word in words:
         flag, equals, value = word.rpartition("=")
         given.append(f"{flag}{equals}{places.get(value, value)}")
-    done = forks.run(*given)
+    done = forks.run(*given, XLA_FLAGS=UNOPTIMISED)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
