@@ -7,6 +7,7 @@ missing file, a checksum that differs, content that cannot be parsed. An error t
 
 import errno
 import inspect
+import logging as standard_logging
 import os
 import re
 import sys
@@ -46,13 +47,13 @@ def read(action: Callable[[], _T], what: object) -> _T:
       Damaged: at once, if bytes are missing or wrong.
       InputError: the cause of the last failure, if every try failed; at once, if `action` itself raised one.
     """
+    _mute_abandoned()
     for wait in (*WAITS, None):
         try:
             return action()
         except InputError:
             raise
         except Exception as error:
-            _mute_coroutines()
             why = cause(error)
             if is_damage(error):
                 raise Damaged(str(what), why) from error
@@ -78,11 +79,14 @@ def read_text(path: os.PathLike) -> str | None:
     return read(action, path)
 
 
-def _mute_coroutines() -> None:
-    """Coroutines that raise when they are collected do so without a traceback on standard error, from now on.
+def _mute_abandoned() -> None:
+    """Coroutines and tasks whose errors nobody waits for print no traceback on standard error, from now on.
 
     Orbax reads arrays at the same time. When one fails it abandons the others, and their errors say the same again.
     """
+    logger = standard_logging.getLogger("asyncio")
+    if _is_awaited not in logger.filters:
+        logger.addFilter(_is_awaited)
     shown = sys.unraisablehook
     if getattr(shown, "without_coroutines", False):
         return
@@ -93,6 +97,10 @@ def _mute_coroutines() -> None:
 
     hook.without_coroutines = True
     sys.unraisablehook = hook
+
+
+def _is_awaited(record: standard_logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
 
 
 def cause(error: BaseException) -> str:

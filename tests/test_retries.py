@@ -1,9 +1,11 @@
 """What counts as damage of a file, and what is tried again; checkpoints and shards of data under either."""
 
+import asyncio
 import contextlib
 import errno
 import gc
 import json
+import logging
 import os
 import pickle
 import re
@@ -393,7 +395,7 @@ def test_damaged_shards_are_named_as_such_without_another_try(tiny_data, tmp_pat
     assert not waits
 
 
-def test_a_read_that_failed_leaves_no_traceback_of_those_beside_it(monkeypatch):
+def test_a_read_that_failed_leaves_no_traceback_of_those_beside_it(monkeypatch, caplog):
     class Sibling:
         def __await__(self) -> Iterator[None]:
             try:
@@ -404,6 +406,13 @@ def test_a_read_that_failed_leaves_no_traceback_of_those_beside_it(monkeypatch):
     async def sibling() -> None:
         await Sibling()
 
+    async def fail() -> None:
+        raise ValueError("it failed, too")
+
+    async def siblings() -> None:
+        asyncio.get_running_loop().create_task(fail())
+        await asyncio.sleep(0.01)
+
     shown: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda what: shown.append(what.exc_value))
     monkeypatch.setattr(retries, "WAITS", ())
@@ -411,13 +420,16 @@ def test_a_read_that_failed_leaves_no_traceback_of_those_beside_it(monkeypatch):
     def action() -> None:
         abandoned = sibling()
         abandoned.send(None)
+        asyncio.run(siblings())
         raise OSError(errno.EIO, "no")
 
     for _ in range(3):
         with pytest.raises(InputError, match="cannot read it"):
             retries.read(action, "it")
         gc.collect()
-    assert not shown
+    assert not shown and not caplog.text
+    logging.getLogger("asyncio").error("of another kind")
+    assert "of another kind" in caplog.text
 
     class Faulty:
         def __del__(self) -> None:
