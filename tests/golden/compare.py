@@ -36,6 +36,7 @@ SHOWN = 20  # differences of a part
 
 def first(run: Run, given: Path, out: Path) -> None:
     """Prepares pictures, clips and digits, and trains on them."""
+    out.mkdir()
     for name, flags, source in (
         ("jpeg", JPEG, given / "pictures"),
         ("avc", CLIPS, given / "clips"),
