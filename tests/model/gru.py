@@ -50,7 +50,7 @@ class Gru(Model):
 class GruNetwork(nnx.Module):
     def __init__(self, model: Gru, rngs: nnx.Rngs):
         def matrix(rows: int, columns: int, *axes: str) -> nnx.Param:
-            return nnx.Param(jax.random.normal(rngs.params(), (rows, columns)) * rows**-0.5, axes=axes)
+            return nnx.Param(jax.random.normal(rngs.params(), (rows, columns)) * model.width**-0.5, axes=axes)
 
         self.embedding = matrix(model.vocab_size, model.width, "vocab", "embed")
         self.inputs, self.recurrent = (matrix(model.width, 3 * model.width, "embed", "ffn") for _ in range(2))

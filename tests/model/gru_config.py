@@ -10,5 +10,6 @@ from tests.model import gru  # noqa: F401  registers it
 def get_config():
     config = tiny_config.get_config()
     config.model = ConfigDict(MODELS.defaults("gru"))
+    config.optim.lr = 3e-2
     config.checkpoint.every = 10
     return config
