@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         return 2
     print("Language models on the bytes of compressed files. The commands:\n")
     print(tabulate([(f"python -m jpeglm.{name}", what) for name, what in found.items()], tablefmt="plain"))
-    print("\npython -m jpeglm.COMMAND --help tells more; README.md shows how they go together.")
+    print("\npython -m jpeglm.COMMAND --help tells more; README.md says where to start.")
     return 0
 
 
