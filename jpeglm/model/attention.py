@@ -43,7 +43,7 @@ def causal_attention(
       q: [batch, length, heads, head_dim].
       k, v: [batch, length, kv_heads, head_dim].
       segment_ids: [batch, length] int; where given, positions of different segments do not see each other.
-      implementation: one of `config.ATTENTION`; "auto" takes the best that platform, mesh and shapes allow.
+      implementation: one of `llama_config.ATTENTION`; "auto" takes the best that platform, mesh and shapes allow.
 
     Returns:
       [batch, length, heads, head_dim] of q's dtype.

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpeglm.config import ATTENTION
 from jpeglm.errors import InputError
 from jpeglm.model import kernels
 from jpeglm.model.attention import causal_attention
+from jpeglm.model.llama_config import ATTENTION
 from tests.forks import run
 from tests.model.spread_attention import inputs, reference, value_and_grads
 
