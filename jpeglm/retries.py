@@ -114,8 +114,8 @@ def is_damage(error: BaseException) -> bool:
     """Whether an error of the system, Orbax, TensorStore, ArrayRecord or a parser shows missing or wrong bytes."""
     errors = list(_causes(error))
     text = str(errors[-1])
-    behind = [*errors, *(error.__context__ for error in errors)]  # a parser may complain of what could not be read
-    if any(isinstance(error, _OTHER) and not isinstance(error, FileNotFoundError) for error in behind):
+    after = [*errors, *(error.__context__ for error in errors)]  # a parser may complain of what could not be read
+    if any(isinstance(error, _OTHER) and not isinstance(error, FileNotFoundError) for error in after):
         return False
     if any(words in text for words in _OF_THE_SYSTEM):
         return False

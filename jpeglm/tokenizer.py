@@ -4,7 +4,7 @@ Ids: 0 `<unk>` (also the padding of the last chunk), 1 `<s>`, 2 `</s>`, 3 to 258
 The file is a Hugging Face `tokenizers` BPE (`tokenizer.json`) in which byte b is the character `chr(0x2800 + b)`,
 a Braille pattern: 256 printable characters that no normaliser or pre-tokenizer touches.
 
-Before any merge the text is split at each match of the codec's separator (behind the restart markers of a JPEG,
+Before any merge the text is split at each match of the codec's separator (after the restart markers of a JPEG,
 before the start codes of H.264), so the tokens of a file that was cut there are exactly a prefix of the tokens of the
 whole file.
 
@@ -124,7 +124,7 @@ def train(
       documents: files, a string of bytes each.
       vocab_size: entries in all, specials and bytes included.
       separator_regex: where merges end, an Oniguruma pattern over the Braille text.
-      separator_behavior: "merged_with_previous" where they end behind a match, "merged_with_next" where before it.
+      separator_behavior: "merged_with_previous" where they end after a match, "merged_with_next" where before it.
 
     Raises:
       InputError: vocab_size leaves no room for the bytes or exceeds 16 bits, or the documents hold too few

@@ -25,7 +25,7 @@ figure {{ display: inline-block; margin: 0 1em 1em 0 }}
 
 
 def strip(frames: np.ndarray, kept: int) -> Image.Image:
-    """Frames uint8 [n, height, width, 3] side by side, with a wider gap behind the first `kept`."""
+    """Frames uint8 [n, height, width, 3] side by side, with a wider gap after the first `kept`."""
     count, height, width, _ = frames.shape
     wider = _WIDE_GAP - GAP if 0 < kept < count else 0
     sheet = Image.new("RGB", (count * (width + GAP) - GAP + wider, height), "white")

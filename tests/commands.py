@@ -18,7 +18,7 @@ def xla_flags(devices: int) -> str:
 def start(
     module: str, *arguments: str, devices: int = 1, prefix: Sequence[str] = (), **variables: str
 ) -> subprocess.Popen:
-    """Starts `python -m module`, behind `prefix`, on so many CPU devices and with these environment variables."""
+    """Starts `python -m module`, after `prefix`, on so many CPU devices and with these environment variables."""
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", module, *arguments],
         cwd=ROOT,

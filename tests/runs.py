@@ -34,7 +34,7 @@ def start_several(
 def start_job(
     module: str, *arguments: str, processes: int = 2, devices: int = 1, lead_prefix: Sequence[str] = ()
 ) -> list[subprocess.Popen]:
-    """Starts `python -m module` as the processes of one job, with so many devices each, the first behind a prefix."""
+    """Starts `python -m module` as the processes of one job, with so many devices each, the first after a prefix."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

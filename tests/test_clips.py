@@ -60,7 +60,7 @@ def test_each_clip_begins_with_its_frames_and_can_be_watched(completed, data):
                 assert animation.n_frames > 1 and animation.size == (32, 32)
     shown = re.findall(r'src="data:image/(png|webp);base64,([^"]*)"', (completed / "grid.html").read_text())
     grid, *moving = [Image.open(io.BytesIO(base64.b64decode(content))) for _, content in shown]
-    assert grid.size == (15 * 34 - 2 + 8, 2 * 3 * 34 - 2)  # a wider gap behind the tenth frame
+    assert grid.size == (15 * 34 - 2 + 8, 2 * 3 * 34 - 2)  # a wider gap after the tenth frame
     assert len(moving) == 2 * 3 and all(film.n_frames > 1 for film in moving)  # originals and completions
 
 

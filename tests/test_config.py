@@ -249,7 +249,7 @@ def test_seeds_that_are_allowed_are_told_apart():
 
 ############################ Files ############################
 
-FILES = {  # content -> the line, behind the name of the file
+FILES = {  # content -> the line, after the name of the file
     "def get_config(:\n    pass": ", line 1: SyntaxError: invalid syntax",
     "import math\nimport nowhere": ", line 2: ModuleNotFoundError: No module named 'nowhere'",
     "def get_config():\n    return {'steps': 1}": ": get_config() gives dict, not a ConfigDict as base() does",
@@ -318,7 +318,7 @@ def stored(**changes: object) -> str:
     return json.dumps(changed(get_config(), **changes).to_dict())
 
 
-RUNS = {  # what config.json holds -> the line, behind the name of the file
+RUNS = {  # what config.json holds -> the line, after the name of the file
     "[" * 200_000: "not a readable config of a run (RecursionError: maximum recursion depth exceeded",
     '{"a":' * 200_000: "not a readable config of a run (RecursionError: maximum recursion depth exceeded",
     stored()[:300]: "not a readable config of a run (JSONDecodeError: ",

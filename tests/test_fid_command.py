@@ -52,7 +52,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def features(folders, weights):
-    """Of both sides in mode legacy_pytorch, those of sFID behind the others."""
+    """Of both sides in mode legacy_pytorch, those of sFID after the others."""
     extractor = Inception(weights, "legacy_pytorch", spatial=True)
     return {side: extractor(arrays) for side, arrays in folders[1].items()}
 

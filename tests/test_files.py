@@ -98,7 +98,7 @@ def test_a_folder_is_held_by_one_command_and_let_go_when_that_is_killed(tmp_path
     holder.kill()
     holder.wait()
     holder.stdout.close()
-    for _ in range(2):  # again, too, behind one that ended well
+    for _ in range(2):  # again, too, after one that ended well
         with files.owned(tmp_path / "a/out"):
             pass
 

@@ -190,7 +190,7 @@ def test_a_mistake_is_the_same_line_in_every_command(places, mistake):
         replaced = {flag.partition("=")[0] for flag in flags}
         needs = [flag for flag in NEEDS[command] if flag.partition("=")[0] not in replaced]
         arguments = [argument.format(**places) for argument in (*flags, *needs, *first)]
-        arguments.sort(key=lambda argument: argument.startswith("--config."))  # behind --config
+        arguments.sort(key=lambda argument: argument.startswith("--config."))  # after --config
         done = run(f"jpeglm.{name}", *arguments)
         assert done.stderr == f"python -m jpeglm.{name}: error: {line.format(**places)}\n", (command, done.stderr)
         assert (done.returncode, done.stdout) == (2, "")

@@ -1,7 +1,7 @@
 """H.264 as a language: canonical documents of clips, strict and lenient decoding, and cuts between frames.
 
 A document is the Annex B stream that ffmpeg's libx264 writes with the paper's options (AVC-LM, section 3.1): each
-macroblock is a slice of its own, behind a start code. With `strip_headers` the parameter sets and x264's message about
+macroblock is a slice of its own, after a start code. With `strip_headers` the parameter sets and x264's message about
 itself, which are the same for every clip of one size, are left out and put back by `AvcCodec.restore`.
 
 | what is found | what becomes of it |
@@ -18,7 +18,7 @@ itself, which are the same for every clip of one size, are left out and put back
 | fewer frames than a clip has, the cover of a song | refused, "short" |
 | audio alone | refused, "no video" |
 | damage that ffmpeg tells of, in what the clip needs | refused, "broken"; see `film` |
-| damage behind the clip's end, a file cut off there | kept |
+| damage after the clip's end, a file cut off there | kept |
 | a still picture, a playlist, nothing that ffmpeg knows | refused, "not a clip" |
 | frames of more than 89 million pixels, more than 5 minutes of work | refused, "too large" |
 | other tags in the header than colour and aspect differ (`strip_headers`) | refused, "other header" |
@@ -136,7 +136,7 @@ class AvcCodec(ClipCodec):
         is decoded by itself, up to the damage.
 
         Raises:
-          Refused: as `encode` does; "short" behind the last window.
+          Refused: as `encode` does; "short" after the last window.
         """
         last = ("-frames:v", str(count * stride + self.frames))
         lossless = ("-pix_fmt", "yuv420p", "-an", "-sn", "-c:v", "libx264", "-qp", "0", "-preset", "ultrafast")
@@ -228,7 +228,7 @@ class AvcCodec(ClipCodec):
         if not self.strip_headers:
             return document
         parameters = self.header[: next(nal.start for nal in avc_header.split(self.header) if nal.type == SEI)]
-        # The first slice of a frame has a start code of four bytes, behind parameter sets one of three.
+        # The first slice of a frame has a start code of four bytes, after parameter sets one of three.
         pieces = re.split(rb"\x00\x00\x00\x01(?=\x65)", document)
         return (self.header + b"\0\0\1" if len(pieces) > 1 and not pieces[0] else pieces[0]) + (
             parameters + b"\0\0\1"

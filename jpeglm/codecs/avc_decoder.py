@@ -14,7 +14,7 @@ import numpy as np
 from jpeglm.codecs import ffmpeg
 
 _CONCEALED = re.compile(r"\[h264 @ (\w+)\] \[info\] concealing (\d+) DC")
-_DECODED = "decoder -> "  # by -debug_ts, behind what was said of that frame
+_DECODED = "decoder -> "  # by -debug_ts, after what was said of that frame
 _COMPLAINT = re.compile(r"(?:\[[^\]]*h264[^\]]*\] )+\[(?:warning|error|fatal|panic)\] ")  # of H.264's decoder
 # ffmpeg has room for the references of 32 slices a picture when it filters edges. All slices of one of our pictures
 # share their references, so the warning is void; openh264 decodes the same pixels.

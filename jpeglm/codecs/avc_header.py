@@ -30,7 +30,7 @@ class Nal:
 
     start: int  # offset of its start code, a zero_byte included
     begin: int  # offset of its header byte
-    end: int  # offset behind its last byte
+    end: int  # offset after its last byte
     ref_idc: int  # nal_ref_idc
     type: int  # nal_unit_type
 
@@ -48,7 +48,7 @@ def split(data: bytes) -> list[Nal]:
     for code, end in zip(codes, [*(code.start() for code in codes[1:]), len(data)], strict=True):
         begin = code.end()
         if begin == end:
-            raise AvcError(f"byte {begin}: nothing behind a start code")
+            raise AvcError(f"byte {begin}: nothing after a start code")
         nals.append(Nal(code.start(), begin, end, data[begin] >> 5 & 3, data[begin] & 31))
     return nals
 
@@ -86,7 +86,7 @@ class Reader:
         self.place = ""  # for messages: frame and slice
 
     def enter(self, begin: int, end: int) -> None:
-        """Goes to the NAL unit from offset `begin` to `end`, behind its header."""
+        """Goes to the NAL unit from offset `begin` to `end`, after its header."""
         self.position = 8 * self._index[begin] + 8
         self.end = 8 * self._index[end]
 
@@ -213,7 +213,7 @@ def escaped(payload: bytes) -> bytes:
 
 
 def _nal_reader(nal: bytes, expected: int) -> Reader:
-    """Returns a reader behind the header of a NAL unit that stands alone and must have the `expected` type."""
+    """Returns a reader after the header of a NAL unit that stands alone and must have the `expected` type."""
     if nal[:1] != bytes([REF_IDC[expected] << 5 | expected]):
         raise AvcError(f"byte 0: {nal[:1].hex() or 'nothing'} is not the header of {NAMES[expected]}")
     start_code = nal.find(b"\x00\x00\x01")

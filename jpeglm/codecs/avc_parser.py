@@ -222,7 +222,7 @@ class Clip:
     width: int  # pixels
     height: int
     starts: np.ndarray  # [frames] offset of each frame's first start code: of its SPS where it has one
-    ends: np.ndarray  # [frames] offset behind each frame's last byte
+    ends: np.ndarray  # [frames] offset after each frame's last byte
     slice_starts: np.ndarray  # [frames, macroblocks]
     slice_ends: np.ndarray  # [frames, macroblocks]
     is_idr: np.ndarray  # [frames] bool
@@ -230,7 +230,7 @@ class Clip:
 
 
 def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
-    """Parses a whole stream, which ends behind any of its frames.
+    """Parses a whole stream, which ends after any of its frames.
 
     Without `parameters` each IDR picture has SPS and PPS before it, the same ones each time, and at the first one an
     SEI may follow them. With `parameters`, of such sets that were stripped, none of the three may occur. Start codes
@@ -297,7 +297,7 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
 
 
 def _enter(reader: Reader, data: bytes, nal: Nal, expected: int, start_code: int) -> None:
-    """Goes behind the header of a NAL unit, which must have this type, as x264 writes it, and this start code."""
+    """Goes after the header of a NAL unit, which must have this type, as x264 writes it, and this start code."""
     header = data[nal.begin]
     reader.enter(nal.begin, nal.end)
     if header == REF_IDC[expected] << 5 | expected and nal.begin - nal.start == start_code:

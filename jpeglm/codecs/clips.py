@@ -273,7 +273,7 @@ class ClipEvaluation(Evaluation[ClipCodec]):
     least_given: ClassVar[int] = 1  # a frame to begin with: the last one is a control
     words: ClassVar[Words] = Words(
         real="frames of real clips",
-        completed="the frames behind the given ones, each",
+        completed="the frames after the given ones, each",
         unreadable="as a decoder makes it up",
         shown=(
             "as ffmpeg's decoder makes it up; a frame that is missing shows the one before it. Every clip begins with "

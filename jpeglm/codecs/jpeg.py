@@ -190,7 +190,7 @@ class JpegCodec(PictureCodec):
     def repair(self, document: bytes) -> tuple[bytes, int]:
         """Makes a canonical document of any bytes; a valid one stays as it is.
 
-        The scan begins behind the first canonical SOS segment (without one nothing is readable), whatever stands
+        The scan begins after the first canonical SOS segment (without one nothing is readable), whatever stands
         before, and ends at the first EOI. What lies between the i-th restart marker and the next, whatever their
         numbers, is MCU i: where a whole MCU can be read at its beginning, before any other marker, that is kept and
         the rest of the segment dropped; otherwise the MCU becomes flat mid-grey. Missing MCUs become so too;

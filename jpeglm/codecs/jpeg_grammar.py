@@ -1,7 +1,7 @@
 """The language of legal baseline JPEG files of one header, as an automaton over bytes.
 
 With its tables known, what may follow in a scan is a regular language over bits: Huffman codes and amplitudes block
-by block, no coefficient past 63, ones as padding, a zero behind each FF, restart markers in order, as many MCUs as
+by block, no coefficient past 63, ones as padding, a zero after each FF, restart markers in order, as many MCUs as
 the picture has, EOI. `next_bit` defines an MCU bit by bit, to be read. `JpegGrammar` is the same, minimised and
 composed over bytes: one table of numbers, and counters beside it, that walk many files at once, on a device too.
 
@@ -43,10 +43,10 @@ END = "end"  # of the MCU
 
 
 class BlockTables:
-    """Which Huffman codes may stand where in a block: those behind which its end can still be reached.
+    """Which Huffman codes may stand where in a block: those after which its end can still be reached.
 
     Attributes, by (index, after_zeros) as in `Bit`:
-      symbols: of each code, the index behind its coefficient (64: the block ends), whether it was a run of 16 zeros,
+      symbols: of each code, the index after its coefficient (64: the block ends), whether it was a run of 16 zeros,
         and how many bits of amplitude follow.
       beginnings: of these codes, without the whole ones.
     """
@@ -72,16 +72,16 @@ class BlockTables:
         """What an AC symbol does at `index` (F.1.2.2), or None where it is illegal or leads to no end."""
         run, size = symbol >> 4, symbol & 15
         if size:
-            behind, zeros = index + run + 1, False
+            after, zeros = index + run + 1, False
             is_legal = size <= 10
         elif run == 15:
-            behind, zeros = index + 16, True
-            is_legal = behind <= 63
+            after, zeros = index + 16, True
+            is_legal = after <= 63
         else:
-            behind, zeros = 64, False
+            after, zeros = 64, False
             is_legal = run == 0 and not after_zeros
-        if is_legal and (behind == 64 or behind < 64 and self.symbols[behind, zeros]):
-            return behind, zeros, size
+        if is_legal and (after == 64 or after < 64 and self.symbols[after, zeros]):
+            return after, zeros, size
         return None
 
 
@@ -129,7 +129,7 @@ def minimise(blocks: Sequence[BlockTables]) -> tuple[np.ndarray, list[Bit]]:
     No bit leads back, so a state is known by what its two bits lead to, and one walk from the end will do.
 
     Returns:
-      int32 [states, 2], the state behind each bit; the number of states stands for END, -1 for illegal. State 0
+      int32 [states, 2], the state after each bit; the number of states stands for END, -1 for illegal. State 0
       begins an MCU. And of each state one place that it stands for.
     """
     states: dict[Bit | str | None, int] = {None: _ILLEGAL, END: 0}  # END is 0 for now, and the start comes last
@@ -137,13 +137,13 @@ def minimise(blocks: Sequence[BlockTables]) -> tuple[np.ndarray, list[Bit]]:
     representatives: list[Bit] = []
     stack = [(FIRST_BIT, next_bit(FIRST_BIT, 0, blocks), next_bit(FIRST_BIT, 1, blocks))]
     while stack:
-        at, *behind = stack[-1]
-        unknown = [place for place in behind if place not in states]
+        at, *after = stack[-1]
+        unknown = [place for place in after if place not in states]
         if unknown:
             stack += [(place, next_bit(place, 0, blocks), next_bit(place, 1, blocks)) for place in unknown]
             continue
         stack.pop()
-        pair = states[behind[0]], states[behind[1]]
+        pair = states[after[0]], states[after[1]]
         if pair not in known:
             known[pair] = len(known) + 1
             representatives.append(at)
@@ -167,8 +167,8 @@ def compose(bits: np.ndarray, classes: int) -> np.ndarray:
     padding, dead = classes * states, classes * states + 1
     steps = np.full((classes * states + 2, 2), dead)
     for c in range(classes):
-        behind = np.where(bits == states, padding if c == 0 else (c - 1) * states, c * states + bits)
-        steps[c * states : (c + 1) * states] = np.where(bits == _ILLEGAL, dead, behind)
+        after = np.where(bits == states, padding if c == 0 else (c - 1) * states, c * states + bits)
+        steps[c * states : (c + 1) * states] = np.where(bits == _ILLEGAL, dead, after)
     steps[padding] = dead, padding
     at = np.arange(classes * states)[:, None]
     for _ in range(8):  # the most significant bit first
@@ -222,7 +222,7 @@ def _build(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tabl
     distance, shortest = bytes_to_end(bits), shortest_mcu(bits)
     if restarts_each:
         return Tables(compose(bits, 1), distance, np.array(distance[0]))
-    most_ends = 1 + 7 // len(shortest)  # of a byte: behind its first bit, and then MCU after MCU
+    most_ends = 1 + 7 // len(shortest)  # of a byte: after its first bit, and then MCU after MCU
     return Tables(compose(bits, 1 + most_ends), distance, np.max(distance[shortest[:8]]))
 
 
@@ -272,7 +272,7 @@ class Place(NamedTuple):
 
     state: Any  # int32; `JpegGrammar` says what its numbers mean
     mcus: Any  # int32, that ended so far
-    stuffed: Any  # bool, whether the last byte was an FF behind which a zero must come
+    stuffed: Any  # bool, whether the last byte was an FF after which a zero must come
 
 
 class Lookup(NamedTuple):
@@ -294,7 +294,7 @@ class JpegGrammar:
     Attributes:
       mcus: of the picture.
       interval: MCUs between two restart markers; all of them where there are no such markers.
-      done: the state behind EOI.
+      done: the state after EOI.
       in_header: the first of the states that stand in the header, which have the highest numbers.
       rows, distances: as of `Lookup`.
     """
@@ -311,7 +311,7 @@ class JpegGrammar:
         """
         read = jpeg_header.read(header[:2] + tables + header[2:], quantisation_elsewhere=True)
         if read.end != len(header) + len(tables):
-            raise JpegError(f"byte {read.end - len(tables)}: the header goes on behind SOS")
+            raise JpegError(f"byte {read.end - len(tables)}: the header goes on after SOS")
         self.mcus = read.mcus
         self.interval = min(read.restart_interval or read.mcus, read.mcus)
         blocks = tuple(
@@ -322,7 +322,7 @@ class JpegGrammar:
         found = _tables(blocks, self.interval == 1)
         self._states, self._mcu_bytes = len(found.distance), int(found.mcu_bytes)
         self._classes = len(found.table) // self._states
-        # Behind the states of an MCU come: before a marker, inside it, behind EOI, and before each byte of the header.
+        # After the states of an MCU come: before a marker, inside it, after EOI, and before each byte of the header.
         self._marker = self._states + 1
         self.done = self._states + 2
         self.in_header = self._states + 3
@@ -369,10 +369,10 @@ class JpegGrammar:
     def distance(self, at: Place, lookup: Lookup | None = None, xp: ModuleType = np) -> Any:
         """A number of bytes that will do to end the file; from every place a legal byte leads to a smaller one.
 
-        With a restart marker behind every MCU it is the smallest such number.
+        With a restart marker after every MCU it is the smallest such number.
         """
         distances = self.distances if lookup is None else lookup.distances
-        at_marker = (at.state >= self._states) & (at.state <= self.done)  # and behind EOI
+        at_marker = (at.state >= self._states) & (at.state <= self.done)  # and after EOI
         written = (at.mcus - at_marker) // self.interval  # markers
         markers = -(-self.mcus // self.interval) - written
         rest = (self.mcus - at.mcus) * self._mcu_bytes + 2 * markers
@@ -403,7 +403,7 @@ class JpegGrammar:
         return Place(packed & (1 << _STATE_BITS) - 1, mcus, (upper >> _MCU_BITS & 1) == 1)
 
     def is_possible(self, data: bytes) -> bool:
-        """Whether these bytes may stand together somewhere behind the header.
+        """Whether these bytes may stand together somewhere after the header.
 
         True of all that may, and of a few that may not: which state goes with which place of an interval is not asked.
         """
@@ -423,7 +423,7 @@ class JpegGrammar:
         """Reads beginnings of files, all at once.
 
         Returns:
-          The place [n] behind each, and how many of its bytes, int64 [n], are legal: where not all are, the place is
+          The place [n] after each, and how many of its bytes, int64 [n], are legal: where not all are, the place is
           the one before the first that is not.
         """
         lengths = np.array([len(file) for file in files], np.int64)

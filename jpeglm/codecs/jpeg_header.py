@@ -151,7 +151,7 @@ def _read_frame(body: bytes, offset: int) -> tuple[int, int, tuple[Component, ..
     if precision != 8:
         raise JpegError(f"byte {offset}: {precision}-bit JPEG is not supported, only baseline's 8 bits")
     if not height:
-        raise JpegError(f"byte {offset}: DNL (the number of lines given behind the scan) is not supported")
+        raise JpegError(f"byte {offset}: DNL (the number of lines given after the scan) is not supported")
     if not width:
         raise JpegError(f"byte {offset}: the picture has no width")
     components = []

@@ -29,7 +29,7 @@ class Scan:
     """Where everything lies in a valid file. All arrays are int64.
 
     Bit positions are 8 * byte offset + bit, bit 0 being a byte's most significant one. Zero bytes stuffed after FF
-    count as bytes of the file; a position behind an FF is the one behind its zero byte.
+    count as bytes of the file; a position after an FF is the one after its zero byte.
     """
 
     height: int  # pixels
@@ -37,8 +37,8 @@ class Scan:
     components: tuple[Component, ...]
     restart_interval: int  # MCUs; 0: no restart markers
     starts: np.ndarray  # [mcus] offset of the byte in which the MCU's first bit lies
-    ends: np.ndarray  # [mcus] offset behind the last byte, with its stuffed zero, that holds a bit of the MCU
-    block_ends: np.ndarray  # [mcus, blocks] bit position behind the last bit of each block
+    ends: np.ndarray  # [mcus] offset after the last byte, with its stuffed zero, that holds a bit of the MCU
+    block_ends: np.ndarray  # [mcus, blocks] bit position after the last bit of each block
     _reader: "Reader" = dataclasses.field(repr=False)
 
     def coefficients(self) -> np.ndarray:
@@ -120,18 +120,18 @@ class Reader:
         self.blocks = len(self._tables)
         self._entries: list[int] = []  # of every symbol read
         self._symbols: list[int] = []  # of every block read: number of symbols up to its end
-        self.block_ends: list[int] = []  # of every block read: position behind its last bit
+        self.block_ends: list[int] = []  # of every block read: position after its last bit
 
     def position(self, offset: int) -> int:
         """Position of the first bit of the byte at `offset` in the file."""
         return self._index[offset] * 8
 
     def offset(self, position: int) -> int:
-        """Offset in the file of the byte in which the bit at `position` lies; the file's length behind its end."""
+        """Offset in the file of the byte in which the bit at `position` lies; the file's length after its end."""
         return int(self.origin[min(position >> 3, len(self.origin) - 1)])
 
     def read_mcus(self, mcus: range, position: int, end: int, total: int) -> int:
-        """Reads MCUs (`mcus` and `total` are for messages) and returns the position behind them.
+        """Reads MCUs (`mcus` and `total` are for messages) and returns the position after them.
 
         Raises:
           JpegError: they run past position `end`, hold bits that are no code, or a coefficient past 63.
@@ -159,13 +159,13 @@ class Reader:
                 where = f"byte {self.offset(position - (entry & 31))}, MCU {mcu} of {total}"
                 if covered >= _NO_CODE:
                     raise JpegError(f"{where}: no Huffman code matches the bits in block {block}")
-                # a run of 16 zeros up to index 63 needs a coefficient behind it, and that would be number 64
+                # a run of 16 zeros up to index 63 needs a coefficient after it, and that would be number 64
                 past = covered - 1 if entry & _SIZE_MASK else covered
                 raise JpegError(f"{where}: coefficient {past} of block {block} is past 63")
         return position
 
     def has_idle_zero_runs(self) -> bool:
-        """Whether EOB stands behind a run of 16 zeros anywhere."""
+        """Whether EOB stands after a run of 16 zeros anywhere."""
         advance, size = (np.array(self._entries) >> _ADVANCE_SHIFT), np.array(self._entries) & _SIZE_MASK
         return bool(np.any((advance[:-1] == 16) & (size[:-1] == 0) & (advance[1:] == _END_OF_BLOCK)))
 
@@ -193,7 +193,7 @@ def parse(data: bytes) -> Scan:
     """Parses a whole baseline JPEG file of one scan; any sampling factors and any restart interval will do.
 
     Raises:
-      JpegError: anything that is not such a file, from SOI to EOI, with nothing behind it. One line: byte offset,
+      JpegError: anything that is not such a file, from SOI to EOI, with nothing after it. One line: byte offset,
         MCU (from 0), and what is wrong.
     """
     return parse_scan(data, jpeg_header.read(data))
@@ -217,7 +217,7 @@ def parse_scan(data: bytes, header: Header) -> Scan:
 
         where = f"MCU {last} of {mcus}"
         if marker is None:
-            raise JpegError(f"byte {len(data)}, {where}: the file ends without a marker behind this MCU")
+            raise JpegError(f"byte {len(data)}, {where}: the file ends without a marker after this MCU")
         found, expected = marker.group()[1], EOI if last == mcus - 1 else RST0 + number % 8
         spare = end - position
         if spare >= 8:
@@ -225,13 +225,13 @@ def parse_scan(data: bytes, header: Header) -> Scan:
             wrong = f"{junk}; {marker_name(expected)} was expected"
             raise JpegError(f"byte {reader.offset(position + 7)}, {where}: {wrong}")
         if spare and ~reader.plain[position >> 3] & (1 << spare) - 1:
-            raise JpegError(f"byte {reader.offset(position)}, {where}: the padding behind this MCU is not all ones")
+            raise JpegError(f"byte {reader.offset(position)}, {where}: the padding after this MCU is not all ones")
         if found != expected:
-            wrong = f"marker {marker_name(found)} behind this MCU; {marker_name(expected)} was expected"
+            wrong = f"marker {marker_name(found)} after this MCU; {marker_name(expected)} was expected"
             raise JpegError(f"byte {marker_offset}, {where}: {wrong}")
         offset = marker_offset + 2
     if offset != len(data):
-        raise JpegError(f"byte {offset}: {len(data) - offset} bytes behind EOI")
+        raise JpegError(f"byte {offset}: {len(data) - offset} bytes after EOI")
 
     origin = reader.origin
     block_ends = np.array(reader.block_ends).reshape(mcus, reader.blocks)

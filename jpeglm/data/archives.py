@@ -88,7 +88,7 @@ class Zip(Archive):
         if member.compress_type not in _BOUNDED:
             raise Refused("unreadable", f"compression method {member.compress_type}, not stored or deflated")
         _refuse_large(member.file_size)
-        return self._read(member, member.file_size)  # no more, whatever is behind it; then the checksum is wrong
+        return self._read(member, member.file_size)  # no more, whatever follows it; then the checksum is wrong
 
     def start(self, name: str) -> bytes:
         member = self._members[name]
@@ -189,7 +189,7 @@ def _check_end(descriptor: int, end: int) -> None:
 def check_zip_is_alone(archive: zipfile.ZipFile) -> None:
     """Raises `zipfile.BadZipFile` for several zip files joined into one, of which zipfile reads the last.
 
-    In general: if anything stands in front of the first member, or anything but zeros behind the end.
+    In general: if anything stands in front of the first member, or anything but zeros after the end.
     """
     start = min((info.header_offset for info in archive.infolist()), default=archive.start_dir)
     if start:
@@ -247,7 +247,7 @@ def _is_records(name: str) -> bool:
 
 
 def _check_records_end(file: io.BufferedReader) -> None:
-    """Raises `ValueError` if an ArrayRecord file goes on behind its end.
+    """Raises `ValueError` if an ArrayRecord file goes on after its end.
 
     The reader looks for a file's end in its last block, and believes the place of the index that it reads there. Of
     files of one length that were joined, it so reads the first alone. The layout is that of Riegeli: blocks of 64 KiB,
@@ -506,7 +506,7 @@ def _unpacked(file: io.BufferedReader, path: str) -> io.BufferedIOBase:
 def _decompressed(
     file: io.BufferedReader, decoder_of: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
 ) -> Iterator[bytes]:
-    """The chunks of all streams of a compressed file; only zeros may stand between and behind them."""
+    """The chunks of all streams of a compressed file; only zeros may stand between and after them."""
     data = file.read(_CHUNK)
     while data:
         decoder = decoder_of()

@@ -281,7 +281,7 @@ def _psd(image: Image.Image, data: bytes) -> Image.Image:
     for _ in range(2):  # colours, resources
         start += 4 + int.from_bytes(data[start : start + 4])
     (size, layers_size), layers = struct.unpack_from(">II", data, start), data[start + 8 : start + 10]
-    # a negative number of layers: the first channel behind the colours is the transparency of the whole
+    # a negative number of layers: the first channel after the colours is the transparency of the whole
     is_transparent = bool(size and layers_size) and int.from_bytes(layers, signed=True) < 0
     if is_transparent and image.mode != "RGBA" and channels > len(image.getbands()):
         raise _refuse(image, f"of mode {image.mode} with transparency")

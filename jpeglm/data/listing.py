@@ -155,7 +155,7 @@ def suffix_of(name: str) -> str:
 
 
 def _suffix_in_words(name: str) -> str:
-    """The suffix, if it is one (numbers and long words behind a dot are none), or that it is a folder."""
+    """The suffix, if it is one (numbers and long words after a dot are none), or that it is a folder."""
     if name.endswith("/"):
         return "folder"
     suffix = suffix_of(name)

@@ -4,7 +4,7 @@
 |---|---|
 | PNG, always | ancillary chunks but transparency, animation, and EXIF or XMP that is sound and small |
 | JPEG, where it does not open | APPn and comments but JFIF, Adobe's colour transform and the orientation |
-| WebP, where it does not open | all behind the pixels from the first chunk on that is cut off |
+| WebP, where it does not open | all after the pixels from the first chunk on that is cut off |
 | AVIF, where it does not open | EXIF: its orientation is stored elsewhere |
 
 A wrong checksum in a chunk of a PNG that holds pixels is damage, which Pillow does not notice in all of them.
@@ -44,7 +44,7 @@ def stripped(data: bytes) -> bytes:
 
 def _png_parts(data: bytes) -> Iterator[bytes]:
     yield _PNG
-    start, behind = len(_PNG), False
+    start, after = len(_PNG), False
     while start + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
         chunk = data[start : start + 12 + length]
@@ -54,18 +54,18 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
                 yield chunk
             return
         is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-        if kind == b"tRNS" and behind:  # too late to mean anything
+        if kind == b"tRNS" and after:  # too late to mean anything
             pass
         elif kind in _PNG_PIXELS:
             if not is_sound:
                 raise Refused("broken", f"a wrong checksum of the chunk {kind.decode()}")
             yield chunk
-        elif (is_critical and not behind) or (is_sound and _tells_orientation(kind, chunk[8:-4])):
+        elif (is_critical and not after) or (is_sound and _tells_orientation(kind, chunk[8:-4])):
             yield chunk
         if kind == b"IEND":
-            yield chunk if behind else b""
+            yield chunk if after else b""
             return
-        behind |= kind == b"IDAT"
+        after |= kind == b"IDAT"
         start += len(chunk)
 
 

@@ -13,7 +13,7 @@
 3. Pack. Each shard is written alone (`shards.write_shard`), its documents in the same order.
 
 Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
-workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed behind the manifest; it holds
+workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed after the manifest; it holds
 all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 200
 bytes each) and never the documents themselves. Where nothing can be prepared, because the source is empty or the
 config does not fit its documents, the folder is free for another source or config.

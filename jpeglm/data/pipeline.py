@@ -179,7 +179,7 @@ def _order(chunks: Chunks, seed: int) -> grain.MapDataset:
 def eval_batches(
     chunks: Chunks, batch_size: int, rows: Sequence[int], max_batches: int | None = None
 ) -> Iterator[Batch]:
-    """All chunks in order, at most `max_batches` batches; rows behind the last chunk are empty, of weight 0.
+    """All chunks in order, at most `max_batches` batches; rows after the last chunk are empty, of weight 0.
 
     Yields:
       batches as in `train_batches`: the given rows of each global batch.

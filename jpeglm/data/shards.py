@@ -191,7 +191,7 @@ def read_documents(folder: Path, shard: dict, seq_len: int) -> Iterator[np.ndarr
       shard: its entry in the manifest.
 
     Raises:
-      InputError: what stands between, before or behind the documents is not as `write_shard` writes it.
+      InputError: what stands between, before or after the documents is not as `write_shard` writes it.
     """
     path = folder / shard["name"]
     left = shard["tokens"]

@@ -29,7 +29,7 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | a member, a record of more than 512 MiB | refused, "too large" |
 | a member that is damaged, or longer than its header says | refused, "broken" |
 | a folder that cannot be listed, a file of pictures that is cut off | an error: nobody knows how much is missing |
-| an archive with anything but zeros behind its end, or in front of a zip: another archive, perhaps | an error |
+| an archive with anything but zeros after its end, or in front of a zip: another archive, perhaps | an error |
 | a folder with pictures and record files side by side, arrays that are not uint8 pictures | an error |
 
 What a folder or an archive holds is decided before, by `listing`.

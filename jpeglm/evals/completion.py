@@ -104,7 +104,7 @@ class Methods:
         """Says before anything is sampled whether each network of `rows` has room for what it is to write.
 
         Raises:
-          InputError: `max_tokens` leaves no room behind a prompt, or with the grammar not enough for a whole file.
+          InputError: `max_tokens` leaves no room after a prompt, or with the grammar not enough for a whole file.
         """
         runs = [self.runs[row] for row in rows if row in self.runs]
         tokenizers = {run.tokenizer.sha256: run.tokenizer for run in runs}
@@ -114,8 +114,8 @@ class Methods:
             for ratio in ratios:
                 prefixes = [self.codec.cut(original, ratio)[0] for original in originals]
                 lengths = np.array([1 + len(tokenizer.encode(prefix)) for prefix in prefixes])  # with BOS
-                behind = grammar.tokens_needed(grammar.places(prefixes)) if grammar else 1
-                wanted += zip((lengths + behind).tolist(), itertools.repeat(ratio), range(len(originals)))
+                after = grammar.tokens_needed(grammar.places(prefixes)) if grammar else 1
+                wanted += zip((lengths + after).tolist(), itertools.repeat(ratio), range(len(originals)))
             most, ratio, number = max(wanted, default=(0, 0, 0))
             if most > self.settings.max_tokens:
                 what = "become a whole file" if grammar else "be continued"

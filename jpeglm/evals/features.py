@@ -20,7 +20,7 @@ class Extractor:
       metric: what a Fréchet distance of its features is called.
       mode: of resizing and normalising; "" where there is only one.
       dim: features a picture.
-      spatial_dim: further features behind them, which stand for places in the picture; mostly 0.
+      spatial_dim: further features after them, which stand for places in the picture; mostly 0.
       size: pixels a side that pictures are resized to.
       weights_sha256: of the file that the weights come from.
       batch_size: pictures computed at once.

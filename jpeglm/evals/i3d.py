@@ -72,7 +72,7 @@ class Unit(nnx.Module):
 
 
 def _max_pool(x: jax.Array, window: tuple[int, int, int], strides: tuple[int, int, int]) -> jax.Array:
-    """Padded as TensorFlow does it. The torch ports pad with zeros, which behind a ReLU comes to the same as -inf."""
+    """Padded as TensorFlow does it. The torch ports pad with zeros, which after a ReLU comes to the same as -inf."""
     return nnx.max_pool(x, window, strides, padding="SAME")
 
 

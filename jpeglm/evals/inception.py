@@ -388,7 +388,7 @@ MODES = {
 class Inception(features.Extractor):
     """Features of the 2015 Inception: FID proper, in one of its three modes.
 
-    Features are the network's 2,048 and, with `spatial`, the 2,023 of sFID behind them.
+    Features are the network's 2,048 and, with `spatial`, the 2,023 of sFID after them.
     """
 
     def __init__(self, weights: str | Path, mode: str, batch_size: int | None = None, spatial: bool = False):

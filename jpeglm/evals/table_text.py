@@ -57,7 +57,7 @@ def with_grammar(header: str) -> str:
 
 
 def columns(table: Table) -> list[Column]:
-    """What the main table tells of each row behind its name; a column that is empty in all rows is left out."""
+    """What the main table tells of each row after its name; a column that is empty in all rows is left out."""
 
     def distance(header: str, metric: str, name: str) -> Column:
         return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name), metric)

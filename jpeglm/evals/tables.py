@@ -6,7 +6,7 @@ decode strictly counts as invalid and enters the distance as it is leniently dec
 codec's grammar is always valid and says nothing of the network's own grasp of the format: so it stands beside what the
 network writes without, and beside the probability that the grammar took away.
 
-Of clips, the frames behind the given ones are what is measured: each of them as a picture in the distance, against the
+Of clips, the frames after the given ones are what is measured: each of them as a picture in the distance, against the
 frames at the same places of the reference, and against the clip's own as PSNR and SSIM.
 """
 
@@ -170,7 +170,7 @@ class _Cells:
         self._extractor, self._video_extractor = extractor, video_extractor
         self._evaluation = methods.codec.evaluation
         self.given = {ratio: self._codec.cut(self._originals[0], ratio)[1] for ratio in config.ratios}
-        # What is measured begins behind the given units, ratio by ratio; or is the whole item, once.
+        # What is measured begins after the given units, ratio by ratio; or is the whole item, once.
         self._places = self.given if self._evaluation.measures_rest else dict.fromkeys(self.given, 0)
         self._targets = {
             kept: self._measure("reference", "reference", self._reference, kept) for kept in self._places.values()
@@ -258,7 +258,7 @@ class _Cells:
     ) -> Measures:
         """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
         measures_rest = self._evaluation.measures_rest
-        behind = f"-from-{kept}" if measures_rest and not has_truth else ""  # the originals stand behind all ratios
+        part = f"-from-{kept}" if measures_rest and not has_truth else ""  # the originals serve all ratios
         truth = self._originals if has_truth and measures_rest else None
         content = {
             "documents": documents_identity(documents),
@@ -269,9 +269,7 @@ class _Cells:
         if truth:
             identity["originals"] = documents_identity(truth)
         found = dict(
-            self._store.get(
-                f"{name}{behind}.features", identity, lambda: self._judge_all(documents, kept, truth, title)
-            )
+            self._store.get(f"{name}{part}.features", identity, lambda: self._judge_all(documents, kept, truth, title))
         )
         if self._video_extractor:
             found["video"] = self._store.get(

@@ -46,7 +46,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 class Request:
     """One sequence to continue.
 
-    prompt: ids, BOS first. key: two uint32 that alone decide the draws. place: behind the prompt, for a grammar.
+    prompt: ids, BOS first. key: two uint32 that alone decide the draws. place: after the prompt, for a grammar.
     """
 
     prompt: np.ndarray
@@ -332,7 +332,7 @@ class Engine:
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
         token = draw(probabilities, jax.vmap(_uniform)(keys, positions))
         if walks:
-            walks = _Walks(self._grammar.behind(walks.place, choices, token), removed, was_cut)
+            walks = _Walks(self._grammar.after(walks.place, choices, token), removed, was_cut)
         return token, walks
 
     def _ends(self, token: jax.Array, length: jax.Array) -> jax.Array:

@@ -21,11 +21,11 @@ class Rules(NamedTuple):
     Attributes:
       lookup: of the grammar, whose distances are in tokens where a place is in the header.
       first: int32 [vocab], the first byte of each token.
-      merges: int32 [merges], the tokens of several bytes that may stand behind the header.
+      merges: int32 [merges], the tokens of several bytes that may stand after the header.
       rest: int32 [longest - 1, merges], their other bytes, then -1.
-      column: int32 [vocab], where a token is found among first bytes and, behind them, merges; -1 for one that only
+      column: int32 [vocab], where a token is found among first bytes and, after them, merges; -1 for one that only
         stands in headers.
-      header: int32 [header bytes, vocab], the place behind each token from each place in the header, packed.
+      header: int32 [header bytes, vocab], the place after each token from each place in the header, packed.
     """
 
     lookup: Lookup
@@ -40,8 +40,8 @@ class Choices(NamedTuple):
     """What may come next in n files."""
 
     legal: jax.Array  # bool [n, vocab], by the grammar
-    fits: jax.Array  # bool [n, vocab], legal tokens behind which the file can still be ended in time
-    behind: jax.Array  # int32 [n, vocab], the place behind each token, packed
+    fits: jax.Array  # bool [n, vocab], legal tokens after which the file can still be ended in time
+    after: jax.Array  # int32 [n, vocab], the place after each token, packed
 
 
 class TokenGrammar:
@@ -92,7 +92,7 @@ class TokenGrammar:
         return fewest
 
     def places(self, prefixes: list[bytes]) -> Place:
-        """The place [n] behind each beginning of a file.
+        """The place [n] after each beginning of a file.
 
         Raises:
           InputError: one that no legal file begins with.
@@ -126,25 +126,25 @@ class TokenGrammar:
             return jnp.where(byte < 0, packed, grammar.pack(following, legal & (packed >= 0), at, jnp)), None
 
         merged, _ = jax.lax.scan(read, begun[:, rules.merges], rules.rest)
-        behind = jnp.concatenate([begun, merged], axis=1)[:, rules.column]
-        behind = jnp.where(rules.column < 0, -1, behind)
+        after = jnp.concatenate([begun, merged], axis=1)[:, rules.column]
+        after = jnp.where(rules.column < 0, -1, after)
         if len(rules.header):  # whose places have a table of their own
             offset = grammar.header_index(at)
-            behind = jnp.where(offset >= 0, rules.header[jnp.maximum(offset[:, 0], 0)], behind)
-        is_eos = jnp.arange(behind.shape[1]) == self._eos
-        behind = jnp.where(is_eos, grammar.pack(at, grammar.is_end(at), at, jnp), behind)
+            after = jnp.where(offset >= 0, rules.header[jnp.maximum(offset[:, 0], 0)], after)
+        is_eos = jnp.arange(after.shape[1]) == self._eos
+        after = jnp.where(is_eos, grammar.pack(at, grammar.is_end(at), at, jnp), after)
 
-        legal = behind >= 0
-        needed = grammar.distance(grammar.unpack(behind, at), rules.lookup, jnp) + 1
-        return Choices(legal, legal & (is_eos | (needed < room[:, None])), behind)
+        legal = after >= 0
+        needed = grammar.distance(grammar.unpack(after, at), rules.lookup, jnp) + 1
+        return Choices(legal, legal & (is_eos | (needed < room[:, None])), after)
 
-    def behind(self, at: Place, choices: Choices, token: jax.Array) -> Place:
-        """The places [n] behind the legal tokens [n], of what `choices` said of places `at` [n]."""
-        return self._grammar.unpack(choices.behind[jnp.arange(len(token)), token], at)
+    def after(self, at: Place, choices: Choices, token: jax.Array) -> Place:
+        """The places [n] after the legal tokens [n], of what `choices` said of places `at` [n]."""
+        return self._grammar.unpack(choices.after[jnp.arange(len(token)), token], at)
 
 
 def _walk(grammar: Grammar, at: Place, data: bytes) -> tuple[Place, np.ndarray]:
-    """The places behind `data`, and where all of it is legal; nowhere if there is none of it."""
+    """The places after `data`, and where all of it is legal; nowhere if there is none of it."""
     all_legal = np.full(jax.tree.leaves(at)[0].shape, bool(data))
     for byte in data:
         following, legal = grammar.step(at, byte)

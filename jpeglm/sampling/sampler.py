@@ -109,7 +109,7 @@ class Sampler:
         return TokenGrammar(self.codec.grammar(), self.tokenizer) if self.codec.has_grammar else None
 
     def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
-        """Why documents leave no room behind their first `ratio`, by name; those that do are not in it.
+        """Why documents leave no room after their first `ratio`, by name; those that do are not in it.
 
         Raises:
           InputError: one that is not valid, or the ratio is outside [0, 1].

@@ -9,7 +9,7 @@ from jpeglm.codecs import avc_header, avc_residual
 from jpeglm.codecs.avc_header import AvcError, read_pps, read_sps, split
 from jpeglm.codecs.avc_parser import parse
 
-# AVC-LM's command, behind its input and filters
+# AVC-LM's command, after its input and filters
 PAPER = (
     "-c:v libx264 -pix_fmt yuv420p -profile:v baseline -bf 0 -an -sn -trellis 0 -me_method dia -threads 1 -subq 0 "
     "-psy 0 -mixed-refs 0 -fast-pskip 0 -partitions none"

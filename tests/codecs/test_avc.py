@@ -102,7 +102,7 @@ def test_a_cut_clip_decodes_to_exactly_its_first_frames(codec, stream):
 def test_a_last_frame_that_is_repeated_is_a_valid_clip_that_stands_still(codec, stream):
     document = codec.strip(stream)
     frames = planes(stream)
-    for kept in (1, 4, 10, 14, 15):  # the scene is cut behind the fourth
+    for kept in (1, 4, 10, 14, 15):  # the scene is cut after the fourth
         frozen = codec.complete_with_last(*codec.cut(document, frames=kept))
         assert codec.is_valid(frozen)
         seen = planes(codec.restore(frozen))

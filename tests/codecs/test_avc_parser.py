@@ -117,9 +117,9 @@ LUMA = ue(0) + ue(0) + ue(0) + ZERO_VECTOR + ue(avc_residual.INTER_CBP.index(1))
 I_4X4 = ue(0) + ue(avc_parser.I_NXN)
 EMPTY = block(TOKENS[0], 16, 0)
 MACROBLOCKS = {
-    "bits behind a skipped macroblock": (macroblock(SKIP, "0" * 9), "16 bits where the 1 to 8"),
+    "bits after a skipped macroblock": (macroblock(SKIP, "0" * 9), "16 bits where the 1 to 8"),
     "two skipped macroblocks": (macroblock(ue(2)), "mb_skip_run is 2, not in 0..1"),
-    "a macroblock behind a skipped one": (macroblock(SKIP, inter(0, "")[1:]), "rbsp_trailing_bits|bits where the"),
+    "a macroblock after a skipped one": (macroblock(SKIP, inter(0, "")[1:]), "rbsp_trailing_bits|bits where the"),
     "mb_type of no macroblock": (macroblock(ue(0), ue(31)), "mb_type is 31, not in 0..30"),
     "sub_mb_type of no macroblock": (macroblock(ue(0), ue(3), ue(4)), "sub_mb_type is 4, not in 0..3"),
     "a picture that is not there": (macroblock(ue(0), ue(0), ue(3)), "ref_idx_l0 is 3, not in 0..2"),
@@ -283,14 +283,14 @@ def structural_damage(stream: bytes) -> dict[str, bytes]:
             damaged[f"{kind} dropped"] = b"".join(rest + following)
         damaged[f"{kind} doubled"] = b"".join(rest + [part, part] + following)
         if following:
-            damaged[f"{kind} behind the next"] = b"".join([*rest, following[0], part, *following[1:]])
+            damaged[f"{kind} after the next"] = b"".join([*rest, following[0], part, *following[1:]])
         long = part.startswith(b"\x00\x00\x00\x01")
         damaged[f"{kind} with another start code"] = b"".join(
             [*rest, part[1:] if long else b"\x00" + part, *following]
         )
         damaged[f"{kind} with zeros before it"] = b"".join([*rest, b"\x00\x00" + part, *following])
-        damaged[f"{kind} with zeros behind it"] = b"".join([*rest, part + b"\x00\x00\x00", *following])
-        damaged[f"{kind} with a byte behind it"] = b"".join([*rest, part + b"\x80", *following])
+        damaged[f"{kind} with zeros after it"] = b"".join([*rest, part + b"\x00\x00\x00", *following])
+        damaged[f"{kind} with a byte after it"] = b"".join([*rest, part + b"\x80", *following])
         damaged[f"{kind} without its last byte"] = b"".join([*rest, part[:-1], *following])
         begin = 4 if long else 3
         for bit in range(8):
@@ -298,11 +298,11 @@ def structural_damage(stream: bytes) -> dict[str, bytes]:
             damaged[f"{kind} with bit {bit} of its header changed"] = b"".join([*rest, changed, *following])
     frames = [stream[start:end] for start, end in zip(clip.starts, clip.ends, strict=True)]
     for index, frame in enumerate(frames):
-        # no stream tells what it lost behind its last frame, or behind the last one before an IDR picture
+        # no stream tells what it lost after its last frame, or after the last one before an IDR picture
         if index + 1 < len(frames) and not clip.is_idr[index + 1]:
             damaged[f"frame {index} dropped"] = b"".join(frames[:index] + frames[index + 1 :])
             swapped = [frames[index + 1], frame]
-            damaged[f"frame {index} behind the next"] = b"".join(frames[:index] + swapped + frames[index + 2 :])
+            damaged[f"frame {index} after the next"] = b"".join(frames[:index] + swapped + frames[index + 2 :])
         damaged[f"frame {index} doubled"] = b"".join(frames[:index] + [frame, frame] + frames[index + 1 :])
     for index in range(len(frames) - 1):
         for number in range(clip.slice_starts.shape[1]):
@@ -312,7 +312,7 @@ def structural_damage(stream: bytes) -> dict[str, bytes]:
             exchanged = stream[:a] + stream[c:d] + stream[b:c] + stream[a:b] + stream[d:]
             damaged[f"slice {number} of frame {index} exchanged with the next frame's"] = exchanged
     for junk in (b"\x00", b"\x01", b"junk", b"\x00\x00\x01", b"\x00\x00\x01\x0c\xff\x80", b"\x00\x00\x00\x01\x09\x10"):
-        damaged[f"{junk!r} behind the end"] = stream + junk
+        damaged[f"{junk!r} after the end"] = stream + junk
         damaged[f"{junk!r} before the start"] = junk + stream
     damaged["the stream twice"] = stream + stream
     return damaged
@@ -353,7 +353,7 @@ def test_messages_name_byte_frame_and_slice():
     for data, message in (
         (b"", "byte 0: no start code"),
         (b"junk" + SMALL, "byte 0: no start code"),
-        (SMALL + b"\x00\x00\x01", f"byte {len(SMALL) + 3}: nothing behind a start code"),
+        (SMALL + b"\x00\x00\x01", f"byte {len(SMALL) + 3}: nothing after a start code"),
         (units(SMALL)[0], f"byte {len(units(SMALL)[0])}, frame 0: the stream ends before a PPS"),
         (SMALL + b"\x00", f"byte {len(SMALL)}: a zero byte at the end of a NAL unit"),
         (SMALL[:a] + SMALL[b:], f"byte {a + 4}, frame 2, slice 3 of 6: first_mb_in_slice is 4, not 3"),

@@ -51,7 +51,7 @@ def plain(folder: Path, container: str) -> Path:
 
 
 def with_sound(folder: Path, container: str, late: float, path: Path | None = None) -> Path:
-    """The same pictures, `late` seconds behind a sound; before it if that is negative."""
+    """The same pictures, `late` seconds after a sound; before it if that is negative."""
     suffix, _, sound = CONTAINERS[container]
     tone, found = folder / f"tone{suffix}", folder / f"late{late}{suffix}"
     if not tone.exists():
@@ -120,7 +120,7 @@ def test_films_that_begin_within_half_a_frame_keep_the_bytes_of_the_paper_s_comm
 def test_the_gap_is_dropped_where_ffmpeg_s_fps_filter_rounds_it_to_a_frame():
     for fps in (3, 7, 25, 240):
         for base in (1000, 12_800, 90_000):
-            edge = -(-base // (2 * fps))  # the first stamp at half a frame or behind
+            edge = -(-base // (2 * fps))  # the first stamp at half a frame or after
             for stamp, dropped in ((edge - 1, False), (edge, True), (-edge, True)):
                 start = repr(stamp / base)
                 expression = dropped_gap(fps).removeprefix("setpts=PTS-STARTPTS*").replace("\\,", ",")

@@ -295,7 +295,7 @@ def test_files_with_any_restart_interval_and_tables_inside_hold_the_same_coeffic
     np.testing.assert_array_equal(scan.coefficients(), expected)
     assert file[scan.ends[-1] :] == b"\xff\xd9"
     assert scan.starts[0] == file.index(b"\xff\xda") + {"RGB": 14, "L": 10}[mode]
-    if scan.restart_interval == 0:  # MCUs share bytes: each begins in the one where the last ended, or behind it
+    if scan.restart_interval == 0:  # MCUs share bytes: each begins in the one where the last ended, or after it
         assert set(scan.ends[:-1] - scan.starts[1:]) <= {0, 1, 2}
         assert (scan.ends[:-1] > scan.starts[1:]).any()
 

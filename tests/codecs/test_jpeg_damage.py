@@ -80,11 +80,11 @@ ACCEPTED_BY_PILLOW = {
     ),
     "swapped markers": (
         edited(ENDS[3], ENDS[3] + 2, DOCUMENT[ENDS[4] : ENDS[4] + 2]),
-        f"byte {ENDS[3]}, MCU 3 of 12: marker RST4 behind this MCU; RST3 was expected",
+        f"byte {ENDS[3]}, MCU 3 of 12: marker RST4 after this MCU; RST3 was expected",
     ),
     "padding of zeros": (
         edited(ENDS[PADDED] - 1, ENDS[PADDED], bytes([DOCUMENT[ENDS[PADDED] - 1] & ~1])),
-        f"byte {ENDS[PADDED] - 1}, MCU {PADDED} of 12: the padding behind this MCU is not all ones",
+        f"byte {ENDS[PADDED] - 1}, MCU {PADDED} of 12: the padding after this MCU is not all ones",
     ),
     "junk before a marker": (
         edited(ENDS[5], ENDS[5], b"junk"),
@@ -96,17 +96,17 @@ ACCEPTED_BY_PILLOW = {
     ),
     "a marker in the place of EOI": (
         edited(ENDS[11], ENDS[11] + 2, b"\xff\xd3\xff\xd9"),
-        f"byte {ENDS[11]}, MCU 11 of 12: marker RST3 behind this MCU; EOI was expected",
+        f"byte {ENDS[11]}, MCU 11 of 12: marker RST3 after this MCU; EOI was expected",
     ),
-    "junk after EOI": (DOCUMENT + b"junk", f"byte {len(DOCUMENT)}: 4 bytes behind EOI"),
-    "a second file after EOI": (DOCUMENT + DOCUMENT, f"byte {len(DOCUMENT)}: {len(DOCUMENT)} bytes behind EOI"),
+    "junk after EOI": (DOCUMENT + b"junk", f"byte {len(DOCUMENT)}: 4 bytes after EOI"),
+    "a second file after EOI": (DOCUMENT + DOCUMENT, f"byte {len(DOCUMENT)}: {len(DOCUMENT)} bytes after EOI"),
     "an MCU too many": (
         edited(ENDS[11], ENDS[11], b"\xff\xd3" + COLOUR.flat_mcu),
-        f"byte {ENDS[11]}, MCU 11 of 12: marker RST3 behind this MCU; EOI was expected",
+        f"byte {ENDS[11]}, MCU 11 of 12: marker RST3 after this MCU; EOI was expected",
     ),
     "a fill byte": (
         edited(ENDS[2], ENDS[2], b"\xff"),
-        f"byte {ENDS[2]}, MCU 2 of 12: marker FFFF behind this MCU; RST2 was expected",
+        f"byte {ENDS[2]}, MCU 2 of 12: marker FFFF after this MCU; RST2 was expected",
     ),
     "other thumbnail, density or version in APP0": (
         edited(13, 14, b"\x01"),
@@ -211,7 +211,7 @@ def test_jpeg_of_other_kinds_is_refused_by_name():
         (with_frame(11, b"\x52"), "sampling factors 5x2 are not within 1 to 4"),
         (with_frame(11, b"\x44"), "more than 10 blocks in an MCU"),
         (b"\x89PNG\r\n\x1a\n", "byte 0: no SOI marker"),
-        (plain[:-2] + b"\xff\xdc\x00\x04\x00\x28\xff\xd9", "marker FFDC behind this MCU; EOI was expected"),
+        (plain[:-2] + b"\xff\xdc\x00\x04\x00\x28\xff\xd9", "marker FFDC after this MCU; EOI was expected"),
     ):
         with pytest.raises(JpegError, match=message):
             parse(file)

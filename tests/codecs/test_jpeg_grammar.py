@@ -205,7 +205,7 @@ def test_a_change_of_any_byte_of_the_header_is_seen_there():
 
 
 def mutate(file: bytes, start: int, changes: int, random: np.random.Generator) -> bytes:
-    """Replaces, inserts or deletes bytes behind the header."""
+    """Replaces, inserts or deletes bytes after the header."""
     data = bytearray(file)
     for _ in range(changes):
         at = int(random.integers(start, len(data) + 1))
@@ -348,7 +348,7 @@ def test_an_idle_run_is_seen_in_any_block_and_none_where_a_block_follows():
     fine = DC_ZERO + SIXTEEN_ZEROS * 3 + ONE_BEHIND_14_ZEROS  # up to coefficient 63, without EOB
     idle = DC_ZERO + SIXTEEN_ZEROS + END_OF_BLOCK
     for blocks, is_idle in (([fine] * 3, False), ([fine, fine, idle], True), ([idle, fine, fine], True)):
-        # what stands behind the header of a picture of one block
+        # what stands after the header of a picture of one block
         file = header + grey_block(*blocks)[len(GREY.header) :]
         assert scan_of(file).has_idle_zero_runs == is_idle
         assert JpegGrammar(header).accepts([file]).tolist() == [not is_idle]
@@ -376,8 +376,8 @@ def test_headers_of_other_jpegs_are_refused_in_a_line():
     assert "extended sequential JPEG is not supported" in refusal(with_frame(1, b"\xc1"))
     assert "arithmetic-coded JPEG is not supported" in refusal(with_frame(1, b"\xc9"))
     assert "12-bit JPEG is not supported" in refusal(with_frame(4, b"\x0c"))
-    assert "DNL (the number of lines given behind the scan)" in refusal(with_frame(5, b"\x00\x00"))
-    assert f"byte {len(header)}: the header goes on behind SOS" in refusal(header + b"\x00")
+    assert "DNL (the number of lines given after the scan)" in refusal(with_frame(5, b"\x00\x00"))
+    assert f"byte {len(header)}: the header goes on after SOS" in refusal(header + b"\x00")
     assert f"byte {len(header)}: the header goes on" in refusal(header + b"\x00", huffman_segment(1, b"\x00\x01"))
     assert "the file ends inside the header" in refusal(header[:-1])
     assert "no SOI" in refusal(b"")
@@ -388,11 +388,11 @@ def test_huffman_tables_that_can_write_no_block_are_refused():
     for kind, symbols in (
         (0, b"\x0c\x0f"),  # differences of more than 11 bits
         (1, b"\xf0"),  # nothing but zeros
-        (1, b"\x31"),  # each coefficient behind three zeros: 4, 8, ... and never 63
+        (1, b"\x31"),  # each coefficient after three zeros: 4, 8, ... and never 63
         (1, b"\x0b\x10\x20"),  # no symbols of baseline
     ):
         assert refusal(header, huffman_segment(kind, symbols)) == "the header's Huffman tables cannot write any block"
-    # Each behind two zeros: 21 coefficients up to 63.
+    # Each after two zeros: 21 coefficients up to 63.
     whole = header[:2] + huffman_segment(1, b"\x21") + header[2:]
     (file,) = random_files(whole, rare_grammar(whole), [0], np.random.default_rng(11))
     assert parser_accepts(file)

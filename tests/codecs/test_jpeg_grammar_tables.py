@@ -43,7 +43,7 @@ class Places:
     """All places of an MCU that `next_bit` comes to, numbered: what each bit leads to, and the table's states.
 
     Attributes:
-      following: of each place, behind a 0 and behind a 1: a place, END or ILLEGAL.
+      following: of each place, after a 0 and after a 1: a place, END or ILLEGAL.
       bits, representatives: what `minimise` returns.
       state: of each place, the state that the same bits lead to. Fails where two ways lead to two states, or where
         `next_bit` and `bits` do not agree about what is legal.
@@ -56,17 +56,17 @@ class Places:
         for at in places:  # which grows meanwhile
             pair, state = [], self.state[len(self.following)]
             for bit in (0, 1):
-                place, behind = next_bit(at, bit, blocks), int(self.bits[state, bit])
+                place, after = next_bit(at, bit, blocks), int(self.bits[state, bit])
                 if place is None:
-                    assert behind == -1
+                    assert after == -1
                 elif place == jpeg_grammar.END:
-                    assert behind == len(self.bits)
+                    assert after == len(self.bits)
                 elif place in numbers:
-                    assert self.state[numbers[place]] == behind
+                    assert self.state[numbers[place]] == after
                 else:
                     numbers[place] = len(places)
                     places.append(place)
-                    self.state.append(behind)
+                    self.state.append(after)
                 pair.append({None: ILLEGAL, jpeg_grammar.END: END}.get(place, numbers.get(place)))
             self.following.append(pair)
         assert set(self.state) == set(range(len(self.bits)))
@@ -77,7 +77,7 @@ class Places:
         """Reads a byte bit by bit, `follow` more MCUs being to come in the interval; None where it is illegal.
 
         Returns:
-          The place behind it, END where the interval is complete, and how many MCUs ended.
+          The place after it, END where the interval is complete, and how many MCUs ended.
         """
         ended = 0
         for shift in range(7, -1, -1):
@@ -176,9 +176,9 @@ def walk_at_random(header: bytes, walkers: int, steps: int, random: np.random.Ge
     for _ in range(steps):
         following, legal = grammar.step(at, random.integers(256, size=walkers))
         (again,) = np.nonzero(~legal)
-        behind, legal = step_all(grammar, take(at, again))
+        after, legal = step_all(grammar, take(at, again))
         byte = pick(legal, random)
-        for values, others in zip(following, behind, strict=True):
+        for values, others in zip(following, after, strict=True):
             values[again] = others[np.arange(len(again)), byte]
         done = following.state == grammar.done
         ended += int(np.sum(done))
@@ -219,7 +219,7 @@ def test_with_a_marker_behind_each_mcu_no_real_file_ends_sooner_than_the_distanc
 
 
 class Graph:
-    """Every place behind the header that a file can come to.
+    """Every place after the header that a file can come to.
 
     Attributes:
       places: of them, [n].
@@ -260,8 +260,8 @@ class Graph:
         """To the end, int [n]: found step by step, from the end."""
         fewest = np.where(self.places.state == self.grammar.done, 0, 1 << 20)
         while True:
-            behind = np.append(fewest, 1 << 20)[self.edges].min(axis=1)
-            shorter = np.minimum(fewest, behind + 1)
+            after = np.append(fewest, 1 << 20)[self.edges].min(axis=1)
+            shorter = np.minimum(fewest, after + 1)
             if np.array_equal(shorter, fewest):
                 return fewest
             fewest = shorter

@@ -43,7 +43,7 @@ def test_small_pictures_are_the_files_of_cjpeg(mode, height, width):
 
 def test_decoders_by_themselves_accept_coefficients_past_63_and_jpegtran_alters_them():
     codec = JpegCodec(8, 8, "L", 25)
-    # three runs of 16 zeros, then a one behind 15 zeros: coefficient 64
+    # three runs of 16 zeros, then a one after 15 zeros: coefficient 64
     bits = "00" + "11111111001" * 3 + "1111111111110101" + "1" + "1" * 4
     data = int(bits, 2).to_bytes(7).replace(b"\xff", b"\xff\x00")
     document = codec.header + data + b"\xff\xd9"

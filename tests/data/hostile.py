@@ -345,7 +345,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _with_chunk(file: bytes, kind: bytes, body: bytes) -> bytes:
-    return file[:33] + _chunk(kind, body) + file[33:]  # behind IHDR
+    return file[:33] + _chunk(kind, body) + file[33:]  # after IHDR
 
 
 def _jpeg_of_size(random: Random, height: int, width: int) -> bytes:

@@ -11,13 +11,13 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(samples: np.ndarray, bits: int, colour_type: int, *chunks: bytes, behind: Sequence[bytes] = ()) -> bytes:
-    """A PNG of integers [height, width, samples]; `chunks` go before its pixels, `behind` after them."""
+def png(samples: np.ndarray, bits: int, colour_type: int, *chunks: bytes, after: Sequence[bytes] = ()) -> bytes:
+    """A PNG of integers [height, width, samples]; `chunks` go before its pixels, `after` after them."""
     height, width = samples.shape[:2]
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
     rows = b"".join(b"\0" + row for row in packed_rows(samples, bits, ">"))
     pixels = png_chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + b"".join([header, *chunks, pixels, *behind, png_chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + b"".join([header, *chunks, pixels, *after, png_chunk(b"IEND", b"")])
 
 
 def packed_rows(samples: np.ndarray, bits: int, order: str) -> list[bytes]:

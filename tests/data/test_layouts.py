@@ -373,7 +373,7 @@ def test_kinds_of_icons():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
 def test_jpeg_2000_of_fewer_than_8_bits_is_refused(bits):
-    """The header alone says how many bits there are: it is changed behind the encoder."""
+    """The header alone says how many bits there are: it is changed after the encoder."""
     file = io.BytesIO()
     Image.fromarray(GREY.astype(np.uint8)).save(file, "JPEG2000", no_jp2=True, irreversible=False)
     changed = bytearray(file.getvalue())

@@ -67,14 +67,14 @@ CHUNKS = {
 
 @pytest.mark.parametrize("name", CHUNKS)
 def test_a_png_is_sound_whatever_its_ancillary_chunks(name):
-    for file in (png(RGB, 8, 2, CHUNKS[name]), png(RGB, 8, 2, behind=[CHUNKS[name]])):
+    for file in (png(RGB, 8, 2, CHUNKS[name]), png(RGB, 8, 2, after=[CHUNKS[name]])):
         np.testing.assert_array_equal(read(file), RGB)
 
 
 def test_the_orientation_of_a_png_is_kept_beside_damaged_chunks():
     bad = (CHUNKS["large profile"], CHUNKS["text with a wrong checksum"])
     np.testing.assert_array_equal(read(png(RGB, 8, 2, *bad, png_chunk(b"eXIf", LITTLE_EXIF))), TURNED)
-    np.testing.assert_array_equal(read(png(RGB, 8, 2, *bad, behind=[png_chunk(b"eXIf", LITTLE_EXIF)])), TURNED)
+    np.testing.assert_array_equal(read(png(RGB, 8, 2, *bad, after=[png_chunk(b"eXIf", LITTLE_EXIF)])), TURNED)
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     for text in (b"\0\0\0\0" + xmp, b"\1\0\0\0" + zlib.compress(xmp)):
         file = png(RGB, 8, 2, *bad, png_chunk(b"iTXt", b"XML:com.adobe.xmp\0" + text))
@@ -114,8 +114,8 @@ def segment(marker: int, body: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
-def exif_with(entries: bytes, count: int, behind: bytes = b"") -> bytes:
-    return segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", count) + entries + bytes(4) + behind)
+def exif_with(entries: bytes, count: int, after: bytes = b"") -> bytes:
+    return segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", count) + entries + bytes(4) + after)
 
 
 SEGMENTS = {

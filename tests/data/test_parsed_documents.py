@@ -13,7 +13,7 @@ from tests.clips import FILMS, ffmpeg
 FORMS = [AvcCodec(height=32, width=32, fps=5, frames=5, qp=37, strip_headers=strip) for strip in (False, True)]
 WRONG = {  # what an encoder might do wrong
     "cut off": lambda document: document[:-2],
-    "something behind it": lambda document: document + b"\0\0\1\x41\x9a",
+    "something after it": lambda document: document + b"\0\0\1\x41\x9a",
     "a byte lost": lambda document: document[:-40] + document[-39:],
     "a part twice": lambda document: document + document[-30:],
     "nothing": lambda document: b"",

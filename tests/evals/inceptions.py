@@ -23,7 +23,7 @@ MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 def write_weights(path: Path, seed: int, gain: float = 1.0) -> dict[str, torch.Tensor]:
     """Writes and returns a random state dict with no counters in it, as the published one.
 
-    `gain`: factor of the variance behind each convolution; there are up to some thirty in a row.
+    `gain`: factor of the variance after each convolution; there are up to some thirty in a row.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -23,7 +23,7 @@ CASES = [(0, 9), (0, 15), pytest.param(1, 16, marks=pytest.mark.slow)]
 
 
 def write_weights(path, seed, gain=1.0):
-    """Writes a random state dict; `gain`: factor of the variance behind each convolution, some twenty in a row."""
+    """Writes a random state dict; `gain`: factor of the variance after each convolution, some twenty in a row."""
     generator = torch.Generator().manual_seed(seed)
 
     def value(name, shape):

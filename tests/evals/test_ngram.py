@@ -14,7 +14,7 @@ VOCAB = 12
 
 
 def windows(tokens: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every token behind a whole context."""
+    """Every token after a whole context."""
     grams = np.lib.stride_tricks.sliding_window_view(tokens, order)
     return grams[:, :-1], grams[:, -1]
 

@@ -29,7 +29,7 @@ METRIC = "FD-something"
 
 
 def random_table(seed: int) -> Table:
-    """Any methods, ratios and numbers; many ties, some numbers that differ behind the printed digits only."""
+    """Any methods, ratios and numbers; many ties, some numbers that differ after the printed digits only."""
     random = np.random.default_rng(seed)
     is_clips, units = bool(seed % 3 == 0), int(random.integers(4, 20))
     known = [*networks(), *(ClipEvaluation if is_clips else PictureEvaluation).controls]

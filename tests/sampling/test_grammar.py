@@ -83,7 +83,7 @@ def random_places(grammar: JpegGrammar, count: int, random: np.random.Generator)
 
 
 def legal_behind(grammar: JpegGrammar, places: Place, data: bytes) -> tuple[Place, np.ndarray]:
-    """The places behind `data`, and where all its bytes are legal, one after the other."""
+    """The places after `data`, and where all its bytes are legal, one after the other."""
     legal = np.full(len(places.state), bool(data))
     for byte in data:
         places, is_legal = grammar.step(places, byte)
@@ -118,8 +118,8 @@ def test_a_token_is_legal_exactly_where_its_bytes_are(codec, separator):
         if token == learner.EOS:
             place, legal = places, is_done
         np.testing.assert_array_equal(choices.legal[:, token], legal, err_msg=f"token {token}: {data.hex()}")
-        behind = rules.behind(places, choices, np.full(1000, token))
-        for ours, theirs in zip(behind, place, strict=True):
+        after = rules.after(places, choices, np.full(1000, token))
+        for ours, theirs in zip(after, place, strict=True):
             np.testing.assert_array_equal(np.asarray(ours)[legal], theirs[legal])
         needed = rules.tokens_needed(place)
         fits = legal & ((needed < room) | (token == learner.EOS))

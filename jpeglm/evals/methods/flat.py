@@ -24,7 +24,7 @@ class Flat(Method):
         return {}
 
     def note(self, bench: Bench, config: ConfigDict) -> str:
-        return f"“{self.title}” has mid-grey {bench.codec.unit}s behind the prompt."
+        return f"“{self.title}” has mid-grey {bench.codec.unit}s after the prompt."
 
 
 def with_flat_blocks(codec: PictureCodec, documents: Sequence[bytes], ratio: float) -> list[bytes]:

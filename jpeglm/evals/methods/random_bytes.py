@@ -25,7 +25,7 @@ class RandomBytes(Method):
 
     def note(self, bench: Bench, config: ConfigDict) -> str:
         return (
-            f"“{self.title}” has uniformly random bytes behind the prompt, as many as the original has there, "
+            f"“{self.title}” has uniformly random bytes after the prompt, as many as the original has there, "
             f"{bench.codec.evaluation.words.random}."
         )
 
