@@ -317,7 +317,7 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
 class Claim:
     """Who started last in a workdir owns it.
 
-    So nobody is locked out by an owner that crashed, and one that was only believed dead stops at its next checkpoint.
+    A crashed owner locks out no successor, and an owner that only seemed dead stops at its next checkpoint.
     """
 
     def __init__(self, workdir: epath.Path):

@@ -47,9 +47,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # parameters and the order of chunks
     config.platform = ""  # cpu, gpu or tpu; "" takes what JAX finds
-    config.deterministic = (
-        False  # the same bits at each resume on GPUs, for some speed; CPUs and TPUs give them anyway
-    )
+    config.deterministic = False  # bitwise reproducible on GPUs, but slower; CPUs and TPUs always are
     config.steps = 74_000
     config.init_from = ""  # workdir whose newest weights a new run begins with
     config.watchdog = 900  # seconds that a step, a batch of an evaluation or a wait for a checkpoint may take; 0: any

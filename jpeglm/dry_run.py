@@ -118,7 +118,7 @@ def _nearest(workdir: epath.Path) -> epath.Path:
 
 
 def _remove_left(place: epath.Path) -> None:
-    """Removes what killed dry runs have left in a folder: folders of their name with a lock file that nobody holds."""
+    """Removes the folders of killed dry runs: those of their name with a lock file that no process holds."""
     with contextlib.suppress(OSError):
         for folder in filter(lambda path: _NAME.fullmatch(path.name), place.iterdir()):
             with contextlib.suppress(OSError), open(folder / ".lock", "rb+") as lock:

@@ -1,4 +1,4 @@
-"""What befalls a long run: a request to stop, a step that never ends, numbers that are no longer finite."""
+"""Preemption, hangs and non-finite values: how a run notices them, and how it ends."""
 
 import contextlib
 import faulthandler
@@ -100,7 +100,7 @@ class Watchdog:
                         file=sys.stderr,
                         flush=True,
                     )
-                finally:  # even if nobody reads that
+                finally:  # even if standard error cannot be written
                     os._exit(EXIT_AGAIN)  # nothing else is sure to end
 
 

@@ -40,7 +40,7 @@ def read(action: Callable[[], _T], what: object) -> _T:
     """The result of `action`, which reads `what`; tried again where it fails for another reason than damage.
 
     Args:
-      action: must open anew what it reads, because a reader that has failed once may fail for ever.
+      action: must open again what it reads, because a reader that has failed once may fail for ever.
       what: for messages.
 
     Raises:
@@ -80,7 +80,7 @@ def read_text(path: os.PathLike) -> str | None:
 
 
 def _mute_abandoned() -> None:
-    """Coroutines and tasks whose errors nobody waits for print no traceback on standard error, from now on.
+    """Coroutines and tasks whose errors are not awaited print no traceback on standard error, from now on.
 
     Orbax reads arrays at the same time. When one fails it abandons the others, and their errors say the same again.
     """

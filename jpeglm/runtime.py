@@ -47,7 +47,7 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise InputError(f"this host is one of {jax.process_count()} of a TPU slice: platform must be tpu")
     if jax.process_index():
-        logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
+        logging.set_verbosity(logging.ERROR)  # only process 0 logs
     return devices
 
 

@@ -166,7 +166,9 @@ def _ratio_of(frames: int, codec: Codec) -> float:
 
 def _check_flags() -> None:
     if FLAGS.images is None and FLAGS.num is None:
-        raise InputError("what shall be sampled? --images=PATH to complete pictures, or --num=N to write new ones")
+        raise InputError(
+            "neither --images nor --num is set: --images=PATH completes pictures, --num=N writes new ones"
+        )
     files.check_outside(FLAGS.out, images=FLAGS.images)
 
 

@@ -60,7 +60,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     ############################ Data ############################
     batch_size, accumulate, seq_len = config.optim.batch_size, config.optim.accumulate, config.data.seq_len
     if not config.data.path:
-        raise InputError("where is the data? --config.data.path=DIR, a folder that `python -m jpeglm.prepare` wrote")
+        raise InputError("config.data.path is not set: --config.data.path=DIR, what `python -m jpeglm.prepare` wrote")
     data_dir = epath.Path(config.data.path)
     manifest = shards.read_manifest(data_dir)
     pipeline.check_fits(manifest, config)

@@ -125,7 +125,7 @@ create() {
     found=$(state 2>/dev/null) || found=
     case $found in
     SUSPENDED | FAILED) # its TPUs were taken away, or never came
-        echo "$name: $found, asking anew" >&2
+        echo "$name: $found, asking again" >&2
         delete
         found=
         ;;

@@ -157,7 +157,7 @@ def test_two_processes_train_as_one(tiny_data, whole_run, tmp_path, axis):
     assert lead.returncode == 0, lead.stderr
     assert other.returncode == 0, other.stderr
     assert "2 process(es)" in lead.stderr and "step 20/20" in lead.stderr
-    assert not other.stderr  # one speaks for all
+    assert not other.stderr  # only process 0 logs
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     assert np.abs(losses(workdir, STEPS) - losses(whole_run[0], STEPS)).max() < 1e-5
     undisturbed = state(whole_run[0], STEPS)

@@ -14,7 +14,7 @@ itself, which are the same for every clip of one size, are left out and put back
 | more than the clip's length | the beginning |
 | several video streams | as ffmpeg chooses: the largest; one marked as default counts 5 million pixels more |
 | side data: captions, HDR, 3D and all others | left out; x264 would write them as further SEI messages |
-| scene cuts | x264 begins anew there: parameter sets and an IDR picture in the middle of the document |
+| scene cuts | x264 starts again there: parameter sets and an IDR picture in the middle of the document |
 | fewer frames than a clip has, the cover of a song | refused, "short" |
 | audio alone | refused, "no video" |
 | damage that ffmpeg tells of, in what the clip needs | refused, "broken"; see `film` |

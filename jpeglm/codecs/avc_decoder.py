@@ -47,7 +47,7 @@ def decode(stream: bytes, frames: int, height: int, width: int, fps: int) -> Dec
       fps: frames a second; what damage looks like can depend on it.
     """
     # `reverse` gives nothing before the end, and holds each frame until then. `select` is for streams without end. A
-    # size that changes midway goes to `scale`: filters that were made anew would lose what `reverse` holds.
+    # size that changes midway goes to `scale`: filters that were made again would lose what `reverse` holds.
     filters = f"select=lt(n\\,{frames + 1}),reverse,reverse,scale={width}:{height}"
     # swscale's own fast paths round otherwise on other processors.
     exact = ("-sws_flags", "bitexact+accurate_rnd+full_chroma_int", "-pix_fmt", "rgb24", "-f", "rawvideo")

@@ -25,7 +25,7 @@ _SECONDS = 300  # that one clip may take
 _MOST_SAID = 1 << 25  # bytes that are kept of what it says: a damaged file can make it talk for hours
 _ERRORS = ("error", "fatal", "panic")
 _STOPPED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# "[h264 @ 0x5581] [error] ...", where nobody named himself "[error] ..."; metadata are lines of level info.
+# "[h264 @ 0x5581] [error] ...", without a name "[error] ..."; metadata are lines of level info.
 _LINE = re.compile(r"(?:\[([^\] ]*) @ [^\]]*\] )*\[(\w+)\] (.*)")
 # Warnings of ffmpeg itself, about data that are not whole though no decoder may complain.
 _CORRUPT = ("corrupt input packet", "corrupt decoded frame")

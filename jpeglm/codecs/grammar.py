@@ -1,7 +1,7 @@
 """What a grammar of documents is: an automaton over bytes that a sampler walks, many files at once, on a device too.
 
 A *place* is where a file stands in it: a pytree of integer and boolean arrays of one shape, [] or [n] or any other,
-which nobody but the grammar looks into.
+which only the grammar looks into.
 """
 
 from collections.abc import Sequence

@@ -260,7 +260,7 @@ class JpegCodec(PictureCodec):
         )
 
     def _readable_mcu(self, segment: bytes) -> bytes | None:
-        """Returns the whole MCU at the beginning of what stands between two restart markers, padded anew."""
+        """Returns the whole MCU at the beginning of what stands between two restart markers, padded again."""
         data = re.split(rb"\xff[^\x00]", segment)[0]
         reader = Reader(data, 0, self._components, ANNEX_K)
         try:

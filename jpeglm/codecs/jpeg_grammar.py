@@ -7,7 +7,7 @@ composed over bytes: one table of numbers, and counters beside it, that walk man
 
 Left out although legal: runs of 16 zeros before the end of a block, which no encoder writes. The range of DC values
 is not looked at. Only the header is read by code that the strict parser uses too (jpeg_header.py); codes, blocks and
-markers are worked out here anew, so that either can judge the other.
+markers are worked out here again, so that each can be tested against the other.
 """
 
 import functools

@@ -409,7 +409,7 @@ def _array_header(file: io.BufferedIOBase, size: int | None = None) -> _ArrayHea
 
 
 def _chosen(headers: dict[str, _ArrayHeader], path: str, wanted: str | None) -> str:
-    """The name of the array to read; raises `InputError` if it holds no pictures, or nobody can tell which it is."""
+    """The name of the array to read; `InputError` if it holds no pictures, or several arrays of them."""
 
     def listed(names: Iterable[str]) -> str:
         shown = [f"{printable(name)} {headers[name]}" for name in itertools.islice(names, 20)]

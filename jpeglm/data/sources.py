@@ -28,7 +28,7 @@ encoded, or raises `Refused` with a reason class (counted in the manifest) and a
 | an encrypted member of a zip, one compressed otherwise than by deflate | refused, "unreadable" |
 | a member, a record of more than 512 MiB | refused, "too large" |
 | a member that is damaged, or longer than its header says | refused, "broken" |
-| a folder that cannot be listed, a file of pictures that is cut off | an error: nobody knows how much is missing |
+| a folder that cannot be listed, a file of pictures that is cut off | an error: how much is missing is not known |
 | an archive with anything but zeros after its end, or in front of a zip: another archive, perhaps | an error |
 | a folder with pictures and record files side by side, arrays that are not uint8 pictures | an error |
 

@@ -111,7 +111,7 @@ def notes(
     twice = ", a network's a second one with the grammar" if by_grammar else ""
     lines = [
         f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
-        f"{num:,} that follow. That order is by a hash of the files: nobody chose them.",
+        f"{num:,} that follow. That order is by a hash of the files, so they were not chosen by hand.",
         f"Every row has {num:,} {codec.item}s and one completion a prompt{twice}. A file that does not decode "
         f"strictly counts against “valid” and enters the distance {unreadable}: none is dropped.",
         *_about_distances(table, extractor, video_extractor),
@@ -169,7 +169,7 @@ def _about_columns(table: Table) -> dict[str, str]:
         "ended": "“ended” means that the model wrote its end token within the budget.",
         "concealed": "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or "
         "that never came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, "
-        "once and in order, and a decoder without a word.",
+        "once and in order, and a decoder without warnings.",
         "to true frames": "“to true frames” is the mean distance between the features of each completed frame and "
         "those of the true one.",
         "PSNR, dB": "PSNR is of the squared error of all completed frames of a row together (in RGB), SSIM the mean "

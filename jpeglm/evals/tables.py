@@ -1,7 +1,7 @@
 """A completion table: methods by ratios, each judged on the same number of pictures against the same reference.
 
 Prompts come from the first held-out documents in the order of the shards, which is by a hash of their bytes: a random
-choice that nobody made. The reference is as many documents that follow. Nothing is dropped: a file that does not
+choice, not one by hand. The reference is as many documents that follow. Nothing is dropped: a file that does not
 decode strictly counts as invalid and enters the distance as it is leniently decoded. What a network writes with the
 codec's grammar is always valid and says nothing of the network's own grasp of the format: so it stands beside what the
 network writes without, and beside the probability that the grammar took away.

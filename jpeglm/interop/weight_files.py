@@ -90,7 +90,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    # Opened for each tensor anew: what has been read does not stay mapped.
+    # Opened again for each tensor: what has been read does not stay mapped.
     def tensor(name: str, shape: list[int], dtype: str) -> Tensor:
         return Tensor(path, name, tuple(shape), _DTYPES.get(dtype, dtype), lambda: read(name))
 

@@ -38,7 +38,7 @@ class Model(Protocol):
     vocab_size: int
     """Ids that there are. Logits may have more columns, of minus infinity."""
     mask_documents: bool = False
-    """Whether no token sees another document of its chunk; positions then begin anew with each document."""
+    """Whether no token sees another document of its chunk; positions then start at 0 with each document."""
     tensor_parallelism: int = 1
     """Inference spreads the model over as many devices as divide this; 1: it is whole on each."""
 

@@ -20,7 +20,7 @@ from jpeglm.model import kernels
 from jpeglm.model.kernels import SAVED
 
 BLOCK = 64  # queries handled at once
-MOST_BLOCKS = 24  # each is compiled anew; longer sequences are cut into stripes
+MOST_BLOCKS = 24  # each is compiled by itself; longer sequences are cut into stripes
 KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
 LARGEST_STRIPE = 512
 MOST_QUERIES = 128  # of a stripe, handled at once

@@ -157,7 +157,7 @@ class Llama(nnx.Module):
 
         What is cached after a prompt's end (`lengths`) is written over before any query sees it. Wants each prompt
         whole on a device: its tokens are in natural order. Of any length, so the implementation of attention is chosen
-        anew.
+        here, not by `config.attention`.
         """
         del lengths
         if is_spread("sequence"):

@@ -7,7 +7,7 @@
     OUT/films/          of clips, each sample as mp4 and animated WebP
 
 A line names three hashes: of the settings, of the original document and of the file. A sample counts as done only if
-all three are what they should be. A line that is cut off, and a file that is gone or altered, are made anew. Samples
+all three are what they should be. A line that is cut off, and a file that is gone or altered, are made again. Samples
 of other settings, weights or originals are never touched: the folder is refused.
 """
 
@@ -135,7 +135,7 @@ class Samples:
             return False
 
     def _remove_unfinished(self) -> None:
-        """What killed commands were writing; nobody else writes here now."""
+        """What killed commands were writing; no other command writes here now."""
         for folder in (self.out, self.out / FILMS):
             for name in os.listdir(folder) if folder.is_dir() else ():
                 if _UNFINISHED.fullmatch(name) and (folder / name).is_file():

@@ -68,7 +68,7 @@ def test_truncation_at_every_byte_is_refused():
         assert readable >= sum(end <= length for end in ENDS)
 
 
-# What Pillow shows without a word. simplejpeg's strict mode sees some of it.
+# What Pillow shows without warnings. simplejpeg's strict mode sees some of it.
 ACCEPTED_BY_PILLOW = {
     "a missing marker": (
         edited(ENDS[3], ENDS[3] + 2, b""),

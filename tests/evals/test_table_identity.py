@@ -90,7 +90,7 @@ class Table:
         monkeypatch.setattr(ngram, "fit_and_score", lambda *a: self.asked.append("ngram") or fit(*a))
 
     def make(self) -> set[str]:
-        """The rows that are made anew."""
+        """The rows that are made again."""
         self.asked.clear()
         self.extractor.seen = 0
         tables.make(self.config, self.extractor)

@@ -68,7 +68,7 @@ def with_rest_of(
 ) -> list[bytes]:
     """The prompt, then the units that its one of `others`, canonical too, has in the missing places: a valid file.
 
-    Each MCU of a JPEG predicts its DC values anew, so those of another document look there as they do at home.
+    Each MCU of a JPEG predicts its DC values from nothing, so those of another document look as they do there.
     """
 
     def joined(document: bytes, other: bytes) -> bytes:
