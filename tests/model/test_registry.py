@@ -110,11 +110,15 @@ def test_greedy_samples_are_argmax_of_the_whole_model_and_those_with_the_grammar
     model = nnx.merge(networks.abstract(MODELS.of(sampler.config))[0], params)
     keys = [np.array([0, number], np.uint32) for number in range(3)]
     requests = sampler._requests([sampler.codec.cut(document, 0.3)[0] for document in originals], keys)
+    new = 0
     for written in sampler._engine.generate(requests):
         prompt = requests[written.number].prompt
+        assert len(prompt) not in (32, 64)  # so that it was padded
         expected = np.asarray(model(jnp.array([[*prompt, *written.ids]]), None, None))[0].argmax(-1)
-        assert len(written.ids) > 20 and len(prompt) not in (32, 64)  # so that it was padded
         assert expected[len(prompt) - 1 : -1].tolist() == written.ids.tolist()
+        assert (expected[-1] == sampler.tokenizer.EOS) == written.ended
+        new += len(written.ids)
+    assert new > 60
 
     whole = list(sampler.with_settings(Settings(200, slots=2)).complete(originals, 0.3, samples=2))
     assert len(whole) == 6 and all(sampler.codec.is_valid(completion.document) for completion in whole)
