@@ -47,7 +47,6 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
 
     ############################ Devices and mesh ############################
     devices = runtime.start(config.platform, config.watchdog, config.deterministic)
-    runtime.cache_programs(workdir)
     preemption = faults.Preemption()
     mesh = sharding.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)
@@ -77,6 +76,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
         checkpoint.check_init_from(init_from, config, programs.state["params"], manifest)
 
     clock.lap("restart")
+    runtime.cache_programs(workdir)  # not before: a run that is refused writes nothing
     # Compiled before the state is there: whether it fits is known before anything is allocated.
     batch_shapes = [train_step.batch_shapes(task, size, mesh) for size in (batch_size, eval_size)]
     run_step = programs.train_step.lower(programs.state, batch_shapes[0]).compile()

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from jpeglm import checkpoint
+from tests.commands import run as run_alone
 from tests.forks import run
 from tests.tiny_config import get_config
 
@@ -114,8 +115,12 @@ def test_bad_input_to_training_is_one_line_and_status_2(folders, refusals, case)
     assert not done.stdout
 
 
-def test_refused_training_writes_nothing(folders, refusals):
+def test_refused_training_writes_nothing(folders, refusals, tmp_path):
     assert not folders["new"].exists()
+    # Nor does it where nothing but the workdir can keep compiled programs.
+    where = (f"--workdir={tmp_path / 'new'}", f"--config.data.path={tmp_path / 'none'}")
+    done = run_alone("jpeglm.train", TINY, *where, JAX_COMPILATION_CACHE_DIR="")
+    assert done.returncode == 2 and not (tmp_path / "new").exists()
     assert content(folders["old"]) == refusals[1]
 
 
