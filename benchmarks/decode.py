@@ -29,7 +29,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import report
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.models.llama import LlamaConfig
 
 SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
 MODULES = {"jpeglm": "benchmarks.ours", "transformers": "benchmarks.peer"}

@@ -18,8 +18,8 @@ import torch
 from absl import app, flags
 
 from benchmarks import report
-from jpeglm.evals.fid import Moments, frechet_distance
-from tests.evals import peers
+from jpeglm.fid.frechet import Moments, frechet_distance
+from tests.fid import peers
 
 _PICTURES = flags.DEFINE_list("pictures", ["1000", "5000"], "Pictures of each side, one or more numbers.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.")

@@ -19,14 +19,15 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import report
-from jpeglm import codecs, sharding, tokenizer
-from jpeglm.codecs import jpeg_grammar
-from jpeglm.codecs.jpeg_grammar import Place
-from jpeglm.data import sources
-from jpeglm.model import networks
-from jpeglm.model.llama import LlamaConfig
-from jpeglm.sampling.engine import STEPS_A_CALL, Engine, Request, Settings
-from jpeglm.sampling.grammar import TokenGrammar
+from jpeglm.core import sharding
+from jpeglm.data import codecs, sources
+from jpeglm.data.codecs import jpeg_grammar
+from jpeglm.data.codecs.jpeg_grammar import Place
+from jpeglm.data.tokenizers import bpe
+from jpeglm.models import networks
+from jpeglm.models.llama import LlamaConfig
+from jpeglm.sample.engine import STEPS_A_CALL, Engine, Request, Settings
+from jpeglm.sample.grammar import TokenGrammar
 
 HEADERS = ["at once", "plain, ms a step", "by the grammar", "added", "range"]
 FLAGS = flags.FLAGS
@@ -34,7 +35,7 @@ FLAGS = flags.FLAGS
 
 def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
     """Seconds of a step in each of some calls, a first one not counted."""
-    request = Request(np.array([tokenizer.BOS], np.int32), np.zeros(2, np.uint32), place)
+    request = Request(np.array([bpe.BOS], np.int32), np.zeros(2, np.uint32), place)
     with jax.set_mesh(engine._mesh):
         state = engine._start()
         for slot in range(slots):
@@ -53,7 +54,7 @@ def main(_: list[str]) -> None:
     digits = sources.open_source("embedded:mnist")
     size = codec.height, codec.width, codec.mode
     pictures = (sources.canonical(digits, name, *size) for name, _ in zip(digits.names(), range(100), strict=False))
-    learnt = tokenizer.train(map(codec.encode, pictures), config.vocab_size, codec.separator_regex)
+    learnt = bpe.train(map(codec.encode, pictures), config.vocab_size, codec.separator_regex)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
         built = report.seconds(codec.grammar)
         jpeg_grammar._tables.cache_clear()
@@ -75,7 +76,7 @@ def main(_: list[str]) -> None:
     results = report.Results(FLAGS.out, FLAGS.name, f"Decoding by the grammar, a cache of {FLAGS.tokens:,} tokens")
     rows, raw = [], []
     for slots in map(int, FLAGS.slots):
-        by_grammar = Engine(config, params, mesh, Settings(FLAGS.tokens, slots=slots), tokenizer.EOS, rules)
+        by_grammar = Engine(config, params, mesh, Settings(FLAGS.tokens, slots=slots), bpe.EOS, rules)
         sides = [by_grammar.with_settings(Settings(FLAGS.tokens, slots=slots, grammar=False)), by_grammar]
         for engine in sides:
             step_seconds(engine, slots, grammar.start)  # compiles

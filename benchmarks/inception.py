@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import report
-from tests.evals import inceptions, peers
+from tests.fid import inceptions, peers
 from tests.photographs import photographs
 
 FLAGS = flags.FLAGS

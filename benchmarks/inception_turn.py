@@ -17,8 +17,8 @@ import numpy as np
 
 def jpeglm(weights: str, mode: str, batch_size: int | None) -> Callable[[np.ndarray], np.ndarray]:
     """Ours, with threads that resize ahead of the network, as `jpeglm.fid` has them."""
-    from jpeglm.evals import images
-    from jpeglm.evals.inception import Inception
+    from jpeglm.fid import images
+    from jpeglm.fid.extractors.inception import Inception
 
     extractor = Inception(weights, mode, batch_size)
 
@@ -47,14 +47,14 @@ def _on_torch(network: Any, prepare: Callable, batch_size: int | None) -> Callab
 
 
 def pytorch_fid(weights: str, _mode: str, batch_size: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    from tests.evals import inceptions
+    from tests.fid import inceptions
 
     network = inceptions.pytorch_fid_network(Path(weights))
     return _on_torch(network, lambda batch: batch.float() / 255, batch_size)
 
 
 def torch_fidelity(weights: str, _mode: str, batch_size: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    from tests.evals import inceptions
+    from tests.fid import inceptions
 
     return _on_torch(inceptions.torch_fidelity_network(Path(weights)), lambda batch: batch, batch_size)
 

@@ -15,7 +15,7 @@ from absl import app, flags
 from tabulate import tabulate
 
 from benchmarks import report
-from jpeglm.data import pipeline, shards
+from jpeglm.data import batches, records
 
 _DATA = flags.DEFINE_string("data", None, "Folder that jpeglm.prepare wrote.", required=True)
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Chunks a batch.")
@@ -24,14 +24,14 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
 
 
 def main(_: list[str]) -> None:
-    manifest = shards.read_manifest(_DATA.value)
+    manifest = records.read_manifest(_DATA.value)
     seq_len, size, steps = manifest["config"]["data"]["seq_len"], _BATCH.value, _STEPS.value
-    chunks = pipeline.Chunks(_DATA.value, "train", seq_len)
-    source = grain.sources.ArrayRecordDataSource([str(p) for p in shards.shard_paths(_DATA.value, manifest, "train")])
+    chunks = batches.Chunks(_DATA.value, "train", seq_len)
+    source = grain.sources.ArrayRecordDataSource([str(p) for p in records.shard_paths(_DATA.value, manifest, "train")])
     places = np.random.default_rng(0).integers(len(source), size=(steps, size))
 
     def ours() -> None:
-        assert sum(1 for _ in pipeline.train_batches(chunks, 0, size, range(size), 0, steps)) == steps
+        assert sum(1 for _ in batches.train_batches(chunks, 0, size, range(size), 0, steps)) == steps
 
     def bare() -> None:
         for step in places:

@@ -33,7 +33,7 @@ def huggingface_llama(
     """transformers' Llama of the same shapes, with random weights, made on the GPU if there is one.
 
     Args:
-      config: with the attributes of `jpeglm.model.llama.LlamaConfig`.
+      config: with the attributes of `jpeglm.models.llama.LlamaConfig`.
       attention: an `attn_implementation` of transformers.
       dtype: of the parameters; None: `config.dtype`.
     """

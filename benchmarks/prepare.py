@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 from tabulate import tabulate
 
 from benchmarks import report
-from jpeglm.data import packing, sources
+from jpeglm.data import sources
+from jpeglm.prepare import plan
 from tests.photographs import photographs
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/jpeglm_7b.py")
@@ -44,17 +45,17 @@ def bare(names: list[str], folder: str, config: ConfigDict) -> None:
 def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
     """One unit of prepare's first stage."""
     with tempfile.TemporaryDirectory() as out:
-        sections = packing.config_sections(config)
-        job = packing.Job(folder, out, sections["codec"], sections["data"], len(names))
+        sections = plan.config_sections(config)
+        job = plan.Job(folder, out, sections["codec"], sections["data"], len(names))
         job.work.mkdir()
         (job.work / "names.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
-        packing.encode_unit(job, 0, 0)
+        plan.encode_unit(job, 0, 0)
 
 
 def whole(names: list[str], folder: str, config: ConfigDict, tokenizer: str) -> None:
     """All of prepare; its one worker and its parent take turns on the core."""
     with tempfile.TemporaryDirectory() as out:
-        manifest = packing.prepare(config, folder, Path(out) / "data", tokenizer, workers=1)
+        manifest = plan.prepare(config, folder, Path(out) / "data", tokenizer, workers=1)
         assert manifest["counts"]["kept"] == len(names), manifest["counts"]
 
 
@@ -72,8 +73,8 @@ def main(_: list[str]) -> None:
             for copy in range(1, 5):
                 shutil.copy(os.path.join(made, f"{number:05d}.jpg"), os.path.join(made, f"{number:05d}-{copy}.jpg"))
         names = list(sources.open_source(folder).names())
-        packing.prepare(config, folder, Path(learnt) / "data", workers=1)
-        prepare = functools.partial(whole, tokenizer=os.path.join(learnt, "data", packing.TOKENIZER))
+        plan.prepare(config, folder, Path(learnt) / "data", workers=1)
+        prepare = functools.partial(whole, tokenizer=os.path.join(learnt, "data", plan.TOKENIZER))
         columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": prepare}
         taken = [
             {name: report.seconds(run, names, folder, config) for name, run in columns.items()}

@@ -34,9 +34,10 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from benchmarks import report
-from jpeglm.data import packing, pipeline
-from jpeglm.metrics import human_bytes
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.data import batches
+from jpeglm.models.llama import LlamaConfig
+from jpeglm.prepare import plan as packing
+from jpeglm.train.monitor import human_bytes
 
 OPTIMIZER_BYTES = 16  # of a parameter: itself, its gradient and two moments, in float32
 AIMS = {12_288: 0.55, 32_768: 0.45}  # MFU on an H100
@@ -105,7 +106,7 @@ class Benchmark:
         self.notes: list[str] = []
         title = f"Training, {config.data.seq_len:,} tokens a chunk"
         self._results = report.Results(plan.out, plan.name, title)
-        chunks = pipeline.Chunks(data, "train", config.data.seq_len)
+        chunks = batches.Chunks(data, "train", config.data.seq_len)
         np.save(self._tokens, chunks.batch(range(min(len(chunks), 64)))["tokens"].astype(np.uint16))
 
     def measure(self, side: str, how: str) -> dict | None:

@@ -7,7 +7,7 @@ Expect: 42B tokens an epoch (1.3M chunks); 8.4M tokens a step. The paper names d
 warm-up and decay are ours, as in configs/jpeglm_7b.py. Not run at this size here.
 """
 
-from jpeglm.config import avc, base
+from jpeglm.core.config import avc, base
 
 
 def get_config():

@@ -13,7 +13,7 @@ the completions valid, and their frames nearer to real ones than a frame that st
 """
 
 from configs import jpeglm_demo
-from jpeglm.config import avc
+from jpeglm.core.config import avc
 
 
 def get_config():

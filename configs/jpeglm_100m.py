@@ -7,7 +7,7 @@ Expect: 107M parameters, 197K tokens a step, 1.0 GFLOPs a token. Raise `optim.ac
 Held-out loss on a large set: not measured.
 """
 
-from jpeglm.config import base
+from jpeglm.core.config import base
 
 
 def get_config():

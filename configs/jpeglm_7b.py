@@ -7,7 +7,7 @@ Expect: 3.1M tokens a step, 74,000 steps for about two epochs of 23M pictures. T
 about a month on 32 A100s; batch, warm-up, decay and precision are ours (BUILD_NOTES.md). Not run at this size here.
 """
 
-from jpeglm.config import base
+from jpeglm.core.config import base
 
 
 def get_config():

@@ -8,7 +8,7 @@ or by hand:
     python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DATA --workdir=WORKDIR
 """
 
-from jpeglm.config import base
+from jpeglm.core.config import base
 
 
 def get_config():

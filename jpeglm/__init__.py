@@ -9,11 +9,11 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jpeglm.api import Model
+    from jpeglm.sample.api import Model
 
 
 def load(workdir: str | os.PathLike, step: int | None = None, slots: int = 8) -> "Model":
-    """A trained run, ready to complete and to write pictures; see `jpeglm.api.Model`.
+    """A trained run, ready to complete and to write pictures; see `jpeglm.sample.api.Model`.
 
     Args:
       workdir: the folder of the run.
@@ -23,6 +23,6 @@ def load(workdir: str | os.PathLike, step: int | None = None, slots: int = 8) ->
     Raises:
       InputError: no run there, or no such checkpoint.
     """
-    from jpeglm.api import Model  # here: whoever needs only codecs or data waits for no JAX
+    from jpeglm.sample.api import Model  # here: whoever needs only codecs or data waits for no JAX
 
     return Model.load(workdir, step, slots)

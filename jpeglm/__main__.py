@@ -10,10 +10,9 @@ from tabulate import tabulate
 def commands() -> dict[str, str]:
     """What each command does, in the first line of its file, by name."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.glob("*/__main__.py")):
         source = path.read_text(encoding="utf-8")
-        if path.stem != "__main__" and '__name__ == "__main__"' in source:
-            found[path.stem] = ast.get_docstring(ast.parse(source)).splitlines()[0]
+        found[path.parent.name] = ast.get_docstring(ast.parse(source)).splitlines()[0]
     return found
 
 

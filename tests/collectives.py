@@ -1,4 +1,4 @@
-"""One of each collective on eight CPU devices, as `jpeglm.hlo` reads the compiled program; printed as JSON."""
+"""One of each collective on eight CPU devices, as `jpeglm.aot.hlo` reads the compiled program; printed as JSON."""
 
 import json
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jpeglm import hlo, sharding
+from jpeglm.aot import hlo
+from jpeglm.core import sharding
 
 ROUNDS = 5
 MESH = {"data": 2, "fsdp": 4}

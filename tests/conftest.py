@@ -26,14 +26,15 @@ def programs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 digits prepared for `tests/tiny_config.py`, 20 of them held out."""
-    from jpeglm.data import packing, sources
+    from jpeglm.data import sources
+    from jpeglm.prepare import plan
     from tests.tiny_config import get_config
 
     pictures, out = tmp_path_factory.mktemp("digits"), tmp_path_factory.mktemp("tiny") / "data"
     digits = sources.open_source("embedded:mnist")
     for name, _ in zip(digits.names(), range(300), strict=False):
         digits.load(name).save(pictures / f"{name.replace('/', '_')}.png")
-    packing.prepare(get_config(), str(pictures), out, workers=1)
+    plan.prepare(get_config(), str(pictures), out, workers=1)
     return out
 
 
@@ -63,7 +64,7 @@ def tiny_run_of_256(tiny_run, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_clips_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve windows of a film prepared for `tests/tiny_clips_config.py`, four of them held out."""
-    from jpeglm.data import packing
+    from jpeglm.prepare import plan
     from tests.clips import FILMS, ffmpeg
     from tests.tiny_clips_config import get_config
 
@@ -71,7 +72,7 @@ def tiny_clips_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(12):
         window = ("-ss", 0.5 * number, "-i", FILMS / "bikes.mp4", "-t", "3.5")
         ffmpeg(*window, "-vf", "scale=96:-2", "-an", folder / f"{number:02}.mp4")
-    packing.prepare(get_config(), str(folder), out, workers=1)
+    plan.prepare(get_config(), str(folder), out, workers=1)
     return out
 
 

@@ -21,7 +21,7 @@ from tests.commands import ROOT, xla_flags
 _LIMIT = 600  # seconds
 _FORKS = multiprocessing.get_context("forkserver")
 _MODULES = ("aot", "convert", "fid", "inspect", "prepare", "sample", "score", "tables", "train")
-_FORKS.set_forkserver_preload([f"jpeglm.{name}" for name in _MODULES])
+_FORKS.set_forkserver_preload([f"jpeglm.{name}.__main__" for name in _MODULES])
 
 
 def run(module: str, *arguments: str, devices: int = 1, **variables: str) -> subprocess.CompletedProcess:
@@ -54,7 +54,7 @@ def _parse(module: str, *rest: Any) -> None:
     """Runs the command with nothing in the place of its `main`; the benchmarks' flags are absl's own."""
     from absl import app
 
-    from jpeglm import cli
+    from jpeglm.core import cli
 
     with_flags, plain = cli.run, app.run
     if module.startswith("jpeglm."):
@@ -76,7 +76,7 @@ def _command(module: str, arguments: tuple[str, ...], variables: dict[str, str],
     os.environ.update(variables)
     sys.path[0:0] = [str(ROOT)]
     sys.argv = [module, *arguments]
-    sys.modules.pop(module, None)
+    sys.modules.pop(f"{module}.__main__", None)  # which was imported before
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jpeglm import optim, sharding
-from jpeglm.model import llama, networks
-from jpeglm.model.loss import make_loss
+from jpeglm.core import sharding
+from jpeglm.models import llama, networks
+from jpeglm.models.loss import make_loss
+from jpeglm.train import optimizer as optim
 from tests.tiny_config import get_config
 
 ALL = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8]

@@ -12,12 +12,12 @@ import time
 
 import numpy as np
 
-from jpeglm.data import pipeline
+from jpeglm.data import batches
 
 
 def main() -> None:
     kind, amount = sys.argv.pop(1).split(":")
-    read = pipeline.train_batches
+    read = batches.train_batches
 
     def late(*args, **options):
         print("late", file=sys.stderr, flush=True)
@@ -38,7 +38,7 @@ def main() -> None:
                     time.sleep(1e6)
             yield index, batch
 
-    pipeline.train_batches = late if kind == "late" else planted
+    batches.train_batches = late if kind == "late" else planted
     runpy.run_module("jpeglm.train", run_name="__main__", alter_sys=True)
 
 

@@ -16,8 +16,9 @@ import jax
 from etils import epath
 from flax import nnx
 
-from jpeglm import checkpoint, optim, runtime, sharding
-from jpeglm.model import llama, networks
+from jpeglm.core import checkpoint, distributed, sharding
+from jpeglm.models import llama, networks
+from jpeglm.train import optimizer as optim
 from tests.tiny_config import get_config
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     what, workdir = sys.argv[1], epath.Path(sys.argv[2])
     config = get_config()
     config.model.update(num_layers=4, width=1_024, num_heads=8, num_kv_heads=8, head_dim=128, ffn_width=2_816)
-    devices = runtime.start("cpu")
+    devices = distributed.start("cpu")
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "context": 1, "tensor": 1}, devices)
     jax.set_mesh(mesh)
     model_config = llama.LlamaConfig.of(config)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import decode, report, train_step
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.models.llama import LlamaConfig
 from tests.tiny_config import get_config
 
 GIB = 2**30

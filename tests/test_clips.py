@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 import jpeglm
-from jpeglm import codecs
-from jpeglm.data import pipeline
-from jpeglm.errors import InputError
+from jpeglm.core.errors import InputError
+from jpeglm.data import batches, codecs
 from tests.clips import FILMS, ffmpeg, planes
 from tests.forks import run
 from tests.tiny_clips_config import get_config
@@ -43,7 +42,7 @@ def test_each_clip_begins_with_its_frames_and_can_be_watched(completed, data):
     codec = codecs.make(get_config().codec)
     rows = {row["name"]: row for row in map(json.loads, (completed / "samples.jsonl").read_text().splitlines())}
     assert sorted(rows) == [f"heldout-0000{index}-s{number}" for index in range(2) for number in range(2)]
-    for index, original in enumerate(pipeline.documents(data, "heldout", 2)):
+    for index, original in enumerate(batches.documents(data, "heldout", 2)):
         prompt, _ = codec.cut(original, frames=10)
         for number in range(2):
             name = f"heldout-0000{index}-s{number}"

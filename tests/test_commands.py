@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from jpeglm import checkpoint
+from jpeglm.core import checkpoint
 from tests.commands import run as run_alone
 from tests.forks import run
 from tests.tiny_config import get_config

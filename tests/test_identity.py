@@ -10,10 +10,10 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from jpeglm import checkpoint, sharding
-from jpeglm.errors import InputError
-from jpeglm.interop import slim
-from jpeglm.model import MODELS, networks
+from jpeglm.convert import slim
+from jpeglm.core import checkpoint, sharding
+from jpeglm.core.errors import InputError
+from jpeglm.models import MODELS, networks
 
 DEMO = epath.Path(__file__).parents[1] / "pretrained" / "demo"
 STEP = 6000

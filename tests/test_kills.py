@@ -7,7 +7,7 @@ from tests.kills import kill_preparing, kill_training
 
 
 def test_a_kill_while_documents_are_ordered_leaves_the_bytes_as_they_are(tmp_path):
-    # Kills while they are encoded and packed: tests/data/test_packing.py.
+    # Kills while they are encoded and packed: tests/prepare/test_plan.py.
     rows = kill_preparing(tmp_path, 1, seed=0, moments=(("order", 0.2),))
     assert rows[0]["stage"] == "order"
 

@@ -173,7 +173,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
     (bad / "imports.py").write_text("import nowhere\n")
     (bad / "plain.py").write_text("def get_config():\n    return {'steps': 1}\n")
     without = "\ndef get_config():\n    c = made()\n    c.unlock()\n    del c.{}\n    return c\n"
-    (bad / "missing.py").write_text("from jpeglm.config import base as made" + without.format("eval"))
+    (bad / "missing.py").write_text("from jpeglm.core.config import base as made" + without.format("eval"))
     (bad / "no_sampling.py").write_text(
         "from configs.eval.demo import get_config as made" + without.format("sampling")
     )

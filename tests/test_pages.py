@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.eval import demo_avc
-from jpeglm import config, ranges
-from jpeglm.data import shards, sources
+from jpeglm.core import config, ranges
+from jpeglm.data import records, sources
 from tests import forks
 from tests.commands import ROOT, UNOPTIMISED
 from tests.pages import IN_SENTENCES, PAGES, Command, anchors, blocks, commands, links, simple_commands, spans
@@ -267,7 +267,7 @@ def test_the_commands_about_data_run(digits):
     }
     printed = [run(words, places) for words in commands_of("docs/data.md", "jpeglm.prepare", "jpeglm.inspect")]
     assert len(printed) == 2
-    assert shards.read_manifest(digits / "DATA")["counts"]["kept"] == 300
+    assert records.read_manifest(digits / "DATA")["counts"]["kept"] == 300
 
 
 def test_the_commands_for_researchers_run(digits, tiny_data, tiny_run_of_256):

@@ -9,10 +9,12 @@ import pytest
 from etils import epath
 
 from configs import jpeglm_demo, jpeglm_demo_long
-from jpeglm import checkpoint, metrics, sharding
-from jpeglm.data import packing, pipeline
-from jpeglm.model import MODELS, llama, networks
-from jpeglm.model.loss import make_loss
+from jpeglm.core import checkpoint, sharding
+from jpeglm.data import batches
+from jpeglm.models import MODELS, llama, networks
+from jpeglm.models.loss import make_loss
+from jpeglm.prepare import plan
+from jpeglm.train import monitor
 
 DEMO = Path(__file__).parents[1] / "pretrained" / "demo"
 
@@ -21,7 +23,7 @@ DEMO = Path(__file__).parents[1] / "pretrained" / "demo"
 def demo_data(tmp_path_factory) -> Path:
     """What the demo prepares."""
     out = tmp_path_factory.mktemp("demo") / "data"
-    packing.prepare(jpeglm_demo.get_config(), "embedded:mnist", out)
+    plan.prepare(jpeglm_demo.get_config(), "embedded:mnist", out)
     return out
 
 
@@ -33,7 +35,7 @@ def test_it_is_of_the_config_that_is_said_to_have_made_it_and_small():
 
 
 def test_it_held_out_what_the_demo_holds_out(demo_data):
-    ours = pipeline.shards.read_manifest(demo_data)
+    ours = batches.shards.read_manifest(demo_data)
     theirs = checkpoint.read_manifest(epath.Path(DEMO))
     assert ours["splits"]["heldout"] == theirs["splits"]["heldout"]
     assert ours["tokenizer_sha256"] == theirs["tokenizer_sha256"]
@@ -45,10 +47,10 @@ def test_its_held_out_loss_is_that_of_its_metrics(demo_data):
     params = checkpoint.restore_model(epath.Path(DEMO), config.steps, networks.laid_out(MODELS.of(config), mesh))
     graphdef, _ = networks.abstract(llama.LlamaConfig.of(config))
     loss_of = jax.jit(lambda batch: make_loss(graphdef, 0.0)(params, batch, jnp.ones(()))[1])
-    chunks = pipeline.Chunks(str(demo_data), "heldout", config.data.seq_len)
+    chunks = batches.Chunks(str(demo_data), "heldout", config.data.seq_len)
     sums = np.zeros(2)
-    for batch in pipeline.eval_batches(chunks, 16, range(16)):
+    for batch in batches.eval_batches(chunks, 16, range(16)):
         sums += float(loss_of(batch)), batch["loss_weights"].sum()
-    said = [row for row in metrics.read_metrics(DEMO) if "heldout/nats_per_token" in row][-1]
+    said = [row for row in monitor.read_metrics(DEMO) if "heldout/nats_per_token" in row][-1]
     assert said["step"] == config.steps
     assert sums[0] / sums[1] == pytest.approx(said["heldout/nats_per_token"], abs=1e-4)

@@ -1,6 +1,6 @@
 """tests/tiny_config.py on clips: 15 frames of 32x32, five a second, without headers."""
 
-from jpeglm.config import avc
+from jpeglm.core.config import avc
 from tests.tiny_config import get_config as tiny
 
 

@@ -1,6 +1,6 @@
 """A run that takes seconds: digits in chunks of 64 tokens, a model of two narrow layers, eight chunks a step."""
 
-from jpeglm.config import base
+from jpeglm.core.config import base
 
 
 def get_config():

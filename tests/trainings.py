@@ -12,8 +12,8 @@ from unittest import mock
 import jax
 from etils import epath
 
-from jpeglm import runtime
-from jpeglm.train import train
+from jpeglm.core import distributed
+from jpeglm.train.loop import train
 from tests.tiny_config import get_config
 
 
@@ -22,7 +22,7 @@ def main() -> None:
         config = get_config()
         config.update_from_flattened_dict(run["set"])
         devices = jax.devices()[: run.get("devices", 8)]
-        with mock.patch.object(runtime, "start", lambda *_, devices=devices: devices):
+        with mock.patch.object(distributed, "start", lambda *_, devices=devices: devices):
             train(config, epath.Path(run["workdir"]))
 
 

@@ -1,0 +1,1 @@
+"""Codecs, tokenizers, sources, records and batches. No JAX."""

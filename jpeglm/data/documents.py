@@ -10,16 +10,15 @@ from collections.abc import Container, Iterator
 from absl import logging
 from PIL import Image
 
-from jpeglm import codecs
-from jpeglm.codecs import Codec
-from jpeglm.data import listing, shards, sources
-from jpeglm.data.sources import Files, Source
-from jpeglm.errors import InputError, Refused, printable
+from jpeglm.core.errors import InputError, Refused, printable
+from jpeglm.data import codecs, records, sources
+from jpeglm.data.codecs import Codec
+from jpeglm.data.sources import Files, Source, listing
 
 
 def check(source: Source, codec: Codec) -> None:
     """`InputError` if the source cannot hold what the codec encodes."""
-    if shards.is_prepared(source.path):
+    if records.is_prepared(source.path):
         raise InputError(f"{printable(source.path)} holds prepared data: documents, and no {codec.item}s to encode")
     codec.items.check_source(source)
 
@@ -38,7 +37,7 @@ def read(
     Raises:
       InputError: there is none, or the documents are another codec's.
     """
-    if shards.is_prepared(path):
+    if records.is_prepared(path):
         heldout = _heldout(path, codec, limit)
         return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
     source, found, left_out, passed_over = sources.open_source(path), {}, 0, listing.PassedOver()
@@ -64,12 +63,12 @@ def read(
 
 def _heldout(path: str, codec: Codec, limit: int | None) -> Iterator[bytes]:
     """The held-out documents of a prepared folder; `InputError` if another codec than this made them."""
-    from jpeglm.data import pipeline  # it is built on this module
+    from jpeglm.data import batches  # it is built on this module
 
-    made_by = codecs.make(shards.read_manifest(path)["config"]["codec"])
+    made_by = codecs.make(records.read_manifest(path)["config"]["codec"])
     if made_by != codec:
         raise InputError(f"{printable(path)} was prepared with {made_by}, and the run's codec is {codec}")
-    return pipeline.documents(path, "heldout", limit)
+    return batches.documents(path, "heldout", limit)
 
 
 class HeldOut(Files):
@@ -77,7 +76,7 @@ class HeldOut(Files):
 
     def __init__(self, path: str):
         self.path = path
-        self._codec = codecs.make(shards.read_manifest(path)["config"]["codec"])
+        self._codec = codecs.make(records.read_manifest(path)["config"]["codec"])
         if self._codec.fps:
             raise InputError(f"{printable(path)} holds prepared {self._codec.item}s, and pictures are needed")
         self._documents = list(_heldout(path, self._codec, None))

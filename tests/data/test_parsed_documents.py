@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jpeglm.codecs.avc import AvcCodec
-from jpeglm.codecs.jpeg import JpegCodec
+from jpeglm.core.errors import Refused
 from jpeglm.data import sources
-from jpeglm.errors import Refused
+from jpeglm.data.codecs.avc import AvcCodec
+from jpeglm.data.codecs.jpeg import JpegCodec
 from tests.clips import FILMS, ffmpeg
 
 FORMS = [AvcCodec(height=32, width=32, fps=5, frames=5, qp=37, strip_headers=strip) for strip in (False, True)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jpeglm.sampling import engine
+from jpeglm.sample import engine
 
 
 def margin(logits: np.ndarray, uniform: float, temperature: float, top_p: float) -> float:

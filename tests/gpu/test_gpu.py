@@ -171,7 +171,8 @@ def test_each_attention_is_a_softmax_in_float64_and_keeps_documents_apart(number
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """300 digits in chunks of 128 tokens, the least that Pallas' kernel takes."""
-    from jpeglm.data import packing, sources
+    from jpeglm.data import sources
+    from jpeglm.prepare import plan
 
     pictures, out = tmp_path_factory.mktemp("digits"), tmp_path_factory.mktemp("gpu") / "data"
     digits = sources.open_source("embedded:mnist")
@@ -179,7 +180,7 @@ def data(tmp_path_factory):
         digits.load(name).save(pictures / f"{name.replace('/', '_')}.png")
     config = get_config()
     config.data.seq_len = 128
-    packing.prepare(config, str(pictures), out, workers=1)
+    plan.prepare(config, str(pictures), out, workers=1)
     return out
 
 

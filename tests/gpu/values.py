@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jpeglm.errors import InputError
-from jpeglm.evals import inception
-from jpeglm.model import llama, networks
-from jpeglm.model.attention import causal_attention
-from jpeglm.model.loss import make_loss
-from tests.model.spread_attention import inputs, reference, value_and_grads
+from jpeglm.core.errors import InputError
+from jpeglm.fid.extractors import inception
+from jpeglm.models import llama, networks
+from jpeglm.models.attention import causal_attention
+from jpeglm.models.loss import make_loss
+from tests.models.spread_attention import inputs, reference, value_and_grads
 
 KEPT = 2**18  # elements of one array
 

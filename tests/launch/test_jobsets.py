@@ -11,10 +11,10 @@ import yaml
 from jax.sharding import AbstractMesh
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from jpeglm import runtime, sharding
-from jpeglm.cli import EXIT_BAD_INPUT
-from jpeglm.model import networks
-from jpeglm.model.llama import LlamaConfig
+from jpeglm.core import distributed, sharding
+from jpeglm.core.cli import EXIT_BAD_INPUT
+from jpeglm.models import networks
+from jpeglm.models.llama import LlamaConfig
 from tests.commands import ROOT
 
 JOBSETS = [*ROOT.glob("launch/*.yaml")]
@@ -96,7 +96,7 @@ def test_the_flags_of_a_jobset_are_those_of_its_config(path):
     values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     config = runpy.run_path(ROOT / values.pop("config"))["get_config"]()
     assert values.pop("workdir").startswith("gs://")
-    assert values.pop("config.platform") in runtime.PLATFORMS
+    assert values.pop("config.platform") in distributed.PLATFORMS
     for key in values:
         functools.reduce(getitem, key.split(".")[1:], config)
 

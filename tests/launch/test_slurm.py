@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jpeglm import runtime
+from jpeglm.core import distributed
 from tests.commands import ROOT, UNOPTIMISED
 from tests.launch.slurm_cluster import NODES, environment
 from tests.runs import differences, losses, without_speed
@@ -296,4 +296,4 @@ def test_only_a_step_of_several_tasks_is_joined(monkeypatch, variables, expected
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert runtime._in_cluster() == expected
+    assert distributed._in_cluster() == expected

@@ -1,0 +1,1 @@
+"""The step compiled for machines that are not here."""

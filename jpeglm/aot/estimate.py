@@ -1,0 +1,33 @@
+"""Bytes of a training step on one device by shape arithmetic, where no compiler for the device can be asked."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from jpeglm.core import sharding
+from jpeglm.models import MODELS
+
+
+def state_bytes(state: dict[str, Any]) -> dict[str, int]:
+    """Bytes of one device's shards of each part of a state, given as shapes with their layouts."""
+
+    def shard(x: jax.ShapeDtypeStruct) -> int:
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return {name: sum(map(shard, jax.tree.leaves(part))) for name, part in state.items()}
+
+
+def train_step(config: ConfigDict, mesh: Mesh | AbstractMesh, state: dict[str, Any]) -> tuple[float, float]:
+    """Bytes on each device for the state, and what a step needs beside it for a while.
+
+    The second is the gradients (float32; with accumulation their sums, too), and what the model says of itself
+    (`Model.step_bytes`). What a compiler adds (copies into other layouts, scratch) is not known.
+    """
+    tokens = config.optim.batch_size // config.optim.accumulate * config.data.seq_len
+    tokens //= sharding.num_parts(mesh, "batch") * sharding.num_parts(mesh, "sequence")
+    held = state_bytes(state)
+    grads = held["params"] * (2 if config.optim.accumulate > 1 else 1)
+    return sum(held.values()), grads + MODELS.of(config).step_bytes(tokens, sharding.num_parts(mesh, "heads"))

@@ -1,0 +1,71 @@
+"""Other people's weights in and out, and runs made slim.
+
+python -m jpeglm.convert import SRC WORKDIR [--config=configs/jpeglm_7b.py]
+python -m jpeglm.convert export WORKDIR DST [--step=N] [--dtype=bfloat16]
+python -m jpeglm.convert slim WORKDIR DST [--step=N]
+python -m jpeglm.convert inception FILE.pth FILE.safetensors
+
+`import` makes a WORKDIR, with which `jpeglm.sample` and `jpeglm.score` work and from which `jpeglm.train` begins with
+--config.init_from=WORKDIR. The config says codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
+directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
+checkpoint without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them,
+so that `jpeglm.fid` reads none of torch's formats. All work beside what they make; import and export never hold more
+than a parameter (of all layers) in memory, the others hold all.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from etils import epath
+
+from jpeglm.convert import huggingface, slim
+from jpeglm.core import cli, distributed
+from jpeglm.core import config as config_lib
+from jpeglm.core.errors import InputError, writing
+from jpeglm.core.files import check_outside
+from jpeglm.fid.extractors import inception
+
+FLAGS = flags.FLAGS
+_FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",), "inception": ()}
+
+
+def main(direction: str, source: str, target: str) -> None:
+    if direction not in _FLAGS_OF:
+        raise InputError(f"{direction!r} is none of {', '.join(_FLAGS_OF)}")
+    for name in sorted({name for names in _FLAGS_OF.values() for name in names}):
+        if name not in _FLAGS_OF[direction] and FLAGS[name].present:
+            owners = " and ".join(other for other, names in _FLAGS_OF.items() if name in names)
+            raise InputError(f"--{name} belongs to {owners}, not to {direction}")
+    check_outside(target, SRC=source)
+    if direction == "inception":
+        return _convert_inception(Path(source), Path(target))
+    distributed.start("cpu")
+    if direction == "import":
+        config = FLAGS.config or config_lib.base()
+        config_lib.check(config)
+        model = huggingface.import_model(Path(source), Path(target), config)
+    elif direction == "slim":
+        model = slim.slim(epath.Path(source), epath.Path(target), FLAGS.step)
+    else:
+        model = huggingface.export_model(epath.Path(source), Path(target), FLAGS.step, FLAGS.dtype)
+    print(f"{target}: {model.num_layers} layers, {model.num_parameters:,} parameters, {model.vocab_size} entries")
+
+
+def _convert_inception(source: Path, target: Path) -> None:
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: its name must end in .safetensors")
+    if target.exists():
+        raise InputError(f"{target} exists")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: no such folder")
+    tensors, sha256 = inception.read_weights(source)
+    with writing(target):
+        inception.write_safetensors(tensors, sha256, target)
+    print(f"{target}: {len(tensors)} tensors of the file with the SHA-256 {sha256}")
+
+
+if __name__ == "__main__":
+    cli.define_config("The run's config file; the 7B's if not given.")
+    flags.DEFINE_integer("step", None, "Checkpoint to take; the last one if not given.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported weights.")
+    cli.run(main, positional=("import|export|slim|inception", "SRC", "DST"))

@@ -1,0 +1,47 @@
+"""A workdir to give away: one checkpoint's parameters, and what using them takes."""
+
+import jax
+from etils import epath
+
+from jpeglm.core import checkpoint, retries, sharding
+from jpeglm.core import config as config_lib
+from jpeglm.core.errors import InputError, writing
+from jpeglm.models import MODELS, Model, networks
+
+
+def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> Model:
+    """Copies of a run what using it takes: one checkpoint's parameters, config, tokenizer, manifest and metrics.
+
+    Args:
+      target: a folder to be made. The parameters are held once in memory.
+      step: of the checkpoint; None takes the last.
+
+    Raises:
+      InputError: no run, no such checkpoint or a damaged one; `target` exists or cannot be written.
+    """
+    config = checkpoint.read_config(workdir)
+    model, step = MODELS.of(config), checkpoint.pick_step(workdir, step)
+    if target.exists():
+        raise InputError(f"{target} exists; nothing is overwritten")
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))
+    beside = target.with_name(target.name + ".partial")
+    with writing(target):
+        beside.mkdir(parents=True)
+        try:
+            saver = checkpoint.Saver(beside, config.checkpoint)
+            saver.save(step, {"params": params})
+            saver.close()
+            for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
+                text = retries.read_text(workdir / name)
+                if text is not None:  # an imported model has no data and no metrics
+                    (beside / name).write_text(text)
+            for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
+                (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
+            config.data.path = ""
+            (beside / "config.json").write_text(config_lib.to_json(config))
+            beside.rename(target)
+        except BaseException:
+            beside.rmtree(missing_ok=True)
+            raise
+    return model

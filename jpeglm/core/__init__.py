@@ -1,0 +1,1 @@
+"""What every part shares: errors, files, configs, the command line, devices, checkpoints."""

@@ -1,0 +1,463 @@
+"""The workdir of a run: its config, its tokenizer and its checkpoints.
+
+    WORKDIR/config.json       the whole config, as the run was started or last resumed
+    WORKDIR/tokenizer.json, WORKDIR/manifest.json   of the data
+    WORKDIR/started.json      by whom and when: who started last owns the folder
+    WORKDIR/checkpoints/STEP  Orbax: {"params", "opt_state", "fingerprints"} after STEP steps
+    WORKDIR/checkpoints/STEP.damaged   one that could not be restored, set aside
+    WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
+    WORKDIR/programs/         compiled, so that a restart need not; WORKDIR/profile/ traces
+
+Sampling, scoring and export need nothing else. An imported model has a checkpoint of step 0 with parameters alone; a
+slim copy of a run has one of its own step.
+"""
+
+import copy
+import datetime
+import hashlib
+import json
+import os
+import socket
+import uuid
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jpeglm.core import config as config_lib
+from jpeglm.core import distributed, files, ranges, retries
+from jpeglm.core.errors import InputError, writing
+from jpeglm.data.tokenizers.bpe import Tokenizer
+
+RESTORE_GB = 4  # of host memory on its way to the devices, or two of the largest arrays; Orbax takes 96
+
+
+def _folder(workdir: epath.Path) -> epath.Path:
+    """The checkpoints of a run; absolute, as Orbax wants it, without taking gs://... for a local name."""
+    folder = workdir / "checkpoints"
+    return folder if "://" in str(folder) else folder.absolute()
+
+
+def saved_steps(workdir: epath.Path) -> list[int]:
+    """The steps that were saved to their end, in order.
+
+    Raises:
+      InputError: the folder cannot be listed; that is not the same as an empty one.
+    """
+    folder = _folder(workdir)
+
+    def steps() -> list[int]:
+        try:
+            list(folder.iterdir())  # Orbax takes one that cannot be listed for an empty one
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(ocp.utils.checkpoint_steps(folder))
+
+    return retries.read(steps, folder)
+
+
+# Saving
+
+
+class _Manager(ocp.CheckpointManager):
+    failure: BaseException | None = None  # of a save in the background
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never asks: with another's steps, from another thread, it would disturb `faults.Preemption`."""
+        return False
+
+    def _wait_for_checkpointers(self) -> None:
+        """Called by the thread that ends a save. It keeps a failure to itself until the next save.
+
+        In a job of several processes it then waits for the others, which wait for this one.
+        """
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+class Saver:
+    """Writes checkpoints in the background; each appears whole or not at all.
+
+    The newest `keep` stay, and every step divisible by `keep_every`. Every process makes one and calls it alike.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict):
+        """`config`: the section checkpoint."""
+        self._folder = _folder(workdir)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep, keep_period=config.keep_every or None, cleanup_tmp_directories=True
+        )
+        with writing(self._folder):
+            self._manager = _Manager(self._folder, options=options)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Starts to write the state after `step` steps; returns once the arrays are copied off the devices.
+
+        Raises:
+          InputError: this save, or the one before, cannot be written.
+        """
+        prints = {name: jax.device_get(fingerprints(tree)) for name, tree in state.items()}
+        with writing(self._folder):
+            self._manager.save(step, args=ocp.args.StandardSave(state | {"fingerprints": prints}))
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, an InputError if the system refused to write. Does not wait."""
+        with writing(self._folder):
+            if self._manager.failure:
+                raise self._manager.failure
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()  # raises what went wrong after the arrays were written
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        with writing(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            self._manager.close()
+
+
+@jax.jit
+def fingerprints(tree: Any) -> jax.Array:
+    """A hash of the bits of each array, uint32 [leaves], which does not depend on the layout over devices.
+
+    Neither Orbax nor TensorStore notices a changed bit in an array's values. Here every change within one element
+    changes the hash, and any other change does but for one in 2^32.
+    """
+
+    def fingerprint(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        bits ^= place * np.uint32(0x9E3779B9)  # so that the same value counts differently elsewhere
+        bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)  # MurmurHash3's finalizer: one to one
+        bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+        return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)  # integers: the same in any order
+
+    return jnp.stack([fingerprint(x) for x in jax.tree.leaves(tree)])
+
+
+# Restoring
+
+
+def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple[int, Any]:
+    """The newest checkpoint that can be restored, laid out as `abstract_state`'s shardings say.
+
+    Each process reads only its own part, and all agree on the step. Newer checkpoints that are damaged are set aside
+    as STEP.damaged, with a warning, so that the run can save these steps again.
+
+    Returns:
+      (step, state), or (0, None) where nothing has been saved.
+
+    Raises:
+      InputError: checkpoints are there and none can be restored, or one that may be good cannot be read.
+    """
+    damaged = {}
+    for step in reversed(_agreed_steps(workdir)):
+        state, why = _restore(workdir, step, abstract_state)
+        if why is None:
+            _set_aside(workdir, damaged, step)
+            return step, state
+        damaged[step] = why
+    if damaged:
+        whys = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+        raise InputError(f"{_folder(workdir)}: no checkpoint can be restored ({whys}); all are left as they are")
+    return 0, None
+
+
+def restore_model(workdir: epath.Path, step: int, abstract_params: Any) -> Any:
+    """Only the parameters of a run, as a pure dict; the optimiser's moments are not read.
+
+    Args:
+      abstract_params: their shapes, dtypes and layouts, as `networks.laid_out` gives them.
+
+    Raises:
+      InputError: the checkpoint is damaged, or cannot be read.
+    """
+    restored, why = _restore(workdir, step, {"params": abstract_params})
+    if why:
+        others = ", ".join(str(other) for other in saved_steps(workdir) if other != step) or "none"
+        raise InputError(f"{workdir}: step {step} cannot be restored: {why} (other steps: {others})")
+    return restored["params"]
+
+
+def weights_hash(workdir: epath.Path, step: int) -> str:
+    """SHA-256 over the fingerprints of a checkpoint's parameters, in hexadecimal: the identity of the weights.
+
+    Equal weights give the same hash wherever and whenever they were saved: in a copy, in a slim run, in another
+    training that came to the same bits. Only the fingerprints are read, unless an old import has none.
+
+    Raises:
+      InputError: the checkpoint is damaged, or cannot be read.
+    """
+
+    def read() -> Any:
+        saved = _saved(workdir, step)
+        part = "fingerprints" if "fingerprints" in saved else "params"
+        as_numpy = {part: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[part])}
+        args = ocp.args.PyTreeRestore(as_numpy, restore_args=as_numpy, partial_restore=True)
+        path = _folder(workdir) / str(step) / "default"
+        found = ocp.PyTreeCheckpointHandler().restore(path, args=args)[part]
+        if part == "fingerprints":
+            return found["params"]
+        # One array at a time on the device.
+        return [jax.device_get(fingerprints(array))[0] for array in jax.tree.leaves(found)]
+
+    try:
+        prints = retries.read(read, _name(workdir, step))
+    except retries.Damaged as error:
+        raise InputError(f"{workdir}: step {step} cannot be read: {error.why}") from error
+    return hashlib.sha256(np.asarray(prints, "<u4").tobytes()).hexdigest()
+
+
+def _saved(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """What a checkpoint holds, as a tree of its arrays' metadata (shape, dtype)."""
+    return ocp.PyTreeCheckpointHandler().metadata(_folder(workdir) / str(step) / "default").tree
+
+
+def _name(workdir: epath.Path, step: int) -> str:
+    return f"step {step} of {_folder(workdir)}"
+
+
+def _restore(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> tuple[Any, str | None]:
+    """Parts of a checkpoint and None, or None and what is damaged. All processes return or raise alike.
+
+    Raises:
+      InputError: a process cannot read its part for another reason, which says nothing about what is stored.
+    """
+    state, damage, failure = None, None, None
+    try:
+        state = retries.read(lambda: _read(workdir, step, abstract_state), _name(workdir, step))
+    except retries.Damaged as error:
+        damage = error.why
+    except InputError as error:
+        failure = error
+    distributed.wait_for_all(f"step {step} is read")  # one may have tried again and again
+    if said := _any_process_says(failure and str(failure)):
+        raise failure or InputError(said)
+    damage = _any_process_says(damage) or _altered(state)
+    return (None, damage) if damage else (state, None)
+
+
+def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a checkpoint, with their fingerprints if it has any. Does not wait for other processes."""
+    item = dict(abstract_state)
+    if "fingerprints" in _saved(workdir, step):  # imported weights may have none
+        everywhere = NamedSharding(jax.tree.leaves(abstract_state)[0].sharding.mesh, PartitionSpec())
+        item["fingerprints"] = {
+            name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), jnp.uint32, sharding=everywhere)
+            for name, tree in abstract_state.items()
+        }
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+    # The handler itself: a Checkpointer would wait for a process that failed.
+    # Orbax refuses an array that does not fit, and counts whole stored pieces of it.
+    largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(item))
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(RESTORE_GB, 1 + 2 * largest // 10**9))
+    return handler.restore(_folder(workdir) / str(step) / "default", args=args)
+
+
+def _altered(restored: dict[str, Any]) -> str | None:
+    """Takes the fingerprints out of what was read and compares them; says where they differ."""
+    for name, expected in restored.pop("fingerprints", {}).items():
+        differs = np.flatnonzero(jax.device_get(fingerprints(restored[name])) != jax.device_get(expected))
+        if len(differs):
+            first = list(_shapes({name: restored[name]}))[differs[0]]
+            return f"{len(differs)} arrays are not as they were saved, the first is {first}"
+    return None
+
+
+def _set_aside(workdir: epath.Path, damaged: dict[int, str], used: int) -> None:
+    """Process 0 renames damaged checkpoints; the others wait."""
+    folder = _folder(workdir)
+    for step, why in damaged.items() if jax.process_index() == 0 else ():
+        name = f"{step}.damaged"
+        while (folder / name).exists():  # from an earlier time
+            name += "+"
+        logging.warning("step %d of %s is damaged (%s): kept as %s, step %d is used", step, folder, why, name, used)
+        with writing(folder):
+            (folder / str(step)).rename(folder / name)
+    if damaged and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+
+
+def _agreed_steps(workdir: epath.Path) -> list[int]:
+    """The saved steps as process 0 sees them: a shared disk may show the others another list."""
+    steps = np.array(saved_steps(workdir), np.int32)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist() if count else []
+
+
+def _any_process_says(why: str | None) -> str | None:
+    """The first process's `why` that is not None, on every process."""
+    texts = [text.decode() for text in distributed.from_each((why or "").encode()) if text]
+    return texts[0] if texts else None
+
+
+def pick_step(workdir: epath.Path, step: int | None) -> int:
+    """`step` if it was saved, or the last one that was."""
+    steps = saved_steps(workdir)
+    if not steps:
+        raise InputError(f"{workdir}: no checkpoint has been saved here")
+    if step is not None and step not in steps:
+        raise InputError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step
+
+
+class Claim:
+    """Who started last in a workdir owns it.
+
+    A crashed owner locks out no successor, and an owner that only seemed dead stops at its next checkpoint.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / "started.json"
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._mine = {"host": socket.gethostname(), "process": os.getpid(), "time": time, "id": uuid.uuid4().hex}
+        _write_whole(self._path, json.dumps(self._mine) + "\n")
+
+    def check(self) -> None:
+        """Raises InputError if another training was started in the workdir since, or if nothing says who was."""
+        text = retries.read_text(self._path) or ""
+        try:
+            owner = json.loads(text)
+            if not isinstance(owner, dict) or owner.keys() != self._mine.keys():
+                raise ValueError("not what a training writes")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self._path} is gone or damaged: another may own this run; this one stops") from error
+        if owner != self._mine:
+            raise InputError(
+                f"{self._path.parent}: another training was started here ({owner['time']}, host {owner['host']}, "
+                f"process {owner['process']}); this one stops"
+            )
+
+
+def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> Claim:
+    """Writes what a workdir holds beside checkpoints and metrics; the config last: it marks the folder as a run.
+
+    A run that has checkpoints keeps the `init_from` that it began with, whatever `config` says.
+    """
+    stored = copy.deepcopy(config)
+    if saved_steps(workdir):
+        stored.init_from = read_config(workdir).init_from
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        claim = Claim(workdir)
+        for name in ("tokenizer.json", "manifest.json"):
+            _write_whole(workdir / name, retries.read((data_dir / name).read_text, data_dir / name))
+        _write_whole(workdir / "config.json", config_lib.to_json(stored))
+    return claim
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The config of the run in `workdir`, locked. Raises InputError where there is none, or a damaged one."""
+    files.check_store(workdir)
+    path = workdir / "config.json"
+    text = retries.read_text(path)
+    if text is None:
+        raise InputError(f"{workdir}: no run here (config.json is missing)")
+    return config_lib.parse(path, text)
+
+
+def read_manifest(workdir: epath.Path) -> dict[str, Any]:
+    """The manifest of the data that a run learns. Raises InputError where there is none (an imported model)."""
+    path = workdir / "manifest.json"
+    text = retries.read_text(path)
+    if text is None:
+        raise InputError(f"{workdir}: nothing says what this was trained on (manifest.json is missing)")
+    try:
+        manifest = json.loads(text)
+        manifest["splits"]["heldout"]  # noqa: B018  a trial
+        return manifest
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:
+    """A workdir goes on only with the model, data, optimiser and seed that it was started with; an empty one, always.
+
+    `init_from` is read while a run has no checkpoint. Until then it may change, later it may be left out.
+
+    Raises:
+      InputError: what differs, or that there are only weights to begin with (an imported model, a slim copy), or that
+        `workdir` is a file.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; a run needs a folder")
+    steps = saved_steps(workdir)
+    if steps and _has_parameters_alone(workdir, steps[-1]):
+        raise InputError(
+            f"{workdir} holds weights without an optimiser's state: start a new run from them, with "
+            f"--config.init_from={workdir} and another --workdir"
+        )
+    if not steps and retries.read_text(workdir / "config.json") is None:
+        return
+    before, now = ranges.flat(read_config(workdir).to_dict()), ranges.flat(config.to_dict())
+    free = config_lib.free(config)
+    if not (steps and config.init_from):
+        free = (*free, "init_from")
+    changed = [key for key in now if not key.startswith(free) and before.get(key) != now[key]]
+    changed.sort(key=lambda key: key not in ("model.name", "task.name"))  # what the others follow from
+    if changed:
+        differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise InputError(f"{workdir} holds a run of another config: {differences}{more}; take a new --workdir")
+    # The folder may have moved, its content may not have changed: each shard's checksum is compared.
+    if read_manifest(workdir)["splits"] != manifest["splits"]:
+        raise InputError(f"{workdir} holds a run on other data than {config.data.path}; take a new --workdir")
+
+
+def check_init_from(source: epath.Path, config: ConfigDict, shapes: Any, manifest: dict[str, Any]) -> None:
+    """A run may begin with the weights of `source` if they have its shapes and its tokenizer.
+
+    Args:
+      shapes: of the parameters of the new run.
+      manifest: of its data.
+    """
+    theirs = read_config(source)
+    if Tokenizer.load(source / "tokenizer.json").sha256 != manifest["tokenizer_sha256"]:
+        raise InputError(
+            f"init_from: {source} has another tokenizer than {config.data.path}; prepare the data with "
+            f"--tokenizer={source / 'tokenizer.json'}"
+        )
+    step = pick_step(source, None)
+    try:
+        found = _shapes(retries.read(lambda: _saved(source, step)["params"], _name(source, step)))
+    except InputError as error:
+        raise InputError(f"init_from: {error}") from error
+    wanted = _shapes(shapes)
+    for name in sorted(found | wanted):
+        if found.get(name) != wanted.get(name):
+            raise InputError(f"init_from: {name} is {found.get(name)} in {source}, {wanted.get(name)} in this model")
+    for key, value in ranges.flat(config.model.to_dict()).items():  # what no shape shows, such as rope_theta
+        if theirs.model.get(key) != value:
+            logging.warning("init_from: model.%s is %s in %s, %s here", key, theirs.model.get(key), source, value)
+
+
+def _has_parameters_alone(workdir: epath.Path, step: int) -> bool:
+    try:
+        return "opt_state" not in retries.read(lambda: _saved(workdir, step), _name(workdir, step))
+    except retries.Damaged:  # restoring says how
+        return False
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """The shape of each array by its name, as layers.wq, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): list(x.shape) for path, x in leaves}

@@ -1,0 +1,131 @@
+"""Starting JAX: the processes of the job find each other, and the platform is the one asked for, or one clear line."""
+
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from jpeglm.core.errors import InputError
+
+PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LONGEST_COMPILATION = 3600  # seconds
+_PIECE = 256 << 20  # bytes that go over the network, and into the memory of devices, at once
+# No operation whose order of additions varies, and none chosen by timing, which varies from start to start.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+
+
+def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) -> list[jax.Device]:
+    """All devices of the job. `platform` is "", "cpu", "gpu" or "tpu"; one that is absent is an InputError.
+
+    `watchdog`: seconds after which `faults.Watchdog` ends a process that hangs. JAX, which aborts all processes when
+    one is not heard of, is told to wait longer. `deterministic`: the same bits each time on GPUs too, at some speed.
+
+    A job of several processes is joined first: as the three PROCESS_VARIABLES say (HOST:PORT of process 0, their
+    number, this one's), or as JAX finds out by itself under Slurm and Open MPI (one process a GPU, if
+    JAX_LOCAL_DEVICE_IDS does not say otherwise), on GKE and, with platform "tpu", on any Cloud TPU.
+    """
+    compute_in_float32()
+    if platform not in PLATFORMS:
+        raise InputError(f"platform={platform!r} is none of cpu, gpu, tpu")
+    if PLATFORMS[platform]:
+        jax.config.update("jax_platforms", PLATFORMS[platform])
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
+    if not jax.distributed.is_initialized():
+        _join_processes(platform, {"heartbeat_timeout_seconds": 100 + int(watchdog)})
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # without a GPU, JAX 0.10 fails in an assertion without words
+        asked, why = platform or jax.config.jax_platforms, str(error) or "no such device"
+        raise InputError(f"platform {asked!r} was asked for and is not there: {why}") from error
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(f"this host is one of {jax.process_count()} of a TPU slice: platform must be tpu")
+    if jax.process_index():
+        logging.set_verbosity(logging.ERROR)  # only process 0 logs
+    return devices
+
+
+def compute_in_float32() -> None:
+    """Switches 64-bit types off, which JAX_ENABLE_X64 has switched on for other programs: ours are of 32 bits."""
+    if jax.config.jax_enable_x64:
+        logging.warning("JAX_ENABLE_X64 is set, and has no effect here: jpeglm computes in 32 bits")
+        jax.config.update("jax_enable_x64", False)
+
+
+def wait_for_all(what: str, seconds: int = LONGEST_COMPILATION) -> None:
+    """Returns when every process of the job has come here; after so many seconds it raises.
+
+    By JAX's own service, not by a collective, whose first one lets Gloo (CPUs) wait half a minute only: one process
+    may find its programs in the cache while another compiles.
+    """
+    multihost.get_barrier_sync_fn()(key=what, timeout_ms=seconds * 1000)
+
+
+def refuse_several(command: str) -> None:
+    """Refuses a job of several processes, in which each would write all that one has to.
+
+    Raises:
+      InputError: this process is one of several.
+    """
+    if jax.process_count() > 1:
+        raise InputError(f"{command} runs in one process, and this job has {jax.process_count()}: start it once")
+
+
+def from_each(content: bytes) -> Iterator[bytes]:
+    """What each process of the job gives, in their order, in every process; each holds one at a time."""
+    sizes = multihost_utils.process_allgather(np.array(divmod(len(content), _PIECE), np.int32)).reshape(-1, 2)
+    for process, (whole, rest) in enumerate(sizes.tolist()):
+        mine, received = process == jax.process_index(), []
+        for start in range(0, whole * _PIECE + rest, _PIECE):
+            size = min(_PIECE, whole * _PIECE + rest - start)
+            piece = np.zeros(-(-size // 4) * 4, np.uint8)  # as words, whose type a sum keeps
+            if mine:
+                piece[:size] = np.frombuffer(content, np.uint8, size, start)
+            sent = multihost_utils.broadcast_one_to_all(piece.view(np.uint32), is_source=mine)
+            received.append(np.asarray(sent).view(np.uint8)[:size].tobytes())
+        yield b"".join(received)
+
+
+def cache_programs(workdir: epath.Path) -> None:
+    """Keeps compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR names another folder."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
+
+
+def _join_processes(platform: str, options: dict[str, int]) -> None:
+    given = {name: os.environ[name] for name in PROCESS_VARIABLES if name in os.environ}
+    if len(given) == len(PROCESS_VARIABLES):
+        address, count, number = given.values()
+        if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and ":" in address):
+            raise InputError(f"{given}: an address HOST:PORT, a number of processes, and this one's below it")
+        jax.distributed.initialize(address, int(count), int(number), **options)
+    elif given.keys() - {"JAX_COORDINATOR_ADDRESS"}:  # that one alone may correct what JAX finds out
+        missing = ", ".join(name for name in PROCESS_VARIABLES if name not in given)
+        raise InputError(f"{', '.join(given)} is set but not {missing}")
+    elif platform == "tpu":
+        try:
+            jax.distributed.initialize(**options)
+        except ValueError:
+            pass  # a TPU outside any cluster: its host is alone
+    elif _in_cluster():
+        jax.distributed.initialize(**options)
+
+
+def _in_cluster() -> bool:
+    """Whether a launcher has started several processes. JAX's own detection also finds clusters of one.
+
+    Under Slurm those of one step: SLURM_NTASKS alone may be the job's, in a shell that salloc or srun has opened.
+    """
+    env = os.environ
+    return (
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+        or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    )

@@ -1,0 +1,74 @@
+"""The exceptions that are told in one line, and how messages show what others have named."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """Bad input: a file, flag, config or workdir that the user can correct.
+
+    The message is one line and says what is wrong and where. Commands print it without a traceback and
+    exit with status 2 (see `jpeglm.core.cli`).
+    """
+
+
+class Refused(InputError):
+    """A picture or clip that no rule converts. `reason`: its class, which is counted; `detail`: what exactly."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return Refused, (self.reason, self.detail)
+
+
+class Diverged(ArithmeticError):
+    """A loss, a gradient or a parameter is no longer finite. Commands print the line and exit with status 1."""
+
+
+# TensorStore and Riegeli raise ValueError and RuntimeError with the system's words inside.
+_REFUSALS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
+
+
+@contextlib.contextmanager
+def writing(folder: object) -> Iterator[None]:
+    """What the system refuses while `folder` is written (it is full, read-only, ...) becomes a line that names it.
+
+    Raises:
+      InputError: instead of an OSError, or of a library's error that holds the system's words.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError) as error:
+        why = next((words for words in _REFUSALS if words in str(error)), None)
+        if why is None or isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot write {folder}: {why}") from error
+
+
+@contextlib.contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+    """Whatever goes wrong while a file from others is taken apart becomes a line that names it.
+
+    Raises:
+      InputError: instead of any exception: a damaged or hostile file can make a reader fail in any way.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise InputError(f"{path}: not a readable {what} ({type(error).__name__}: {error})") from error
+
+
+def printable(name: object) -> str:
+    """`str(name)` for a terminal or a log: control characters, line ends and bytes that are not UTF-8 as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))

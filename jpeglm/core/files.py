@@ -1,0 +1,112 @@
+"""Files and folders that a command writes: whole or not at all, by one command at a time, never inside its input."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+from etils import epath
+
+from jpeglm.core.errors import InputError, writing
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and renames it there, so that it exists whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) -> None:
+    """Refuses an output that lies in one of the inputs, or on a store that is not mounted.
+
+    The next start would take what lies in an input for input. Links in an input folder itself are followed, those
+    further below are not.
+
+    Args:
+      out: a folder or file to be written.
+      **inputs: paths by the names of their flags, or of positional arguments in capitals. None, and what is not here
+        under that name (`tfds:`, `gs://`), is passed over.
+
+    Raises:
+      InputError: `out` is one of the inputs or lies below one, or is no local path.
+    """
+    if "://" in os.fspath(out):
+        raise InputError(f"{out}: not a local path; write to one, then copy it there")
+    written = Path(os.path.realpath(out))
+    for name, path in inputs.items():
+        if path is None or not os.path.exists(path):
+            continue
+        named = f"{name}={path}" if name.isupper() else f"--{name}={path}"
+        if not os.path.isdir(path):
+            if written == Path(os.path.realpath(path)):
+                raise InputError(f"{out} is the file that {named} reads: it would be overwritten")
+            continue
+        folder = Path(os.path.realpath(path))
+        links = [os.path.realpath(entry) for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]
+        followed = [link for link in links if not folder.is_relative_to(link)]  # the listing passes over a loop
+        if any(written.is_relative_to(read) for read in (folder, *followed)):
+            raise InputError(f"{out} lies in {named}: take a place outside; what lies there may be read as input")
+
+
+def check_store(folder: epath.Path) -> None:
+    """Refuses a workdir that is a file, on a store that nothing here can reach (s3:// without s3fs), or not UTF-8.
+
+    Raises:
+      InputError: which of them, and what must be installed.
+    """
+    try:
+        str(folder if "://" in str(folder) else folder.absolute()).encode()  # as the libraries for checkpoints do
+    except UnicodeEncodeError as error:
+        raise InputError(f"{folder}: the whole path of a run's folder must be UTF-8") from error
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except ImportError as error:
+        raise InputError(f"{folder}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from error
+    if is_file:
+        raise InputError(f"{folder} is a file; a folder is needed")
+
+
+@contextlib.contextmanager
+def owned(folder: str | os.PathLike) -> Iterator[None]:
+    """Makes `folder` and holds it, so that no second command writes there meanwhile. A killed command lets it go.
+
+    A folder that it has made and in which nothing was written is removed again.
+
+    The system's lock on FOLDER/.lock does that, also between the hosts of an NFS. Where a file system knows no locks,
+    a warning says so and nothing is held.
+
+    Raises:
+      InputError: another command holds it, or it cannot be made.
+    """
+    is_new = not os.path.exists(folder)
+    with writing(folder):
+        os.makedirs(folder, exist_ok=True)
+        lock = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(f"{folder}: another command is writing here; wait for it, or take another") from error
+            if error.errno not in _NO_LOCKS:
+                raise InputError(f"cannot lock {folder}: {error.strerror}") from error
+            logging.warning("%s: this file system has no locks; let no second command write here", folder)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may be gone
+            if is_new and os.listdir(folder) == [".lock"]:  # of a command that was refused before it wrote anything
+                shutil.rmtree(folder)
+        os.close(lock)

@@ -1,0 +1,131 @@
+"""The ffmpeg program that comes with imageio-ffmpeg, from bytes to bytes: no file name ever reaches it.
+
+Input comes from one descriptor and output goes to memory, so a hostile playlist or a name that begins with a dash has
+nothing to open. Each run uses one thread: `prepare` has a process for each core already.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
+
+import imageio_ffmpeg
+
+from jpeglm.core.errors import InputError, writing
+
+# Containers that are opened; a playlist (HLS, concat, DASH) is none of them.
+DEMUXERS = "mov,matroska,avi,gif,webp_anim,apng,mpegts,mpeg,ogg,flv,asf"
+MAX_PIXELS = 8192 * 4320  # of a frame; decoding one takes up to 1.3 GB
+_SECONDS = 300  # that one clip may take
+_MOST_SAID = 1 << 25  # bytes that are kept of what it says: a damaged file can make it talk for hours
+_ERRORS = ("error", "fatal", "panic")
+_STOPPED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# "[h264 @ 0x5581] [error] ...", without a name "[error] ..."; metadata are lines of level info.
+_LINE = re.compile(r"(?:\[([^\] ]*) @ [^\]]*\] )*\[(\w+)\] (.*)")
+# Warnings of ffmpeg itself, about data that are not whole though no decoder may complain.
+_CORRUPT = ("corrupt input packet", "corrupt decoded frame")
+_SOUND = re.compile(r"Stream #.*: Audio: (\w+)(?: \((\w+)\))?")  # the codec, and perhaps the decoder
+
+
+class FfmpegError(InputError):
+    """ffmpeg gave up; the message is the first line of what it complained of."""
+
+
+def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[str]) -> tuple[bytes, list[str]]:
+    """Runs `ffmpeg BEFORE -i DATA AFTER -`.
+
+    Args:
+      before: options of the input.
+      data: the file to read, whole or in parts.
+      after: options of the output, its format among them.
+
+    Returns:
+      What it wrote, and the lines it said at level "info" and above, each beginning with where it comes from and its
+      level: "[h264 @ 0x5581] [error] ...".
+
+    Raises:
+      FfmpegError: a status other than 0, or more than 5 minutes.
+      InputError: there is no such program, or no room in TMPDIR.
+      RuntimeError: somebody stopped it, as Linux does where memory runs out.
+    """
+    with _holding(data) as file:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        command = [
+            *(program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "repeat+level+info"),
+            *("-filter_threads", "1", "-protocol_whitelist", "fd", "-max_pixels", str(MAX_PIXELS), "-threads", "1"),
+            *(*before, "-fd", "0", "-i", "fd:", *after, "pipe:1"),
+        ]
+        try:
+            process = subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except OSError as error:
+            raise InputError(f"cannot start {program}: {error.strerror}") from error
+    said = bytearray()
+
+    def listen() -> None:
+        while part := process.stderr.read1(1 << 16):
+            said.extend(part[: _MOST_SAID - len(said)])
+
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer, listener = threading.Timer(_SECONDS, end), threading.Thread(target=listen)
+    with process:
+        timer.start()
+        listener.start()
+        try:
+            written = process.stdout.read()
+            process.wait()
+        finally:
+            process.kill()
+            timer.cancel()
+            listener.join()
+    if is_late.is_set():
+        raise FfmpegError(f"ffmpeg took longer than {_SECONDS} s")
+    if -process.returncode in _STOPPED:
+        raise RuntimeError(f"ffmpeg was stopped by {signal.Signals(-process.returncode).name}")
+    lines = said.decode(errors="replace").splitlines()
+    if process.returncode:
+        raise FfmpegError((errors(lines) or [f"ffmpeg ended with status {process.returncode}"])[0])
+    return written, lines
+
+
+@contextlib.contextmanager
+def _holding(data: bytes | Iterable[bytes]) -> Iterator[IO[bytes]]:
+    """A file with these bytes. Not a pipe, since the index of an mp4 may stand at its end."""
+    with contextlib.ExitStack() as stack:
+        with writing(os.environ.get("TMPDIR", "/tmp")):
+            file = stack.enter_context(tempfile.TemporaryFile())
+            for part in [data] if isinstance(data, bytes) else data:
+                file.write(part)
+            file.seek(0)  # flushes
+        yield file
+
+
+def errors(said: Sequence[str]) -> list[str]:
+    """The lines that tell of an error, without where they come from. Decoders of sound are not heard."""
+    return [text for level, text in _without_sound(said) if level in _ERRORS]
+
+
+def complaints(said: Sequence[str]) -> list[str]:
+    """The same, and the warnings that data are not whole."""
+    return [text for level, text in _without_sound(said) if level in _ERRORS or text.startswith(_CORRUPT)]
+
+
+def _without_sound(said: Sequence[str]) -> list[tuple[str, str]]:
+    """Level and text of each line that is not of a decoder of sound."""
+    sound = {name for line in said if (found := _SOUND.search(line)) for name in found.groups() if name}
+    found = filter(None, map(_LINE.fullmatch, said))
+    return [(line[2], line[3]) for line in found if line[1] not in sound]
+
+
+def version() -> str:
+    """What the program calls itself."""
+    return imageio_ffmpeg.get_ffmpeg_version()

@@ -1,0 +1,282 @@
+"""The Fréchet distance between two sets of features, in float64.
+
+    d = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
+
+(Heusel et al. 2017, equation 6). With factors S = F^T F the trace of the root is the nuclear norm of F1 F2^T, the sum
+of its singular values: no matrix root is taken, nothing turns complex, and no eigenvalue is squared on the way, so
+that those far below the largest keep their digits. For n pictures of n < d features the factor is just the n centred
+rows, and the decomposition is n x n; from n = d on it is a Cholesky factor of the covariance.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import numpy as np
+import scipy.linalg
+from absl import logging
+from tqdm import tqdm
+
+from jpeglm.core.errors import InputError
+
+RELIABLE_PICTURES = 2048  # below, the distance is biased upwards, and rank-deficient for the 2,048 Inception features
+_ROUNDING = 1e-3  # share of the trace that rounding to float32 may bring into a factor, with much room
+
+
+class Moments:
+    """Mean and unbiased covariance of feature vectors that arrive in batches, in float64.
+
+    The vectors are kept until there are as many as dimensions; then these are folded into a mean and a scatter matrix
+    around it, block after block, merged around their own means (Chan, Golub and LeVeque 1979), so a large common
+    offset costs no digits. Blocks are counted on the stream: how it was cut into batches changes no bit of the result.
+    """
+
+    def __init__(self, batches: Iterable[np.ndarray] = ()):
+        self._folded: int | None = 0  # vectors in mean and scatter; None: of statistics that do not tell their number
+        self._mean: np.ndarray | None = None  # [dim], of the folded
+        self._scatter: np.ndarray | None = None  # [dim, dim], of the folded: sum of (x - mean)(x - mean)^T
+        self._block: np.ndarray | None = None  # [dim, dim], whose first `_kept` rows are the vectors not yet folded
+        self._kept = 0
+        for batch in batches:
+            self.update(batch)
+
+    @classmethod
+    def from_statistics(cls, mean: np.ndarray, covariance: np.ndarray, count: int | None = None) -> Self:
+        """The moments behind a mean [dim] and an unbiased covariance [dim, dim]; `count`: of pictures, if known."""
+        if count is not None and count < 2:
+            raise ValueError(f"a covariance of {count} pictures")
+        moments = cls()
+        moments._folded, moments._mean = count, np.array(mean, np.float64)
+        moments._scatter = np.array(covariance, np.float64) * (1 if count is None else count - 1)
+        return moments
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """What `to_arrays` gave, to the bit."""
+        moments = cls()
+        folded, rows = int(arrays["folded"]), arrays["rows"]
+        if folded:
+            moments._folded = None if folded < 0 else folded
+            moments._mean, moments._scatter = np.array(arrays["mean"]), np.array(arrays["scatter"])
+        if len(rows):
+            moments.update(rows)
+        return moments
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All that these moments are, for another process.
+
+        Returns:
+          `folded` int64 [], the vectors in the next two, -1 where that is unknown; `mean` float64 [dim]; `scatter`
+          float64 [dim, dim]; `rows` float64 [kept, dim], the vectors not yet folded. Where nothing is folded, or no
+          row is kept, the first dimension of these is 0.
+        """
+        dim = self.dim
+        nothing = self._folded == 0
+        return {
+            "folded": np.array(-1 if self._folded is None else self._folded, np.int64),
+            "mean": np.empty(0) if nothing else self._mean,
+            "scatter": np.empty((0, dim)) if nothing else self._scatter,
+            "rows": self._rows.copy() if self._kept else np.empty((0, dim)),
+        }
+
+    @property
+    def count(self) -> int | None:
+        """Vectors seen; None for statistics that do not tell it."""
+        return None if self._folded is None else self._folded + self._kept
+
+    @property
+    def dim(self) -> int:
+        """Features a vector; 0 before the first."""
+        known = self._mean if self._mean is not None else self._block
+        return 0 if known is None else known.shape[-1]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean vector, float64 [dim]; raises InputError where there is no picture."""
+        if self.count == 0:
+            raise InputError("there is no picture")
+        if self._kept == 0:
+            return self._mean
+        mean = self._rows.mean(axis=0)
+        return mean if self._folded == 0 else self._mean + (mean - self._mean) * (self._kept / self.count)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance, float64 [dim, dim]; raises InputError for fewer than two pictures."""
+        freedom = self._degrees_of_freedom()
+        return self._all()[2] / freedom
+
+    def update(self, features: np.ndarray) -> None:
+        """Adds a batch of features [n, dim]; raises InputError where a number is not finite."""
+        features = np.asarray(features)
+        if self._folded is None:
+            raise ValueError("statistics of an unknown number of pictures cannot be added to")
+        if features.ndim != 2 or features.shape[1] == 0 or features.shape[1] != (self.dim or features.shape[1]):
+            raise ValueError(f"features of shape {features.shape} do not fit [n, {self.dim or 'dim'}]")
+        if not np.isfinite(features).all():
+            raise InputError("features hold NaN or infinity: the pictures or the weights are damaged")
+        if self._block is None:
+            self._block = np.empty((features.shape[1], features.shape[1]))
+        while len(features):
+            taken = min(len(features), len(self._block) - self._kept)
+            self._block[self._kept : self._kept + taken] = features[:taken]
+            self._kept += taken
+            features = features[taken:]
+            if self._kept == len(self._block):
+                self._folded, self._mean, self._scatter = self._all()
+                self._kept = 0
+
+    def merge(self, other: "Moments") -> None:
+        """Adds what `other` has seen."""
+        if self._folded is None or other._folded is None:
+            raise ValueError("statistics of an unknown number of pictures cannot be merged")
+        if other._folded:
+            if other.dim != (self.dim or other.dim):
+                raise ValueError(f"moments of {other.dim} features do not fit {self.dim}")
+            theirs = other._folded, other._mean, other._scatter
+            folded = _united((self._folded, self._mean, self._scatter), theirs) if self._folded else theirs
+            self._folded, self._mean, self._scatter = folded
+        if other._kept:
+            self.update(other._rows)
+
+    def factor(self) -> np.ndarray:
+        """A matrix F [count or rank, dim] with F^T F = covariance.
+
+        Raises:
+          InputError: fewer than two pictures, or statistics whose covariance is none.
+        """
+        freedom = self._degrees_of_freedom()
+        return _cholesky(self.covariance) if self._folded != 0 else (self._rows - self.mean) / np.sqrt(freedom)
+
+    @property
+    def _rows(self) -> np.ndarray:
+        return self._block[: self._kept]
+
+    def _all(self) -> tuple[int | None, np.ndarray, np.ndarray]:
+        """Number, mean and scatter matrix of the folded and the kept."""
+        if self._kept == 0:
+            return self._folded, self._mean, self._scatter
+        mean = self._rows.mean(axis=0)
+        centred = self._rows - mean
+        kept = self._kept, mean, centred.T @ centred
+        return _united((self._folded, self._mean, self._scatter), kept) if self._folded else kept
+
+    def _degrees_of_freedom(self) -> int:
+        if self._folded is None:
+            return 1  # the scatter matrix is the covariance
+        if self.count < 2:
+            raise InputError(f"a distance needs at least two pictures on each side, there is {self.count or 'none'}")
+        return self.count - 1
+
+
+def _united(
+    a: tuple[int, np.ndarray, np.ndarray], b: tuple[int, np.ndarray, np.ndarray]
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number, mean and scatter matrix of both."""
+    count = a[0] + b[0]
+    shift = b[1] - a[1]
+    between = np.outer(shift, shift) * (a[0] * b[0] / count)
+    return count, a[1] + shift * (b[0] / count), a[2] + b[2] + between
+
+
+def _cholesky(covariance: np.ndarray) -> np.ndarray:
+    """F [rank, dim] with F^T F = covariance, from the pivoted decomposition, which ends where rounding begins."""
+    upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=0)
+    factor = np.zeros((rank, len(covariance)))
+    factor[:, pivots - 1] = np.triu(upper)[:rank]  # LAPACK counts from 1, and leaves the other triangle as it was
+    trace = np.trace(covariance)
+    if abs(np.square(factor).sum() - trace) > _ROUNDING * trace:
+        raise InputError("the covariance has negative eigenvalues: the statistics are damaged")
+    return factor
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The squared Fréchet distance between two Gaussians with these moments, at least 0.
+
+    Warns once per process where a side has fewer than 2,048 pictures.
+
+    Raises:
+      InputError: a side has fewer than two pictures, the numbers of features differ, or a covariance is none.
+    """
+    roots = a.factor(), b.factor()
+    if a.dim != b.dim:
+        raise InputError(f"features of two networks: {a.dim:,} on one side, {b.dim:,} on the other")
+    if any(side.count is not None and side.count < RELIABLE_PICTURES for side in (a, b)):
+        logging.log_first_n(
+            logging.WARNING,
+            "Distances of fewer than %d pictures (here %s and %s) are biased upwards, and implementations differ in "
+            "the fourth digit: compare only distances of the same number of pictures by the same program.",
+            1,
+            RELIABLE_PICTURES,
+            *("an unknown number" if side.count is None else side.count for side in (a, b)),
+        )
+    return _distance(a.mean, roots[0], b.mean, roots[1])
+
+
+def _distance(mean_a: np.ndarray, root_a: np.ndarray, mean_b: np.ndarray, root_b: np.ndarray) -> float:
+    """By means [dim] and factors [any, dim] of the covariances."""
+    trace_of_root = scipy.linalg.svdvals(root_a @ root_b.T).sum() if root_a.size and root_b.size else 0.0
+    traces = np.square(root_a).sum() + np.square(root_b).sum()
+    return max(0.0, float(np.square(mean_a - mean_b).sum() + traces - 2.0 * trace_of_root))
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A Fréchet distance and its spread.
+
+    Attributes:
+      value: the distance of the sets as they are.
+      deviation: standard deviation of the distance over resampled sets.
+      low: lower end of the interval, value - 1.96 deviation, at least 0.
+      high: its upper end, value + 1.96 deviation.
+    """
+
+    value: float
+    deviation: float
+    low: float
+    high: float
+
+
+def bootstrap(features_a: np.ndarray, features_b: np.ndarray, replicates: int = 200, seed: int = 0) -> Interval:
+    """A 95% interval of the Fréchet distance, from sets of the same size drawn from these with replacement.
+
+    The interval covers what chance there is in which pictures were drawn: it holds the mean distance that sets of
+    *these sizes* have, in at least about 95 of 100 experiments. It does not cover the upward bias of few pictures: the
+    distance of infinitely many may lie far below it. Nor does it cover a choice that was not by chance (of captions,
+    seeds, a checkpoint), or two pictures made from one.
+
+    Resampled sets hold copies, so their distances are biased upward a second time: percentile intervals lie above the
+    truth, mirrored ("basic") ones below it. Only the deviation of the resampled distances is used, around the value
+    itself. It is near the true one where the distributions differ clearly, and two to three times as large where they
+    hardly do or pictures are much fewer than features: the interval errs on the wide side.
+
+    Args:
+      features_a: [n, dim].
+      features_b: [m, dim].
+      replicates: resampled pairs of sets; one takes about a second for 2,000 pictures with 2,048 features.
+      seed: of the draws.
+
+    Raises:
+      InputError: a side has fewer than two pictures, a number is not finite, or the numbers of features differ.
+    """
+    if replicates < 2:
+        raise InputError(f"{replicates} replicates have no spread: two or more are needed")
+    value = frechet_distance(Moments([features_a]), Moments([features_b]))
+    sides = [np.asarray(features, np.float64) for features in (features_a, features_b)]
+    rng = np.random.default_rng(seed)
+    distances = []
+    for _ in tqdm(range(replicates), desc="bootstrap", unit=" replicates", dynamic_ncols=True):
+        (mean_a, root_a), (mean_b, root_b) = (_resampled(side, rng) for side in sides)
+        distances.append(_distance(mean_a, root_a, mean_b, root_b))
+    deviation = float(np.std(distances, ddof=1))
+    return Interval(value, deviation, max(0.0, value - 1.96 * deviation), value + 1.96 * deviation)
+
+
+def _resampled(features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [dim] and covariance's factor [any, dim] of as many features, drawn from these with replacement."""
+    count, dim = features.shape
+    copies = np.bincount(rng.integers(count, size=count), minlength=count)
+    mean = copies @ features / count
+    drawn = copies > 0  # about 63%: a vector drawn k times is one row, times the root of k
+    rows = (features[drawn] - mean) * np.sqrt(copies[drawn] / (count - 1))[:, None]
+    return mean, rows if len(rows) < dim else _cholesky(rows.T @ rows)

@@ -1,0 +1,207 @@
+"""Finished pictures, as the evaluator reads them: from all that `jpeglm.data.sources` opens, several at once."""
+
+import itertools
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from jpeglm.core.errors import InputError, Refused, printable
+from jpeglm.data import documents, records, sources
+from jpeglm.data.sources import listing
+
+_MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
+_MODES_WITH_ALPHA = {"LA", "La", "PA", "RGBA"}
+_GREY = {"1", "L", "LA", "La"}
+_AHEAD = 64  # converted pictures that wait; at 299x299 in float32 they take 65 MiB
+_MOST_THREADS = 32
+_MOST_LOGGED = 10  # of each reason
+Converted = TypeVar("Converted")
+
+
+class Pictures(Sequence[np.ndarray]):
+    """Pictures as uint8 [h, w] (grey) or [h, w, 3], read when they are asked for, by any number of threads.
+
+    Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
+    EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
+    CMYK and YCbCr are taken. Transparent pixels are put over the background, by the rule of `jpeglm.data.sources`;
+    an alpha channel that is opaque everywhere changes nothing. Refused are several frames, more than 8 bits of grey,
+    floating point and all that `jpeglm.data.sources` refuses.
+
+    Attributes:
+      path: where they come from, in words.
+      names: of all, in order.
+      passed_over: what else is there and is not taken, by the rule of `jpeglm.data.sources.listing`.
+    """
+
+    def __init__(self, source: sources.Source, background: str = sources.DEFAULT_BACKGROUND):
+        """Lists the source. `background`: one of `sources.BACKGROUNDS`."""
+        self.path = printable(source.path)
+        self.passed_over = listing.PassedOver()
+        is_of_files = isinstance(source, sources.Files)
+        self.names = list(source.names(passed_over=self.passed_over) if is_of_files else source.names())
+        if not self.names:
+            raise InputError(f"{self.path}: holds no pictures{self.passed_over.after('; ')}")
+        self._source, self._background = source, background
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One picture; raises `Refused`."""
+        with self._source.load(self.names[index]) as image, sources.refusing():
+            return _pixels(image, self._background)
+
+
+def open_pictures(
+    pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray], background: str = sources.DEFAULT_BACKGROUND
+) -> Pictures:
+    """Opens pictures.
+
+    Args:
+      pictures: what `jpeglm.data.sources.open_anew` understands; or a folder that `jpeglm.prepare` wrote, whose
+        held-out pictures they are; or arrays in memory: one uint8 [n, h, w] or [n, h, w, 3], or a list of [h, w] or
+        [h, w, 3] of any sizes.
+      background: what transparent pixels are put over, or "refuse".
+
+    Raises:
+      InputError: there are none, or a file that cannot be read as what it is called.
+    """
+    if isinstance(pictures, str | os.PathLike):
+        path = os.fspath(pictures)
+        source = documents.HeldOut(path) if records.is_prepared(path) else sources.open_anew(path)
+        return Pictures(source, background)
+    return Pictures(_InMemory(pictures))
+
+
+class _InMemory:
+    """Arrays as a source."""
+
+    path = "pictures in memory"
+
+    def __init__(self, pictures: np.ndarray | Sequence[np.ndarray]):
+        if isinstance(pictures, np.ndarray) and pictures.shape[2:] == (3,):
+            raise InputError(f"one picture {list(pictures.shape)}; several are wanted, [n, h, w] or [n, h, w, 3]")
+        for index, picture in enumerate(pictures):
+            if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
+                raise InputError(
+                    f"picture {index} is {picture.dtype} {list(picture.shape)}, not uint8 [h, w] or [h, w, 3]"
+                )
+        self._pictures = pictures
+
+    def names(self) -> Iterator[str]:
+        return (str(index) for index in range(len(self._pictures)))
+
+    def load(self, name: str) -> Image.Image:
+        return Image.fromarray(self._pictures[int(name)])
+
+
+def _pixels(image: Image.Image, background: str) -> np.ndarray:
+    if getattr(image, "n_frames", 1) > 1:
+        raise Refused("several frames", f"{image.format} of {image.n_frames} frames")
+    if image.mode not in _MODES | _MODES_WITH_ALPHA:
+        raise Refused(f"mode {image.mode}", "not 8 bits a channel, or no colours that have one meaning")
+    sources.load_pixels(image)
+    mode = "L" if image.mode in _GREY else "RGB"
+    return np.asarray(sources.on_background(image, background).convert(mode))
+
+
+class Reader(Generic[Converted]):
+    """Iterates over `convert(picture)` in order, made by threads that work ahead of whoever takes it.
+
+    A picture that is refused is left out, logged by name and reason, and listed in `refused`, pairs of name and
+    reason. Without `allow_unreadable` nothing more is given after the first of them: the rest is only looked through
+    for others. The iteration itself raises none of them: several processes may have to agree first (`unreadable`).
+    What else a thread raises ends the iteration. Closing it early ends the threads.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[np.ndarray],
+        convert: Callable[[np.ndarray], Converted],
+        indices: range | None = None,
+        *,
+        allow_unreadable: bool = False,
+        threads: int | None = None,
+    ):
+        """Prepares to read.
+
+        Args:
+          pictures: `Pictures`.
+          convert: what the threads do with each picture, such as the resize; must be safe for threads.
+          indices: which pictures; all if None.
+          allow_unreadable: whether to go on with the others after a refusal.
+          threads: how many; as many as this process may use cores if None, and at most 32.
+        """
+        self.refused: list[tuple[str, str]] = []
+        self._counts: Counter[str] = Counter()  # of the same, by class
+        self._pictures = pictures
+        self._convert = convert
+        self._indices = range(len(pictures)) if indices is None else indices
+        self._allows = allow_unreadable
+        self._threads = threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+
+    def __iter__(self) -> Iterator[Converted]:
+        self.refused.clear()
+        self._counts.clear()
+        executor = ThreadPoolExecutor(self._threads, thread_name_prefix="pictures")
+        waiting = iter(self._indices)
+        ahead = deque((index, executor.submit(self._read, index)) for index in itertools.islice(waiting, _AHEAD))
+        try:
+            while ahead:
+                index, future = ahead.popleft()
+                result = future.result()
+                ahead.extend((index, executor.submit(self._read, index)) for index in itertools.islice(waiting, 1))
+                if isinstance(result, Refused):
+                    self._refuse(self._pictures.names[index], str(result))
+                elif self._gives():
+                    yield result
+        finally:
+            executor.shutdown(cancel_futures=True)
+        for reason, count in self._counts.items():
+            if count > _MOST_LOGGED:
+                logging.error("%s: and %d more: %s", self._pictures.path, count - _MOST_LOGGED, reason)
+
+    def _gives(self) -> bool:
+        return self._allows or not self.refused
+
+    def _read(self, index: int) -> Converted | Refused | None:
+        """Runs in a thread."""
+        try:
+            picture = self._pictures[index]
+        except Refused as refusal:
+            return refusal
+        return self._convert(picture) if self._gives() else None
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.refused.append((name, reason))
+        self._counts[_class(reason)] += 1
+        if self._counts[_class(reason)] <= _MOST_LOGGED:
+            logging.error("%s: %s: %s", self._pictures.path, printable(name), reason)
+
+
+def _class(reason: str) -> str:
+    """What stands before the detail in a refusal's text."""
+    return reason.partition(":")[0]
+
+
+def unreadable(path: str, refused: Sequence[tuple[str, str]], total: int) -> InputError:
+    """The error that ends an evaluation for pictures that were refused.
+
+    Args:
+      path: where they come from.
+      refused: names and reasons, at least one.
+      total: number of pictures there.
+    """
+    name, reason = refused[0]
+    counts = Counter(_class(reason) for _, reason in refused).most_common()
+    return InputError(
+        f"{path}: {len(refused)} of {total} pictures cannot be used, the first is {printable(name)} ({reason}); "
+        f"by reason: {', '.join(f'{count} {kind}' for kind, count in counts)}; "
+        "--allow_unreadable goes on without them"
+    )

@@ -1,0 +1,164 @@
+"""Statistics files: the moments of a set of pictures, to compare with again without the pictures.
+
+An npz with `mu` float64 [dim] and `sigma` float64 [dim, dim] as pytorch-fid, clean-fid and guided-diffusion (ADM) know
+it, the latter two keys again as `mu_s` and `sigma_s` for the spatial features of sFID. Ours also hold `count`, the
+number of pictures, and `facts`, JSON of what they were made with, so that nothing is compared with another mode's.
+"""
+
+import io
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from jpeglm.core.errors import InputError, printable, writing
+from jpeglm.core.files import write_whole
+from jpeglm.data.sources.archives import check_zip_is_alone
+from jpeglm.fid.frechet import Moments
+
+_ROUNDING = 1e-5  # of the largest entry: an asymmetry that the sums of float32 explain
+_MOST_BYTES = 1 << 30  # of one array, unpacked; a covariance of 2,048 features takes 32 MiB
+# What numpy, zipfile and zlib raise on damage; RuntimeError for members that are encrypted or oddly compressed.
+_DAMAGE = (
+    OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def save_statistics(
+    path: str | os.PathLike, moments: Moments, facts: Mapping[str, str], spatial: Moments | None = None
+) -> None:
+    """Writes a statistics file, beside and then renamed.
+
+    Args:
+      path: of the npz.
+      moments: of the features, with a known number of pictures.
+      facts: what they were made with: `metric`, `mode`, `weights_sha256`, `background`.
+      spatial: moments of the spatial features of the same pictures.
+
+    Raises:
+      InputError: fewer than two pictures, or the file cannot be written.
+    """
+    if moments.count is None or (spatial and spatial.count != moments.count):
+        raise ValueError("statistics are saved with their one number of pictures")
+    arrays = {"mu": moments.mean, "sigma": moments.covariance}
+    if spatial:
+        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    content = io.BytesIO()
+    np.savez(content, **arrays, count=np.array(moments.count, np.int64), facts=np.array(json.dumps(dict(facts))))
+    with writing(path):
+        write_whole(Path(path), content.getvalue())
+
+
+def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Moments, dict[str, str]]:
+    """Reads our own, pytorch-fid's, clean-fid's and guided-diffusion's statistics files.
+
+    Args:
+      path: of the npz. Pictures that lie in it beside the statistics (`arr_0`) are not read.
+      spatial: take the spatial features (`mu_s`, `sigma_s`).
+
+    Returns:
+      the moments, and the facts that `save_statistics` wrote; none, and no number of pictures, if another program did.
+
+    Raises:
+      InputError: the file is missing, damaged, or holds no such statistics.
+    """
+    name = printable(path)
+    keys = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("one array, and no npz")
+        with file:
+            check_zip_is_alone(file.zip)
+            absent = [key for key in keys if key not in file]
+            if absent:
+                held = ", ".join(printable(key) for key in file.files)
+                raise InputError(f"{name}: lacks {' and '.join(absent)}; it holds {held or 'nothing'}")
+            wanted = [key for key in (*keys, "count", "facts") if key in file]
+            if any(file.zip.getinfo(f"{key}.npy").file_size > _MOST_BYTES for key in wanted):
+                raise ValueError(f"an array of more than {_MOST_BYTES >> 30} GiB")
+            arrays = {key: file[key] for key in wanted}
+        strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if strange:  # NumPy gives the bytes of an entry that does not begin as an array
+            raise ValueError(f"{strange[0]} is no array")
+        facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {}
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file") from error
+    except _DAMAGE as error:
+        why = printable(str(error) or type(error).__name__)
+        raise InputError(f"{name}: cannot be read as a statistics file: {why}") from error
+
+    def check(holds: bool, what: str) -> None:
+        if not holds:
+            raise InputError(f"{name}: {what}")
+
+    mu, sigma = keys
+    mean, covariance, count = arrays[mu], arrays[sigma], arrays.get("count")
+    for key, array, ndim in ((mu, mean, 1), (sigma, covariance, 2)):
+        check(array.dtype in (np.float64, np.float32), f"{key} is {array.dtype}, not float64 or float32")
+        check(array.ndim == ndim and array.size > 0, f"{key} has the shape {array.shape}")
+    check(
+        covariance.shape == (len(mean), len(mean)),
+        f"{sigma} has the shape {covariance.shape}, which does not fit {mu} with {len(mean)} features",
+    )
+    for key, array in ((mu, mean), (sigma, covariance)):
+        check(bool(np.isfinite(array).all()), f"{key} holds NaN or infinity")
+    covariance = covariance.astype(np.float64)
+    slack = _ROUNDING * np.abs(covariance).max()
+    check(np.abs(covariance - covariance.T).max() <= slack, f"{sigma} is not symmetric")
+    check(covariance.diagonal().min() >= -slack, f"{sigma} holds a negative variance")
+    if count is not None:
+        check(count.dtype == np.int64 and count.ndim == 0 and count >= 2, "count is no number of pictures")
+        count = int(count)
+    right = isinstance(facts, dict) and all(isinstance(value, str) for value in facts.values())
+    check(right, "facts are not names with strings")
+    return Moments.from_statistics(mean, (covariance + covariance.T) / 2, count), facts
+
+
+def holds_statistics(path: str | os.PathLike) -> bool:
+    """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
+    try:
+        if Path(path).suffix.lower() != ".npz" or not Path(path).is_file():
+            return False
+        with zipfile.ZipFile(path) as file:
+            return "mu.npy" in file.namelist()
+    except _DAMAGE:
+        return False
+
+
+def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], names: tuple[str, str]) -> None:
+    """Refuses to compare what was made in two ways, and warns where a side does not tell how it was made.
+
+    Args:
+      facts_a: of one side, as `load_statistics` gives them; empty for another program's file.
+      facts_b: of the other.
+      names: of the two sides: their files or folders.
+
+    Raises:
+      InputError: with both names, what differs, and the two values.
+    """
+    names = tuple(printable(name) for name in names)
+    for facts, name in zip((facts_a, facts_b), names, strict=True):
+        if not facts:
+            logging.warning("%s does not tell what it was made with: taken as made in the same mode.", name)
+    if not (facts_a and facts_b):
+        return
+    differing = [fact for fact in facts_a | facts_b if facts_a.get(fact) != facts_b.get(fact)]
+    # A side that refused transparent pictures has no background; nor have files from before it was recorded.
+    if "refuse" in (facts_a.get("background", "refuse"), facts_b.get("background", "refuse")):
+        differing = [fact for fact in differing if fact != "background"]
+    if differing:
+        values = "; ".join(
+            f"{printable(fact)}: {printable(facts_a.get(fact, 'none'))} against {printable(facts_b.get(fact, 'none'))}"
+            for fact in differing
+        )
+        raise InputError(f"{names[0]} and {names[1]} cannot be compared, they were made in two ways: {values}")

@@ -1,0 +1,238 @@
+"""Causal attention that never holds a [length, length] array.
+
+`causal_attention` serves training and prefill, `cached_attention` one decoding step. Both take grouped queries:
+num_heads is a multiple of num_kv_heads. Scores and softmax are float32 whatever the inputs' dtype.
+
+Training has several implementations, each run by every device on its own part of batch, heads and sequence. This file
+holds the one in plain JAX, which runs everywhere; those made for one kind of hardware stand in `kernels`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jpeglm.core import sharding
+from jpeglm.core.errors import InputError
+from jpeglm.models import kernels
+from jpeglm.models.kernels import SAVED
+
+BLOCK = 64  # queries handled at once
+MOST_BLOCKS = 24  # each is compiled by itself; longer sequences are cut into stripes
+KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
+LARGEST_STRIPE = 512
+MOST_QUERIES = 128  # of a stripe, handled at once
+NO_KEYS = -1e30  # logsumexp over nothing; finite, so that differences and gradients are
+
+
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(q k^T / sqrt(head_dim)) v over each position's past.
+
+    The past is that of the chunk, whatever positions rotary embedding counts. On a mesh that spreads the sequence,
+    all arrays are in the order of `sharding.global_batch`.
+
+    Args:
+      q: [batch, length, heads, head_dim].
+      k, v: [batch, length, kv_heads, head_dim].
+      segment_ids: [batch, length] int; where given, positions of different segments do not see each other.
+      implementation: one of `llama_config.ATTENTION`; "auto" takes the best that platform, mesh and shapes allow.
+
+    Returns:
+      [batch, length, heads, head_dim] of q's dtype.
+
+    Raises:
+      InputError: the implementation asked for cannot compute this, and why.
+    """
+    name = kernels.preferred(q, segment_ids) if implementation == "auto" else implementation
+    reason = kernels.obstacle(name, q, segment_ids)
+    if reason and implementation != "auto":
+        raise InputError(f"model.attention={name}: {reason}")
+    keys = ("batch", "sequence", "kv_heads", "head_dim")
+    axes = [("batch", "sequence", "heads", "head_dim"), keys, keys, ("batch", "sequence")]
+    arrays = [q, k, v] if segment_ids is None else [q, k, v, segment_ids]
+    if reason or name == "blockwise":
+        attend = _dealt if sharding.is_spread("sequence") else _blockwise
+    elif name == "splash":
+        kernel, partition = kernels.splash_kernel(q.shape[2], q.shape[1])
+        attend, axes, arrays = kernels.splash, [partition, *axes], [kernel, *arrays]
+    else:
+        attend = {"cudnn": kernels.cudnn, "triton": kernels.triton}[name]
+    return sharding.per_device(attend, axes[: len(arrays)], ("batch", "sequence", "heads", "head_dim"))(*arrays)
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+    """One query a sequence against a cache that holds its keys and values up to and including its own.
+
+    Args:
+      q: [batch, heads, head_dim].
+      k, v: [batch, kv_heads, capacity, head_dim].
+      positions: [batch] int, the query's position; later places of the cache are not seen.
+
+    Returns:
+      [batch, heads, head_dim] of q's dtype.
+    """
+    batch, heads, head_dim = q.shape
+    visible = jnp.arange(k.shape[2])[None, None, :] <= positions[:, None, None]  # [batch, 1, capacity]
+    q = q.reshape(batch, k.shape[1], -1, 1, head_dim)
+    return _attend(q, k, v, visible).reshape(batch, heads, head_dim)
+
+
+def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """A sequence that fits few blocks: each block of queries meets only the keys up to its own end.
+
+    So the upper triangle is not computed. From `KEPT_LENGTH` on the scores are computed again in the backward pass
+    instead of kept.
+    """
+    length, shape = q.shape[1], q.shape
+    if length > MOST_BLOCKS * BLOCK:
+        return _folded(q, k, v, segment_ids)
+    q, k, v = _grouped(q, k, v)
+    attend = _attend if length <= KEPT_LENGTH else jax.checkpoint(_attend)
+    blocks = []
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        visible = _visible(jnp.arange(start, end), jnp.arange(end), segment_ids)
+        blocks.append(attend(q[..., start:end, :], k[:, :, :end], v[:, :, :end], visible))
+    return _ungrouped(jnp.concatenate(blocks, axis=3), shape)
+
+
+def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """A long sequence on one device, cut into pairs of stripes as if spread, which are worked through in turn.
+
+    So memory grows with the length alone, and so does no program.
+    """
+    length, shape = q.shape[1], q.shape
+    pairs = -(-length // (2 * LARGEST_STRIPE))
+    stripe = -(-length // (2 * pairs))
+    # What is added at the end lies in the future of every token.
+    fill = lambda x: jnp.pad(x, ((0, 0), (0, 2 * pairs * stripe - length), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
+    q, k, v = _grouped(fill(q), fill(k), fill(v))
+    segments = None if segment_ids is None else fill(segment_ids)
+    stripes = jnp.stack(jnp.split(q, 2 * pairs, axis=3))
+    attend = jax.checkpoint(lambda x: _attend_pair(*x, k, v, segments))
+    early, late = jax.lax.map(attend, (jnp.arange(pairs), stripes[:pairs], stripes[: pairs - 1 : -1]))
+    mixed = jnp.concatenate([*early, *late[::-1]], axis=3)
+    return _ungrouped(mixed, (shape[0], 2 * pairs * stripe, *shape[2:]))[:, :length]
+
+
+def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """One member's share of a spread sequence: its two stripes of queries against all keys."""
+    shape = q.shape
+    q, k, v = _grouped(q, sharding.whole_sequence(k, 1), sharding.whole_sequence(v, 1))
+    segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
+    pair = _attend_pair(sharding.member("sequence"), *jnp.split(q, 2, axis=3), k, v, segments)
+    return _ungrouped(jnp.concatenate(pair, axis=3), shape)
+
+
+def _attend_pair(
+    i: jax.Array, early: jax.Array, late: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of stripes i and 2C-1-i of the queries, given all keys and values in natural order.
+
+    Stripe s meets the key stripes 0..s, so the two together meet 2C+1 of them, whatever i is: every member of a
+    spread sequence runs the same number of equal squares, as one program on many devices must, and which squares
+    depends on i alone. A plain cut would have the last member do 2C-1 times the work of the first, or everybody the
+    whole square. The results of a stripe's squares are merged by their logsumexp.
+    """
+    stripe = early.shape[3]
+    last = k.shape[2] // stripe - 1  # 2C-1
+    # A key's gradient is a sum over many squares: in float32.
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+
+    def square(n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        is_early = n <= i
+        first_query = jnp.where(is_early, i, last - i) * stripe
+        first_key = jnp.where(is_early, n, n - i - 1) * stripe
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, first_key, stripe, axis=2) for x in (k, v))
+
+        def part(q: jax.Array, start: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+            places = first_query + start + jnp.arange(q.shape[-2])
+            visible = _visible(places, first_key + jnp.arange(stripe), segment_ids)
+            return _attend_partly(q, keys.astype(q.dtype), values.astype(q.dtype), visible)
+
+        return _in_turn(part, jnp.where(is_early, early, late))
+
+    squares = jnp.arange(last + 2)
+    mixed, logsumexp = jax.lax.map(jax.checkpoint(square), squares)  # [2C+1, batch, kv_heads, group, stripe, ...]
+
+    def merged(mine: jax.Array) -> jax.Array:
+        mine = mine.reshape(-1, *[1] * (mixed.ndim - 1))
+        shares = jax.nn.softmax(jnp.where(mine, logsumexp, NO_KEYS), axis=0)
+        return jnp.sum(shares * mixed, axis=0).astype(early.dtype)
+
+    return merged(squares <= i), merged(squares > i)
+
+
+def _grouped(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q as [batch, kv_heads, group, length, head_dim]; k, v as [batch, kv_heads, length, head_dim].
+
+    Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def _ungrouped(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return checkpoint_name(mixed.transpose(0, 3, 1, 2, 4).reshape(shape), SAVED)
+
+
+def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array) -> Any:
+    """attend(queries, number of the first) over MOST_QUERIES of [..., queries, head_dim] at a time.
+
+    So that the scores of no more are ever held; the backward pass computes them again, likewise.
+    """
+    attend = jax.checkpoint(attend)
+    parts, rest = divmod(q.shape[-2], MOST_QUERIES)
+    if parts <= 1:
+        return attend(q, 0)
+    even = parts * MOST_QUERIES
+    xs = jnp.moveaxis(q[..., :even, :].reshape(*q.shape[:-2], parts, MOST_QUERIES, -1), -3, 0)
+    results = jax.lax.map(lambda x: attend(*x), (xs, MOST_QUERIES * jnp.arange(parts)))
+    results = jax.tree.map(lambda y: jnp.moveaxis(y, 0, -3).reshape(*q.shape[:-2], even, -1), results)
+    if not rest:
+        return results
+    return jax.tree.map(lambda *ys: jnp.concatenate(ys, axis=-2), results, attend(q[..., even:, :], even))
+
+
+def _visible(queries: jax.Array, keys: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """Which of the consecutive places `keys` those of `queries` see: [1 or batch, queries, keys]."""
+    visible = (keys[None, :] <= queries[:, None])[None]
+    if segment_ids is None:
+        return visible
+    ours, theirs = (
+        jax.lax.dynamic_slice_in_dim(segment_ids, places[0], places.size, axis=1) for places in (queries, keys)
+    )
+    return visible & (ours[:, :, None] == theirs[:, None, :])
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """[batch, kv_heads, group, queries, head_dim] over [batch, kv_heads, keys, head_dim] where `visible` is true."""
+    probabilities = jax.nn.softmax(_scores(q, k, visible), axis=-1).astype(v.dtype)
+    return jnp.einsum("bhgqk,bhkd->bhgqd", probabilities, v)
+
+
+def _attend_partly(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`_attend` to some of a query's keys, perhaps none: what they mix to, and their logsumexp [..., queries, 1]."""
+    scores = _scores(q, k, visible)
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), NO_KEYS))
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    some = total > 0
+    total = jnp.where(some, total, 1)
+    mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed, jnp.where(some, top + jnp.log(total), NO_KEYS)
+
+
+def _scores(q: jax.Array, k: jax.Array, visible: jax.Array) -> jax.Array:
+    scores = jnp.einsum("bhgqd,bhkd->bhgqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return jnp.where(visible[:, None, None], scores, -jnp.inf)

@@ -1,0 +1,133 @@
+"""Attention kernels made for one kind of hardware: splash for TPUs, cuDNN's and Pallas' for GPUs.
+
+`preferred` says which of them fits the hardware, `obstacle` what keeps one from computing a given case. On CPUs the
+Pallas ones are interpreted: so slowly that only tests ask for them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from jpeglm.core import sharding
+
+SAVED = "attention"  # name of what the remat policy "attention" keeps
+LARGEST_SPLASH_BLOCK = 1024  # several times faster than splash's default of 128
+SMALLEST_SPLASH_BLOCK = 128  # a TPU's lanes
+TRITON_BLOCK = 128
+
+PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "triton": ("gpu", "cpu")}
+
+
+def preferred(q: jax.Array, segment_ids: jax.Array | None) -> str:
+    """The implementation of choice on this platform."""
+    platform = sharding.platform()
+    if platform == "tpu":
+        return "splash"
+    if platform == "gpu" and q.dtype == jnp.bfloat16:  # of float32 the kernels would drop digits
+        return "cudnn" if segment_ids is None else "triton"
+    return "blockwise"
+
+
+def obstacle(name: str, q: jax.Array, segment_ids: jax.Array | None) -> str | None:
+    """Why an implementation cannot attend from q [batch, length, heads, head_dim]; None if it can."""
+    if name == "blockwise":
+        return None
+    platform = sharding.platform()
+    if platform not in PLATFORMS[name]:
+        return f"does not run on {platform}"
+    length, head_dim = q.shape[1], q.shape[3]
+    if name == "splash":
+        stripe = _stripe(length, sharding.parts("sequence"))
+        if stripe % SMALLEST_SPLASH_BLOCK:
+            return f"wants sequences or stripes of them that {SMALLEST_SPLASH_BLOCK} divides, not of {stripe} tokens"
+        return None
+    if sharding.is_spread("sequence"):
+        return "cannot attend over a sequence that is spread over devices"
+    if name == "cudnn":
+        if segment_ids is not None:
+            return "cannot mask documents"
+        if q.dtype != jnp.bfloat16:
+            return f"wants bfloat16, not {q.dtype}"
+        return f"wants a head_dim of 8, 16, ... 128, not {head_dim}" if head_dim % 8 or head_dim > 128 else None
+    if length % TRITON_BLOCK:
+        return f"wants sequences that {TRITON_BLOCK} divides, not of {length} tokens"
+    return None if head_dim in (16, 32, 64, 128) else f"wants a head_dim of 16, 32, 64 or 128, not {head_dim}"
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """NVIDIA's own; shapes as in `causal_attention`."""
+    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    return checkpoint_name(mixed, SAVED)
+
+
+def triton(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """FlashAttention-2 (Dao 2023) as Pallas' kernel for GPUs; shapes as in `causal_attention`."""
+    from jax.experimental.pallas.ops.gpu import attention
+
+    group = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))  # the kernel knows no groups
+    blocks = attention.BlockSizes(
+        block_q=TRITON_BLOCK, block_k=TRITON_BLOCK, block_q_dkv=32, block_kv_dkv=32, block_q_dq=32, block_kv_dq=32
+    )
+    mixed = attention.mha(
+        q, k, v, segment_ids, sm_scale=q.shape[3] ** -0.5, causal=True, block_sizes=blocks, interpret=_interpreted()
+    )
+    return checkpoint_name(mixed, SAVED)
+
+
+def splash_kernel(heads: int, length: int) -> tuple[Any, Any]:
+    """What `splash` takes first: which keys each block of queries has to meet; and how `per_device` spreads it.
+
+    Working the mask through costs a second for 12,288 tokens, once: splash remembers the result.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    parts = sharding.parts("sequence")
+    # Lazy: only the places of the queries are held, not ascending where the sequence is spread.
+    mask = splash_attention_mask.CausalMask((length, length))
+    mask.q_sequence = sharding.dealt_order(length, parts).astype(np.int32)
+    block = LARGEST_SPLASH_BLOCK
+    while _stripe(length, parts) % block:
+        block //= 2
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
+        head_shards=sharding.parts("heads"),
+        q_seq_shards=parts,
+        residual_checkpoint_name=SAVED,
+        interpret=_interpreted(),
+    )
+    layout = sharding.layout("heads", "sequence")
+    return kernel, layout and kernel.manual_sharding_spec(layout)
+
+
+def splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """FlashAttention with whole blocks of a mask skipped; shapes as in `causal_attention`, but for `kernel`.
+
+    The queries stay where they are; keys and values of a spread sequence come together on each device.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    segments = segment_ids
+    if sharding.is_spread("sequence"):
+        k, v = (sharding.whole_sequence(x, 2) for x in (k, v))
+        segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
+    if segment_ids is None:
+        mixed = jax.vmap(kernel)(q, k, v)
+    else:
+        mixed = jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segment_ids, segments))
+    return mixed.swapaxes(1, 2)  # saved by its name inside, together with the logsumexp
+
+
+def _stripe(length: int, parts: int) -> int:
+    """Tokens that lie side by side on one device."""
+    return length if parts == 1 else length // (2 * parts)
+
+
+def _interpreted() -> bool:
+    return sharding.platform() == "cpu"

@@ -1,0 +1,1 @@
+"""Pictures and clips to tokenizer, packed shards and manifest."""

@@ -1,0 +1,1 @@
+"""Completes and writes files by a trained model."""

@@ -1,0 +1,220 @@
+"""A trained run in Python: pictures in, pictures out. `jpeglm.load` makes it."""
+
+import contextlib
+import dataclasses
+import math
+import numbers
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from jpeglm.core import checkpoint, distributed
+from jpeglm.core.errors import InputError, printable
+from jpeglm.data import render, sources
+from jpeglm.data.codecs import Codec
+from jpeglm.models import MODELS
+from jpeglm.sample.engine import Settings, integer
+from jpeglm.sample.sampler import Completion, Sampler
+
+Given = Image.Image | np.ndarray | bytes | str | os.PathLike  # one picture or clip
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Picture:
+    """One file that the model wrote. It prints as one line, and a notebook shows it.
+
+    Attributes:
+      file: the bytes of an ordinary file, tables restored, not otherwise mended.
+      image: what can be seen of it; unreadable parts are grey. Of a clip: uint8 [frames, height, width, 3].
+      is_valid: whether it decodes strictly.
+      ended: whether the model ended it; with the grammar, also that the budget of tokens never narrowed its choice.
+      removed: the mean share of the model's probability that the grammar took away at a token; None without grammar.
+      fps: of a clip, frames a second; None of a picture.
+    """
+
+    file: bytes
+    image: Image.Image | np.ndarray
+    is_valid: bool
+    ended: bool
+    removed: float | None
+    fps: int | None = None
+
+    def __repr__(self) -> str:
+        if self.fps:
+            frames, height, width, _ = self.image.shape
+            what = f"{frames} frames of {width}x{height}"
+        else:
+            what = f"{self.image.width}x{self.image.height} {self.image.mode}"
+        facts = [what, f"{len(self.file)} bytes", "valid" if self.is_valid else "not valid"]
+        facts.append("ended" if self.ended else "not ended")
+        if self.removed is not None:
+            facts.append(f"removed {self.removed:.1%}")
+        return f"Picture({', '.join(facts)})"
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the picture, or the frames of a clip side by side."""
+        return render.png(render.strip(self.image, 0) if self.fps else self.image)
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks, of a clip alone: its frames as a film."""
+        if not self.fps:
+            return None
+        return f'<img alt="" src="{render.data_url("image/webp", render.animation(self.image, self.fps))}">'
+
+
+class Model:
+    """Completes pictures, writes new ones and scores given ones.
+
+    Wherever pictures are taken, each is a Pillow image, a path (str or Path), the bytes of a file, or a uint8 array
+    [height, width] or [height, width, 1, 3 or 4]. They are cropped and resized to the model's size by the
+    rules of `jpeglm.data.sources`. For a model of clips: a path, the bytes of a file (by the rules of
+    `jpeglm.data.codecs.avc`) or frames, uint8 [frames, height, width, 3]. One alone counts as a list of one. An array
+    with one axis more is a list along its first; of three axes, it is one picture if the last is 1, 3 or 4 long.
+    """
+
+    def __init__(self, sampler: Sampler):
+        self._sampler = sampler
+        self._scorer = None
+
+    def __repr__(self) -> str:
+        parameters = MODELS.of(self._sampler.config).num_parameters
+        return f"Model({self._sampler.name}: {parameters:,} parameters, {self._sampler.codec})"
+
+    @classmethod
+    def load(cls, workdir: str | os.PathLike, step: int | None = None, slots: int = 8) -> "Model":
+        """See `jpeglm.load`."""
+        distributed.compute_in_float32()
+        max_tokens = checkpoint.read_config(epath.Path(workdir)).data.seq_len
+        return cls(Sampler.load(workdir, Settings(max_tokens, slots=slots), step))
+
+    def complete(
+        self,
+        images: Given | Iterable[Given],
+        ratio: float = 0.5,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        grammar: bool = True,
+    ) -> list[list[Picture]]:
+        """Completes each picture from its beginning.
+
+        Args:
+          images: pictures or clips, or one of them; see the class.
+          ratio: share of each file that is given, rounded down to whole MCUs or frames; 0 to 1.
+          samples: completions of each, 0 or more.
+          temperature, top_k, top_p: as in `jpeglm.sample`; 0 as top_k keeps all.
+          seed: any whole number; with the picture and the sample's number, all that the draws depend on.
+          grammar: draw only what leads to a legal file; False samples as the papers do.
+
+        Returns:
+          For each image, one alone too, a list of `samples` pictures.
+
+        Raises:
+          InputError: an image that cannot be used, a setting out of range, parameters that are not finite.
+        """
+        samples, seed = integer("samples", samples, 0), integer("seed", seed)
+        _check_ratio(ratio)
+        sampler = self._with(temperature, top_k, top_p, grammar)
+        documents = self._documents(images)
+        _refuse_first(sampler.too_long(_numbered(documents), ratio))
+        found = {(c.index, c.sample): c for c in sampler.complete(documents, ratio, samples, seed)}
+        return [[self._picture(found[index, s]) for s in range(samples)] for index in range(len(documents))]
+
+    def generate(
+        self,
+        num: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        grammar: bool = True,
+    ) -> list[Picture]:
+        """Writes `num` pictures, 0 or more, from nothing; arguments and errors as in `complete`."""
+        num = integer("num", num, 0)
+        found = {c.sample: c for c in self._with(temperature, top_k, top_p, grammar).generate(num, seed)}
+        return [self._picture(found[number]) for number in range(num)]
+
+    def score(self, images: Given | Iterable[Given]) -> list[float]:
+        """Bits of each picture's whole file, with its end, under the model; as `jpeglm.score` counts them.
+
+        Args:
+          images: pictures or clips, or one of them; see the class.
+
+        Raises:
+          InputError: an image that cannot be used or is longer than the run's data.seq_len, before any is scored;
+            parameters that are not finite.
+        """
+        self._scorer = self._scorer or self._sampler.scorer()
+        documents = self._documents(images)
+        _refuse_first(self._scorer.too_long(_numbered(documents)))
+        return [self._scorer.nats(document) / math.log(2) for document in documents]
+
+    def _with(self, temperature: float, top_k: int, top_p: float, grammar: bool) -> Sampler:
+        """The sampler with these settings; the one of the last call serves again if they are the same."""
+        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "grammar": grammar}
+        settings = dataclasses.replace(self._sampler.settings, **changes)
+        if settings != self._sampler.settings:
+            self._sampler = self._sampler.with_settings(settings)
+        return self._sampler
+
+    def _documents(self, images: Given | Iterable[Given]) -> list[bytes]:
+        """The canonical document of each picture."""
+        documents = []
+        for number, image in enumerate(_listed(images, self._sampler.codec)):
+            with _of_image(number):
+                documents.append(self._document(image))
+        return documents
+
+    def _document(self, image: Given) -> bytes:
+        if isinstance(image, str | os.PathLike):
+            try:
+                return self._document(sources.read_file(image))
+            except InputError as error:
+                raise InputError(f"{printable(os.fspath(image))}: {error}") from error
+        return self._sampler.codec.items.encode(image, self._sampler.config.data.background)
+
+    def _picture(self, completion: Completion) -> Picture:
+        codec, document = self._sampler.codec, completion.document
+        is_valid, seen, _ = codec.look(document)
+        facts = is_valid, completion.ended, completion.removed, codec.fps or None
+        return Picture(codec.restore(document), seen, *facts)
+
+
+@contextlib.contextmanager
+def _of_image(number: int) -> Iterator[None]:
+    """Errors inside name the image."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"image {number}: {error}") from error
+
+
+def _numbered(documents: Sequence[bytes]) -> dict[str, bytes]:
+    return {f"image {number}": document for number, document in enumerate(documents)}
+
+
+def _refuse_first(reasons: Mapping[str, str]) -> None:
+    for name, why in reasons.items():
+        raise InputError(f"{name}: {why}")
+
+
+def _check_ratio(ratio: float) -> None:
+    if not isinstance(ratio, numbers.Real) or not 0 <= ratio <= 1:
+        raise InputError(f"ratio {ratio!r} is outside [0, 1]")
+
+
+def _listed(images: Given | Iterable[Given], codec: Codec) -> Iterable[Given]:
+    """Several pictures or clips, of one alone a list of it."""
+    if isinstance(images, Image.Image | bytes | str | os.PathLike):
+        return [images]
+    if hasattr(images, "__array__"):
+        images = np.asarray(images)
+        return [images] if images.ndim <= codec.items.axes(images.shape) else images
+    if not isinstance(images, Iterable):
+        raise InputError(f"images: {type(images).__name__} is neither a picture nor a list of them")
+    return images

@@ -1,0 +1,204 @@
+"""A trained run as something that writes files: whole ones, or the rest of cut ones."""
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jpeglm.core import checkpoint, sharding
+from jpeglm.core.errors import InputError, printable
+from jpeglm.data import codecs
+from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.models import MODELS, networks
+from jpeglm.sample.engine import Engine, Request, Settings, integer
+from jpeglm.sample.grammar import TokenGrammar
+from jpeglm.sample.scoring import Scorer
+from jpeglm.sample.too_long import TooLong
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One generated file.
+
+    Attributes:
+      index: number of the prompt it completes.
+      sample: number of the sample for this prompt.
+      document: prompt and continuation as canonical bytes; not necessarily a valid file.
+      prompt_units: units of the codec (MCUs of a JPEG) that were given.
+      tokens: how many were generated.
+      ended: whether the model ended the file itself: with a grammar, the budget of tokens never narrowed its choice.
+      removed: the mean share of its probability that the grammar took away at a token; None without a grammar.
+    """
+
+    index: int
+    sample: int
+    document: bytes
+    prompt_units: int
+    tokens: int
+    ended: bool
+    removed: float | None
+
+
+class Sampler:
+    """Parameters, codec and tokenizer of one run, ready to generate. `name`: of the weights, for messages."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: Tokenizer,
+        params: Any,
+        mesh: Mesh,
+        settings: Settings,
+        name: str = "sampling",
+    ):
+        self.config = config
+        self.name = name
+        self.codec = codecs.make(config.codec)
+        self.tokenizer = tokenizer
+        self._grammar = self._make_grammar() if settings.grammar else None
+        self._engine = Engine(MODELS.of(config), params, mesh, settings, tokenizer.EOS, self._grammar, name)
+
+    @property
+    def settings(self) -> Settings:
+        return self._engine.settings
+
+    def with_settings(self, settings: Settings) -> "Sampler":
+        """A sampler of the same parameters with other settings."""
+        other = copy.copy(self)
+        if settings.grammar and self._grammar is None:
+            other._grammar = self._make_grammar()
+        other._engine = self._engine.with_settings(settings, None if self._grammar else other._grammar)
+        return other
+
+    @classmethod
+    def load(cls, workdir: epath.PathLike, settings: Settings, step: int | None = None) -> "Sampler":
+        """The checkpoint of `step`, or the last one, of a run."""
+        workdir = epath.Path(workdir)
+        config = checkpoint.read_config(workdir)
+        step = checkpoint.pick_step(workdir, step)
+        model = MODELS.of(config)
+        mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=True)
+        params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))
+        name = f"{workdir}, step {step}"
+        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
+
+    @classmethod
+    def untrained(cls, workdir: epath.PathLike, settings: Settings) -> "Sampler":
+        """The run's model as it was before its first step."""
+        workdir = epath.Path(workdir)
+        config = checkpoint.read_config(workdir)
+        model = MODELS.of(config)
+        mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=True)
+        shardings = sharding.parameter_shardings(networks.abstract(model)[1], mesh)
+        params = jax.jit(lambda: networks.init(model, config.seed), out_shardings=shardings)()
+        name = f"{workdir} before its first step"
+        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
+
+    def scorer(self) -> Scorer:
+        """What scores documents by the same parameters, which are not copied."""
+        return Scorer(*self._engine.weights, self.tokenizer, self.config.data.seq_len, self.name)
+
+    def _make_grammar(self) -> TokenGrammar | None:
+        """None for a codec that has none."""
+        return TokenGrammar(self.codec.grammar(), self.tokenizer) if self.codec.has_grammar else None
+
+    def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
+        """Why documents leave no room after their first `ratio`, by name; those that do are not in it.
+
+        Raises:
+          InputError: one that is not valid, or the ratio is outside [0, 1].
+        """
+        prefixes, found = [], {}
+        for name, document in documents.items():
+            try:
+                prefixes.append(self.codec.cut(document, ratio)[0])
+            except InputError as error:
+                raise InputError(f"{printable(name)}: {error}") from error
+        for name, request in zip(documents, self._requests(prefixes, [None] * len(prefixes)), strict=True):
+            try:
+                self._engine.check(request)
+            except TooLong as error:
+                found[name] = str(error)
+        return found
+
+    def complete(
+        self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0
+    ) -> Iterator[Completion]:
+        """Completes each canonical document from its first `ratio` of units, `samples` times, in the order they end.
+
+        The draws depend on (seed, SHA-256 of the whole document, sample number, position) alone.
+
+        Args:
+          documents: valid ones.
+          ratio: 0 to 1.
+          samples: 0 or more.
+          seed: any whole number.
+
+        Raises:
+          InputError: an argument out of range, or logits that are not finite numbers.
+          TooLong: before any document is begun, one that leaves no room, by its number.
+        """
+        samples, seed = integer("samples", samples, 0), integer("seed", seed)
+        prompts = [self.codec.cut(document, ratio) for document in documents]
+        keys = [
+            sampling_key(seed, hashlib.sha256(document).digest(), sample)
+            for document in documents
+            for sample in range(samples)
+        ]
+        yield from self._run(prompts, keys, samples)
+
+    def generate(self, num: int, seed: int = 0, done: Collection[int] = ()) -> Iterator[Completion]:
+        """Writes `num` files, 0 or more, from nothing but BOS, without those numbered in `done`.
+
+        Raises as `complete` does.
+        """
+        num, seed = integer("num", num, 0), integer("seed", seed)
+        numbers = [number for number in range(num) if number not in done]
+        keys = [sampling_key(seed, hashlib.sha256(b"").digest(), number) for number in numbers]
+        for completion in self._run([(b"", 0)], keys, len(keys)):
+            yield dataclasses.replace(completion, sample=numbers[completion.sample])
+
+    def _run(
+        self, prompts: Sequence[tuple[bytes, int]], keys: Sequence[np.ndarray], samples: int
+    ) -> Iterator[Completion]:
+        """`samples` files for each prompt: `keys` has so many for each, one prompt after the other."""
+        if not keys:
+            return
+        requests = self._requests([prefix for prefix, _ in prompts for _ in range(samples)], keys)
+        for number, request in enumerate(requests[::samples]):  # before the first one is begun
+            try:
+                self._engine.check(request)
+            except TooLong as error:
+                raise TooLong(f"prompt {number}: {error}") from error
+        for written in self._engine.generate(requests):
+            index, sample = divmod(written.number, samples)
+            prefix, units = prompts[index]
+            document = prefix + self.tokenizer.decode(written.ids)
+            yield Completion(index, sample, document, units, len(written.ids), written.ended, written.removed)
+
+    def _requests(self, prefixes: Sequence[bytes], keys: Sequence[np.ndarray | None]) -> list[Request]:
+        """One for each prefix and its key."""
+        distinct = dict.fromkeys(prefixes)
+        bos = np.array([self.tokenizer.BOS], np.int32)
+        encoded = {prefix: np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix in distinct}
+        places = dict.fromkeys(distinct)
+        if distinct and self._grammar and self.settings.grammar:
+            after = self._grammar.places(list(distinct))
+            places = {
+                prefix: jax.tree.map(lambda values, number=number: values[number], after)
+                for number, prefix in enumerate(distinct)
+            }
+        return [Request(encoded[prefix], key, places[prefix]) for prefix, key in zip(prefixes, keys, strict=True)]
+
+
+def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:
+    """Two uint32 out of (seed, SHA-256 of the file, sample number)."""
+    words = hashlib.sha256(b"%d %s %d" % (seed, digest, sample)).digest()[:8]
+    return np.frombuffer(words, np.dtype("<u4")).astype(np.uint32)

@@ -1,0 +1,1 @@
+"""Bits of files under a model."""

@@ -1,0 +1,1 @@
+"""Tables of completed files and how far they are from real ones."""

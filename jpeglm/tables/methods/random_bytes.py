@@ -1,0 +1,45 @@
+"""The control of random bytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jpeglm.data.codecs import Codec
+from jpeglm.tables.methods.base import Bench, Completed, Method, random_of
+
+
+class RandomBytes(Method):
+    """What a model is worth that knows nothing of the format."""
+
+    name = "random_bytes"
+    title = "prompt + random bytes"
+    colours = "#b5336b", "#f086b1"
+    marker = "D"
+
+    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        return Completed(with_random_bytes(bench.codec, originals, ratio, bench.seed))
+
+    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
+        return {"seed": bench.seed}
+
+    def note(self, bench: Bench, config: ConfigDict) -> str:
+        return (
+            f"“{self.title}” has uniformly random bytes after the prompt, as many as the original has there, "
+            f"{bench.codec.evaluation.words.random}."
+        )
+
+
+def with_random_bytes(codec: Codec, documents: Sequence[bytes], ratio: float, seed: int) -> list[bytes]:
+    """The prompt, then uniformly random bytes, as many as the original has there; of clips, between its start codes.
+
+    The bytes of a document depend on (seed, the original) alone.
+    """
+    completed = []
+    for document in documents:
+        prefix, _ = codec.cut(document, ratio)
+        random = random_of(seed, document)
+        pieces = codec.evaluation.pieces(document[len(prefix) :])
+        drawn = [piece if place % 2 else random.bytes(len(piece)) for place, piece in enumerate(pieces)]
+        completed.append(prefix + b"".join(drawn))
+    return completed

@@ -1,0 +1,84 @@
+"""The controls that go on with other pictures: the mean of training pictures, or a random one of them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jpeglm.data.codecs.pictures import PictureCodec
+from jpeglm.tables.methods.base import TRAINING_PICTURES, Bench, Completed, Method, documents_identity, random_of
+
+
+class TrainingMean(Method):
+    """What a model is worth that knows the pictures and nothing of the prompt."""
+
+    name = "training_mean"
+    title = "prompt + training mean"
+    colours = "#7450b4", "#b99cf0"
+    marker = "v"
+
+    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        mean = mean_document(bench.codec, bench.training_documents())
+        return Completed(with_rest_of(bench.codec, originals, ratio, [mean] * len(originals)))
+
+    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
+        return {"pictures": documents_identity(bench.training_documents())}
+
+    def note(self, bench: Bench, config: ConfigDict) -> str:
+        return f"“{self.title}” has the {bench.codec.unit}s of the mean of {_count(bench)} training pictures there."
+
+
+class TrainingPicture(Method):
+    """What a model is worth that knows one picture by heart."""
+
+    name = "training_picture"
+    title = "prompt + rest of a random training picture"
+    colours = "#8a6d3b", "#d9bd8b"
+    marker = "X"
+
+    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        others = random_others(originals, bench.training_documents(), bench.seed)
+        return Completed(with_rest_of(bench.codec, originals, ratio, others))
+
+    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
+        return {"seed": bench.seed, "pictures": documents_identity(bench.training_documents())}
+
+    def note(self, bench: Bench, config: ConfigDict) -> str:
+        return (
+            f"“{self.title}” has the {bench.codec.unit}s of one of {_count(bench)} training pictures there, drawn "
+            "without regard to the prompt."
+        )
+
+
+def _count(bench: Bench) -> str:
+    return f"{min(TRAINING_PICTURES, bench.manifest['splits']['train']['documents']):,}"
+
+
+def with_rest_of(
+    codec: PictureCodec, documents: Sequence[bytes], ratio: float, others: Sequence[bytes]
+) -> list[bytes]:
+    """The prompt, then the units that its one of `others`, canonical too, has in the missing places: a valid file.
+
+    Each MCU of a JPEG predicts its DC values from nothing, so those of another document look as they do there.
+    """
+
+    def joined(document: bytes, other: bytes) -> bytes:
+        return codec.cut(document, ratio)[0] + other[len(codec.cut(other, ratio)[0]) :]
+
+    return [joined(document, other) for document, other in zip(documents, others, strict=True)]
+
+
+def random_others(documents: Sequence[bytes], pool: Sequence[bytes], seed: int) -> list[bytes]:
+    """One of `pool` for each document; which one depends on (seed, the document) alone."""
+    return [pool[random_of(seed, document).integers(len(pool))] for document in documents]
+
+
+def mean_document(codec: PictureCodec, documents: Iterable[bytes]) -> bytes:
+    """The canonical document of the pictures' mean, pixel by pixel."""
+    total, count = 0.0, 0
+    for document in documents:
+        total = total + np.asarray(codec.decode(document), np.float64)
+        count += 1
+    return codec.encode(Image.fromarray(np.rint(total / count).astype(np.uint8), codec.mode))

@@ -1,0 +1,210 @@
+"""What a completion table says of itself in words: who is nearer to real pictures, and how to read the numbers.
+
+Whatever is said of the rows is computed from them, and compared as the table prints it: two distances that read the
+same there count as equal.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from jpeglm.fid.extractors.base import Extractor
+from jpeglm.fid.frechet import RELIABLE_PICTURES
+from jpeglm.tables import ngram
+from jpeglm.tables.completion import Methods
+from jpeglm.tables.methods import REGISTRY, title_of, trained
+from jpeglm.tables.rows import NGRAM_ORDER, Table, methods_of
+from jpeglm.tables.text import columns, given, number, with_grammar
+
+_DIGITS = 2  # of distances in the table
+
+
+def verdicts(table: Table) -> list[str]:
+    """Sentences that compare the rows: networks with controls, all rows with the floor, networks with still frames."""
+    of = []
+    if table.video_metric:
+        of.append(f"These sentences compare {table.metric} alone; {table.video_metric} may order the rows otherwise.")
+    return [*of, *_against_controls(table), *_against_floor(table), *_against_still_frames(table)]
+
+
+def _against_controls(table: Table) -> Iterator[str]:
+    """Of each trained network, which controls are nearer to real pictures than it is, or as near, and where.
+
+    By the plain sampling, then by that with the grammar, where there is one: then the untrained network has it, too.
+    """
+    real = table.codec.evaluation.words.real
+    for method, grammar in itertools.product(trained(), (False, True)):
+        nearer: dict[str, list[str]] = {}
+        level: dict[str, list[str]] = {}
+        compared = []
+        for row in table.rows:
+            if row.method != method or (grammar and row.distance_with_grammar is None):
+                continue
+            controls = [other for other in table.rows if other.ratio == row.ratio and other.method not in trained()]
+            compared += [given(table, row.ratio)] if controls else []
+            for other in controls:
+                ours, theirs = (round(each.distance_by(grammar), _DIGITS) for each in (row, other))
+                title = title_of(other.method, grammar and REGISTRY[other.method].is_network)
+                if theirs < ours:
+                    place = f"at {given(table, row.ratio)} ({number(ours, _DIGITS)} against {number(theirs, _DIGITS)})"
+                    nearer.setdefault(title, []).append(place)
+                elif theirs == ours:
+                    level.setdefault(title, []).append(f"at {given(table, row.ratio)} ({number(ours, _DIGITS)})")
+        subject = f"“{title_of(method, grammar)}”"
+        if nearer:
+            yield f"{subject} is farther from {real} than {_listed(nearer)}."
+        if level:
+            yield f"{subject} is exactly as far from {real} as {_listed(level)}."
+        if compared and not nearer and not level:
+            yield f"{subject} is nearer to {real} than every control, at {', '.join(compared)}."
+
+
+def _listed(places: dict[str, list[str]]) -> str:
+    return "; ".join(f"“{title}” {', '.join(found)}" for title, found in places.items())
+
+
+def _against_floor(table: Table) -> Iterator[str]:
+    """Which rows are nearer to the reference than the originals themselves."""
+    floors = {floor.ratio: floor.distance for floor in table.floors}
+    below: dict[str, list[str]] = {}
+    for row, grammar in itertools.product(table.rows, (False, True)):
+        distance = row.distance_with_grammar if grammar else row.distance
+        floor = floors.get(row.ratio, floors.get(None))
+        if distance is None or floor is None or round(distance, _DIGITS) >= round(floor, _DIGITS):
+            continue
+        place = f"at {given(table, row.ratio)} ({number(distance, _DIGITS)} against {number(floor, _DIGITS)})"
+        below.setdefault(title_of(row.method, grammar), []).append(place)
+    yield f"Below the floor: {_listed(below)}." if below else "No row is below the floor."
+
+
+def _against_still_frames(table: Table) -> Iterator[str]:
+    """How the trained networks stand to the last given frame again and again, by each number that both have."""
+    measures = (
+        ("distance", "distance", _DIGITS),
+        ("to true frames", "true_distance", 3),
+        ("PSNR", "psnr", 2),
+        ("SSIM", "ssim", 4),
+    )
+    for row, still in itertools.product(table.rows, table.rows):
+        if row.method in trained() and still.method == "last_frame" and still.ratio == row.ratio:
+            both = [(what, getattr(still, name), getattr(row, name), digits) for what, name, digits in measures]
+            compared = [
+                f"{what} {number(theirs, digits)} against {number(ours, digits)}"
+                for what, theirs, ours, digits in both
+                if theirs is not None and ours is not None
+            ]
+            yield f"“{still.title}” against “{row.title}” at {given(table, row.ratio)}: {', '.join(compared)}."
+
+
+def notes(
+    table: Table,
+    config: ConfigDict,
+    methods: Methods,
+    extractor: Extractor,
+    video_extractor: Extractor | None = None,
+) -> list[str]:
+    """What a reader has to know to read the numbers right."""
+    num, codec = config.num, table.codec
+    unreadable = codec.evaluation.words.unreadable
+    by_grammar = any(row.distance_with_grammar is not None for row in table.rows)
+    twice = ", a network's a second one with the grammar" if by_grammar else ""
+    lines = [
+        f"Prompts come from the first {num:,} held-out files in the order of the shards, the reference from the "
+        f"{num:,} that follow. That order is by a hash of the files, so they were not chosen by hand.",
+        f"Every row has {num:,} {codec.item}s and one completion a prompt{twice}. A file that does not decode "
+        f"strictly counts against “valid” and enters the distance {unreadable}: none is dropped.",
+        *_about_distances(table, extractor, video_extractor),
+    ]
+    columns_shown = {column.header for column in columns(table)}
+    lines += [words for header, words in _about_columns(table).items() if header in columns_shown]
+    if by_grammar:
+        lines += _about_grammar(table)
+    about = [REGISTRY[row].note(methods, config) for row in methods_of(config)]
+    return [*lines, *(sentence for sentence in about if sentence), *_about_losses(table, methods)]
+
+
+def _about_distances(table: Table, extractor: Extractor, video_extractor: Extractor | None) -> list[str]:
+    evaluation = table.codec.evaluation
+    lines = [
+        f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, "
+        f"{evaluation.words.completed} stretched to {extractor.size}x{extractor.size}. "
+        + (
+            f"The weights are those of FID, the mode is {extractor.mode}: numbers of other modes are no peers."
+            if extractor.metric.startswith("FID")
+            else "It is not FID and is not to be set beside one."
+        ),
+        "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
+        "prompts' originals themselves have to the reference.",
+        "Compare methods within one ratio: a larger share given leaves less to complete.",
+    ]
+    if video_extractor:
+        lines.append(
+            f"{video_extractor.metric} is the Fréchet distance between {video_extractor.dim:,} features of "
+            f"{video_extractor.name} of whole clips, the given frames too; it is FVD with FVD's weights alone."
+        )
+    num = table.floors[0].num
+    counts = sorted({num * evaluation.num_pictures(kept) for kept in table.kept.values()})
+    if counts[0] < max(RELIABLE_PICTURES, extractor.dim):
+        size = f"{' or '.join(f'{count:,}' for count in counts)} {evaluation.counted}"
+        lines.append(_biased(extractor.metric, size))
+    if video_extractor and num < max(RELIABLE_PICTURES, video_extractor.dim):
+        lines.append(_biased(video_extractor.metric, f"{num:,} {table.codec.item}s"))
+    return lines
+
+
+def _biased(metric: str, size: str) -> str:
+    return (
+        f"With {size} a side {metric} is biased upwards and depends on that number: it compares rows of this table "
+        "and nothing else."
+    )
+
+
+def _about_columns(table: Table) -> dict[str, str]:
+    """What columns mean that do not speak for themselves, by header."""
+    unit = table.codec.unit
+    return {
+        f"{unit}s readable": f"“{unit}s readable”: of the {unit}s to be completed, the share that a tolerant decoder "
+        "reads in sequence before the first that it cannot.",
+        "ended": "“ended” means that the model wrote its end token within the budget.",
+        "concealed": "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or "
+        "that never came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, "
+        "once and in order, and a decoder without warnings.",
+        "to true frames": "“to true frames” is the mean distance between the features of each completed frame and "
+        "those of the true one.",
+        "PSNR, dB": "PSNR is of the squared error of all completed frames of a row together (in RGB), SSIM the mean "
+        "over frames; both against the clip's own continuation, of which a prompt allows many.",
+    }
+
+
+def _about_grammar(table: Table) -> list[str]:
+    valid, distance = with_grammar("valid"), with_grammar(table.metric)
+    return [
+        "The grammar is an automaton of all legal files of the codec. With it, a network draws only tokens that "
+        "lead to a legal file which ends within the budget; without it, from all tokens, as in the paper.",
+        f"“{valid}” and “{distance}” are of files written with the grammar, from the same prompts and random numbers. "
+        "These are valid by construction, whoever the model. All other columns are without it: “valid” is a property "
+        "of the model and says how well it has learnt the format.",
+        "“removed” is the probability that the grammar took away from a model at a token, before temperature, "
+        "top-k and top-p: the mean over each file's tokens, then over the files.",
+    ]
+
+
+def _about_losses(table: Table, methods: Methods) -> list[str]:
+    """What the losses were taken on: the n-gram model may have a limit, a network's evaluation too."""
+    lines = []
+    if table.ngram:
+        fitted, there = table.ngram.fitted_tokens, ngram.training_tokens(methods.manifest)
+        part = f"the first {fitted:,} of {there:,} tokens of " if fitted < there else ""
+        lines.append(
+            f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on {part}the training split. It is scored "
+            "on every held-out token that follows another within a chunk."
+        )
+    heldout = methods.manifest["splits"]["heldout"]["chunks"]
+    for row in trained():
+        if row in methods.runs:
+            run = methods.runs[row].config
+            scored = run.eval.batches * run.optim.batch_size
+            which = f"all {heldout:,}" if scored >= heldout else f"the first {scored:,} of {heldout:,}"
+            lines.append(f"The loss of “{REGISTRY[row].title}” is of {which} held-out chunks.")
+    return lines

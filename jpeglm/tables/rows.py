@@ -1,0 +1,157 @@
+"""What a completion table holds."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jpeglm.core.errors import InputError
+from jpeglm.data.codecs import Codec
+
+FLOOR = "heldout"
+FLOOR_TITLE = "held-out originals"
+NGRAM_ORDER = 4
+
+
+def _check_finite(record: Any) -> None:
+    """`InputError` for a NaN or an infinity in a line of a table: None is what says that there is no number."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            place = "" if getattr(record, "ratio", None) is None else f" at ratio {record.ratio:g}"
+            raise InputError(f"“{record.title}”{place}: {field.name} is {value}, so there is no table")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table. Of a network, all but the last three tell of the plain sampling, without the grammar.
+
+    Attributes:
+      method: a key of `methods.REGISTRY`, or "heldout" for the originals themselves.
+      title: what the table calls it.
+      ratio: share of the units (MCUs, frames) that were given; None for original pictures.
+      num: pictures, or clips.
+      valid: share of the files that decode strictly.
+      ended: share of the files that the model ended itself within its budget of tokens; None where no model wrote.
+      readable: mean share of the units to be completed that are readable in sequence, leniently; None for originals.
+      distance: between the features of these pictures, or completed frames, and of the reference.
+      tokens: mean number that the model wrote; None where no model wrote.
+      valid_with_grammar: share of the files written with the grammar that decode strictly; None where no model wrote.
+      distance_with_grammar: between the features of those files' pictures and of the reference; None likewise.
+      removed: the share of its probability that the grammar took away from the model at a token, the mean over each
+        file's tokens and then over the files; None likewise.
+      concealed: of clips, the mean share of the macroblocks to be completed that a decoder made up or never gave.
+      true_distance: of clips, the mean Euclidean distance between the features of each completed frame and of the true
+        one; None for originals.
+      psnr: of clips, decibels of the squared error of all their completed frames together, against the originals';
+        None where there is no error.
+      ssim: of clips, the mean structural similarity of these frames; None for originals, as the two before.
+      video_distance: of clips, between I3D's features of whole clips and of the reference; None without its weights.
+
+    Raises:
+      InputError: a number is not finite.
+    """
+
+    method: str
+    title: str
+    ratio: float | None
+    num: int
+    valid: float
+    ended: float | None
+    readable: float | None
+    distance: float
+    tokens: float | None
+    valid_with_grammar: float | None = None
+    distance_with_grammar: float | None = None
+    removed: float | None = None
+    concealed: float | None = None
+    true_distance: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    video_distance: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_finite(self)
+
+    def distance_by(self, grammar: bool) -> float:
+        """The distance by the sampling with the grammar, or by the plain one; what no model wrote has only one."""
+        return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Held-out loss of a model of the tokens, in the field's three units.
+
+    `fitted_tokens`: of an n-gram model, the training tokens that it has counted; None of a network.
+
+    Raises:
+      InputError: a loss is not finite.
+    """
+
+    title: str
+    nats_per_token: float
+    bits_per_byte: float
+    bits_per_pixel: float
+    fitted_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_finite(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Of a cell for the report: pictures uint8 [n, h, w] or [n, h, w, 3], or clips [n, frames, h, w, 3], and which of
+    their files are valid."""
+
+    pictures: np.ndarray
+    valid: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What `make` found out.
+
+    Attributes:
+      metric: what the distance is called.
+      codec: of the documents.
+      kept: how many of its units are given, by ratio.
+      floors: of the originals themselves; of clips one a ratio, since their frames' places depend on it.
+      rows: of the methods, ratio by ratio.
+      language_models: the trained model at `step`, the n-gram model and the pretrained model where there is one.
+      history: the rows of the run's metrics up to `step`.
+      shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and, of
+        pictures, by (ratio, "prompt") what was given over grey.
+      notes: how to read it.
+      video_metric: what the distance between clips is called; "" where there is none.
+      extractors: names and hashes of the weights of the networks whose features are compared.
+    """
+
+    metric: str
+    codec: Codec
+    kept: dict[float, int]
+    step: int
+    floors: list[Row]
+    rows: list[Row]
+    language_models: list[LanguageModel]
+    history: list[dict[str, Any]]
+    shown: dict[tuple[float | None, str, bool], Shown]
+    notes: list[str]
+    video_metric: str = ""
+    extractors: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ngram(self) -> LanguageModel | None:
+        """The n-gram model among the language models."""
+        return next((model for model in self.language_models if model.fitted_tokens is not None), None)
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """Floors, then methods."""
+        return [*self.floors, *self.rows]
+
+
+def methods_of(config: ConfigDict) -> list[str]:
+    """The methods that a table's config asks for."""
+    return [row for row in config.rows if row != "pretrained" or config.pretrained]

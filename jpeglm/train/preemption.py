@@ -1,0 +1,151 @@
+"""Preemption, hangs and non-finite values: how a run notices them, and how it ends."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+from jpeglm.core.errors import Diverged, InputError
+
+EXIT_AGAIN = 75  # stopped on request or by the watchdog: start me again (EX_TEMPFAIL of sysexits.h)
+
+
+class Preemption:
+    """A request to stop: SIGTERM, as schedulers send it, to any process of the job; alone also SIGINT (Ctrl-C).
+
+    In a job of several processes JAX's own handler tells all of them and agrees on the step; a handler of Python's
+    would silently take its place.
+    """
+
+    _questions = 0  # of this process, in all its runs
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self._has_peers = jax.distributed.is_initialized()
+        is_main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        numbers = () if self._has_peers or not is_main_thread else (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+
+    def release(self) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._is_asked = True
+        signal.signal(number, signal.SIG_DFL)
+        logging.warning("asked to stop: after this step, with a checkpoint; asked again: at once")
+
+    def reached(self) -> bool:
+        """Whether to stop here: the same on all processes. Each asks before the loop and after each of its steps."""
+        if not self._has_peers:
+            return self._is_asked
+        # JAX stops at the question after the latest that any process has asked, so their numbers must have no gap.
+        Preemption._questions += 1
+        return multihost_utils.reached_preemption_sync_point(Preemption._questions)
+
+
+class Watchdog:
+    """Ends this process with EXIT_AGAIN, after the stacks of its threads, if no `beat` comes for so many seconds.
+
+    A collective waits for ever for a process or device that hangs. Where every process has a watchdog, none stays.
+    """
+
+    def __init__(self, seconds: float):
+        """`seconds`: longer than the slowest step, batch of an evaluation, or wait for a checkpoint; 0: never."""
+        self._seconds = seconds
+        self._what = "the first step"
+        self._last = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.beat(self._what)
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+
+    def beat(self, what: str) -> None:
+        """Something went on; `what` begins now, in words for the last message."""
+        self._what, self._last = what, time.monotonic()
+
+    def _watch(self) -> None:
+        pause = min(1.0, self._seconds / 4)
+        before = time.monotonic()
+        while not self._done.wait(pause):
+            now = time.monotonic()
+            if now - before > 10 + pause:
+                self._last += now - before  # this process itself was stopped, and has gone on
+            before = now
+            if now - self._last > self._seconds:
+                try:
+                    faulthandler.dump_traceback(all_threads=True)
+                    where = f"process {jax.process_index()} of {jax.process_count()}"
+                    print(
+                        f"{where}: {self._what} has not ended in {self._seconds:g} s; its threads stand as above; "
+                        f"exit {EXIT_AGAIN}, start me again",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                finally:  # even if standard error cannot be written
+                    os._exit(EXIT_AGAIN)  # nothing else is sure to end
+
+
+def diverged(step: int, scalars: Mapping[str, float], saved: Sequence[int], chunks: Sequence[int]) -> Diverged:
+    """The error that tells which numbers of a step are not finite.
+
+    Args:
+      scalars: of the step.
+      saved: steps of the checkpoints, ascending.
+      chunks: numbers of the chunks that the step learnt.
+    """
+    values = ", ".join(f"{name} {value:g}" for name, value in scalars.items())
+    kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
+    numbers = " ".join(map(str, chunks))
+    message = f"step {step}: {values}. Nothing was saved since; {kept}. The chunks of this step: {numbers}"
+    return Diverged(message if jax.process_index() == 0 else "")  # all processes meet it; one speaks
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends one of several processes where an error is met, with EXIT_AGAIN if the cause is that another is gone.
+
+    The usual way out waits for the others, which wait for this one.
+    """
+    try:
+        yield
+    except (InputError, Diverged, SystemExit):
+        raise  # told in one line, or wanted
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        is_lost = isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST)
+        if is_lost:
+            where = f"process {jax.process_index()} of {jax.process_count()}"
+            why = str(error).splitlines()[0]
+            line = f"{where}: another may be gone ({why}); exit {EXIT_AGAIN}, start me again"
+            print(line, file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        os._exit(EXIT_AGAIN if is_lost else 1)
+
+
+# What Gloo (CPUs), NCCL (GPUs: not tried) and JAX's own service say when a connection breaks. An error that has
+# another cause comes again, and the launchers bound how often.
+_LOST = (
+    "Gloo", "NCCL", "remote process exited", "heartbeat",
+    "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED",
+)  # fmt: skip

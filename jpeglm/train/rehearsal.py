@@ -1,0 +1,166 @@
+"""A rehearsal of a run: everything once, by the same code, in a folder that is removed again.
+
+Devices are found, shards opened and their checksums compared, the step compiled, the state made, one step trained,
+one batch of held-out chunks evaluated, one checkpoint written, and read again in a second start. A run that goes on in
+the same workdir meanwhile is not touched.
+"""
+
+import contextlib
+import copy
+import fcntl
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tabulate import tabulate
+
+from jpeglm.core import checkpoint, distributed, files
+from jpeglm.core.errors import InputError
+from jpeglm.data import records
+from jpeglm.train import monitor
+from jpeglm.train.monitor import human_bytes
+
+
+def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir: epath.Path) -> None:
+    """Tries what `train(config, workdir)` will do; prints what it will take of memory and disk, and "go".
+
+    Raises:
+      InputError: the run cannot go, and why.
+    """
+    distributed.start(config.platform, config.watchdog, config.deterministic)
+    try:
+        with _own_folder(workdir) as folder:
+            memory, each = _try(train, config, workdir, folder)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"dry run: no. Out of memory: {str(error).splitlines()[0]}") from error
+    _wait("the folder is gone")
+    free = _free(workdir)
+    kept = config.checkpoint.keep + 1  # the newest ones, and one that is being written
+    if config.checkpoint.keep_every:
+        kept += config.steps // config.checkpoint.keep_every
+    disk = max(0, kept * each - _size(workdir / "checkpoints"))
+    rows = [
+        ("memory a device", f"{human_bytes(sum(memory))} of {_known(monitor.memory_limit(jax.local_devices()[0]))}"),
+        ("a checkpoint", human_bytes(each)),
+        ("disk of the run", f"{human_bytes(disk)} more for up to {kept} checkpoints; {_known(free)} are free"),
+    ]
+    is_lead = jax.process_index() == 0
+    if is_lead:
+        logging.info(
+            "dry run: one step trained, one checkpoint written and read\n%s", tabulate(rows, tablefmt="plain")
+        )
+    if free is not None and disk > free:
+        raise InputError(
+            f"dry run: no. {workdir} will need {human_bytes(disk)} more, {human_bytes(free)} are free: fewer "
+            "checkpoints (checkpoint.keep, checkpoint.keep_every) or another disk"
+        )
+    if is_lead:
+        logging.info("dry run: go")
+
+
+def _try(
+    train: Callable[..., tuple[int, int]], config: ConfigDict, workdir: epath.Path, folder: epath.Path
+) -> tuple[tuple[int, int], int]:
+    """Trains one step in `folder` and starts there again: what `train` returned, and the bytes of the checkpoint."""
+    short = copy.deepcopy(config)
+    short.eval.batches, short.profile = 1, 0
+    memory = train(short, folder, last_step=1)
+    short.data.verify = False  # the checksums were compared a moment ago
+    train(short, folder, last_step=1)  # finds the checkpoint, and compares each array's fingerprint
+    if checkpoint.saved_steps(folder) != [1]:
+        raise InputError(f"dry run: no. {folder}: the checkpoint of step 1 could not be read again")
+    checkpoint.check_resumable(workdir, config, records.read_manifest(config.data.path))
+    each = _size(folder / "checkpoints" / "1")
+    _wait("all have seen the checkpoint")
+    return memory, each
+
+
+@contextlib.contextmanager
+def _own_folder(workdir: epath.Path) -> Iterator[epath.Path]:
+    """A folder that nothing else uses; in the end it is removed. It lies in `workdir` or in the nearest folder above.
+
+    So nothing else has to be made or removed. It is locked while it is used: before, the folders are removed that dry
+    runs left which were killed. A store (gs://) has no locks, and what was left there stays.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    is_local = "://" not in str(workdir)
+    place = _nearest(workdir) if is_local else workdir
+    mine = str(place / f".dry_run-{secrets.token_hex(4)}") if jax.process_index() == 0 else ""
+    name, *_ = distributed.from_each(mine.encode())
+    folder = epath.Path(name.decode())
+    if jax.process_index():  # process 0 makes it and removes it
+        _wait("the folder is there")
+        yield folder
+        return
+    with files.owned(folder) if is_local else contextlib.nullcontext():
+        try:
+            for left in (workdir, *workdir.absolute().parents) if is_local else ():
+                _remove_left(left)
+            _wait("the folder is there")
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):  # the reason why it came to an end is worth more
+                _remove(folder)
+
+
+def _nearest(workdir: epath.Path) -> epath.Path:
+    """The folder itself or, where it does not exist, the first one above it that does."""
+    return next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+
+
+def _remove_left(place: epath.Path) -> None:
+    """Removes the folders of killed dry runs: those of their name with a lock file that no process holds."""
+    with contextlib.suppress(OSError):
+        for folder in filter(lambda path: _NAME.fullmatch(path.name), place.iterdir()):
+            with contextlib.suppress(OSError), open(folder / ".lock", "rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while a dry run works there
+                _remove(folder)
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a folder, with its lock last: if a write in the background prevents that, the next dry run finds it."""
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            path.rmtree()
+    folder.rmtree()
+
+
+_NAME = re.compile(r"\.dry_run-[0-9a-f]{8}")
+
+
+def _wait(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _known(number: float | None) -> str:
+    return "an unknown amount" if number is None else human_bytes(number)
+
+
+def _size(folder: epath.Path) -> int:
+    """Bytes of all files below a folder; 0 where there is none. Files may go meanwhile, as in a run that goes on."""
+    if not folder.exists():
+        return 0
+    total = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += _size(path) if path.is_dir() else path.stat().length
+    return total
+
+
+def _free(workdir: epath.Path) -> int | None:
+    """Bytes free where the workdir lies or will lie; None of a store that does not say, as gs://."""
+    if "://" in str(workdir):
+        return None
+    return shutil.disk_usage(_nearest(workdir)).free

@@ -1,0 +1,117 @@
+"""One optimiser step of a run as programs, before any array exists.
+
+`jpeglm.train` runs them; `jpeglm.aot` compiles them for machines that are not here.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jpeglm.core import sharding
+from jpeglm.core.errors import InputError
+from jpeglm.models import MODELS, networks
+from jpeglm.train import optimizer as optim
+from jpeglm.train.tasks import TASKS, Task
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a run compiles. A state is {"params": ..., "opt_state": ...}, laid out over the mesh.
+
+    Attributes:
+      train_step: (state, batch) -> (state, scalars: loss, grad_norm, param_norm); the old state is given up.
+      eval_step: (params, batch) -> (the task's loss summed over the batch, the sum of its weights).
+      new_state: () -> state.
+      state_from: (params) -> state, with a fresh optimiser; `params` are given up.
+      state: shapes, dtypes and layouts of a state.
+      schedule: the learning rate by step.
+    """
+
+    train_step: Any
+    eval_step: Any
+    new_state: Any
+    state_from: Any
+    state: dict[str, Any]
+    schedule: optax.Schedule
+
+
+def build(config: ConfigDict, mesh: Mesh) -> Programs:
+    """The programs of a run on a mesh, not compiled yet; they are lowered and run where that mesh is set.
+
+    Raises:
+      InputError: config and mesh do not fit.
+    """
+    sharding.check_divides(config, mesh)
+    model, task = MODELS.of(config), TASKS.of(config)
+    if sharding.num_parts(mesh, "sequence") > 1 and not model.SPREADS_SEQUENCE:
+        raise InputError(f"mesh.context: the model {config.model.name} cannot spread the sequence over devices")
+    graphdef, abstract_model = networks.abstract(model)
+    abstract_params = nnx.to_pure_dict(abstract_model)
+    param_shardings = sharding.parameter_shardings(abstract_model, mesh)
+    schedule = optim.make_schedule(config.optim, config.steps)
+    optimizer = optim.make_optimizer(config.optim, schedule, networks.decayed(abstract_model))
+    loss_of = task.make_loss(graphdef)
+    accumulate = config.optim.accumulate
+
+    def with_optimizer(params: Any) -> dict[str, Any]:
+        return {"params": params, "opt_state": optimizer.init(params)}
+
+    def train_step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        # Sums over microbatches divided by the weight of the whole batch: accumulation changes nothing but rounding.
+        total_weight = task.weight(batch)
+        grad_of = jax.grad(lambda params, part: loss_of(params, part, total_weight), has_aux=True)
+
+        def add(sums: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, grad_of(state["params"], part)), None
+
+        if accumulate == 1:
+            grads, loss = grad_of(state["params"], batch)
+        else:
+            zeros = (jax.tree.map(jnp.zeros_like, state["params"]), jnp.zeros(()))
+            (grads, loss), _ = jax.lax.scan(add, zeros, microbatches(batch, accumulate))
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        # The norms are over everything, so that no number that is not finite hides.
+        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        return {"params": params, "opt_state": opt_state}, {"loss": loss, **norms}
+
+    def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        _, loss = loss_of(params, batch, jnp.ones(()))
+        return loss, task.weight(batch)
+
+    shardings = {
+        "params": param_shardings,
+        "opt_state": optim.state_shardings(optimizer, abstract_params, param_shardings, mesh),
+    }
+    state = jax.eval_shape(with_optimizer, abstract_params)
+    return Programs(
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
+        eval_step=jax.jit(eval_step),
+        # Born in its layout, never whole on one device.
+        new_state=jax.jit(lambda: with_optimizer(networks.init(model, config.seed)), out_shardings=shardings),
+        state_from=jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings),
+        state=sharding.laid_out(state, shardings),
+        schedule=schedule,
+    )
+
+
+def batch_shapes(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch without its numbers."""
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh, len(shape)))
+
+    return {name: array((batch_size, *shape), dtype) for name, (shape, dtype) in task.arrays.items()}
+
+
+def microbatches(batch: Batch, parts: int) -> Batch:
+    """[batch, ...] -> [parts, batch / parts, ...]; strided, so that each device keeps the rows that it holds."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -1,0 +1,15 @@
+"""The tiny run with a model of its own kind."""
+
+from ml_collections import ConfigDict
+
+from jpeglm.models import MODELS
+from tests import tiny_config
+from tests.models import gru  # noqa: F401  registers it
+
+
+def get_config():
+    config = tiny_config.get_config()
+    config.model = ConfigDict(MODELS.defaults("gru"))
+    config.optim.lr = 3e-2
+    config.checkpoint.every = 10
+    return config
