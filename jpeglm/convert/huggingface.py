@@ -23,9 +23,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jpeglm.convert import sentencepiece
-from jpeglm.core import checkpoint, retries
+from jpeglm.core import checkpoint, files, retries
 from jpeglm.core import config as config_lib
-from jpeglm.core.errors import InputError, writing
+from jpeglm.core.errors import InputError
 from jpeglm.core.weights import SHARD_BYTES, SafetensorsWriter, Tensor, open_folder, read_json, shown
 from jpeglm.data.tokenizers.bpe import BOS, DUMMY_PREFIX, EOS, SPECIALS, UNK, Tokenizer
 from jpeglm.models import llama, networks
@@ -154,7 +154,7 @@ def import_model(source: Path, workdir: Path, config: ConfigDict) -> LlamaConfig
         raise InputError(
             f"{source}: vocab_size={model.vocab_size} in config.json, its tokenizer has {tokenizer.vocab_size} entries"
         )
-    with _made_beside(workdir) as folder:
+    with files.new_folder(workdir) as folder:
         theirs = _needed(source, open_folder(source), model)
         tokenizer.save(folder / "tokenizer.json")
         scratch = folder / "scratch"
@@ -375,7 +375,7 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
     shapes = {name: leaf.their_shape for leaf in ours for name in leaf.names}
     # As transformers: layer after layer, also past the tenth.
     order = sorted(shapes, key=lambda name: [int(part) if part.isdecimal() else part for part in name.split(".")])
-    with _made_beside(target) as folder:
+    with files.new_folder(target) as folder:
         _write_json(folder / "config.json", _their_config(model, config.data.seq_len, dtype))
         ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": UNK}
         _write_json(folder / "generation_config.json", ids | {"max_length": config.data.seq_len})
@@ -483,21 +483,3 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, seq_len: int) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-@contextmanager
-def _made_beside(path: Path) -> Iterator[Path]:
-    """PATH.partial, which becomes `path` if all goes well and is removed if not."""
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        if path.exists():
-            raise InputError(f"{path} exists; nothing is overwritten")
-        if partial.exists():
-            raise InputError(f"{partial} exists: another conversion is under way, or was killed; then remove it")
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            partial.rename(path)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise

@@ -3,9 +3,9 @@
 import jax
 from etils import epath
 
-from jpeglm.core import checkpoint, retries, sharding
+from jpeglm.core import checkpoint, files, retries, sharding
 from jpeglm.core import config as config_lib
-from jpeglm.core.errors import InputError, writing
+from jpeglm.core.errors import InputError
 from jpeglm.models import MODELS, Model, networks
 
 
@@ -25,23 +25,16 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> Mo
         raise InputError(f"{target} exists; nothing is overwritten")
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))
-    beside = target.with_name(target.name + ".partial")
-    with writing(target):
-        beside.mkdir(parents=True)
-        try:
-            saver = checkpoint.Saver(beside, config.checkpoint)
-            saver.save(step, {"params": params})
-            saver.close()
-            for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
-                text = retries.read_text(workdir / name)
-                if text is not None:  # an imported model has no data and no metrics
-                    (beside / name).write_text(text)
-            for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
-                (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
-            config.data.path = ""
-            (beside / "config.json").write_text(config_lib.to_json(config))
-            beside.rename(target)
-        except BaseException:
-            beside.rmtree(missing_ok=True)
-            raise
+    with files.new_folder(target) as beside:
+        saver = checkpoint.Saver(beside, config.checkpoint)
+        saver.save(step, {"params": params})
+        saver.close()
+        for name in ("tokenizer.json", "manifest.json", "metrics.jsonl"):
+            text = retries.read_text(workdir / name)
+            if text is not None:  # an imported model has no data and no metrics
+                (beside / name).write_text(text)
+        for folder in (beside / "checkpoints" / str(step), beside / "checkpoints" / str(step) / "default"):
+            (folder / "commit_success.txt").write_text("committed\n")  # Orbax's text names a path of this machine
+        config.data.path = ""
+        (beside / "config.json").write_text(config_lib.to_json(config))
     return model

@@ -324,7 +324,7 @@ class Claim:
         self._path = workdir / "started.json"
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._mine = {"host": socket.gethostname(), "process": os.getpid(), "time": time, "id": uuid.uuid4().hex}
-        _write_whole(self._path, json.dumps(self._mine) + "\n")
+        files.write_whole(self._path, (json.dumps(self._mine) + "\n").encode())
 
     def check(self) -> None:
         """Raises InputError if another training was started in the workdir since, or if nothing says who was."""
@@ -354,15 +354,9 @@ def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> 
         workdir.mkdir(parents=True, exist_ok=True)
         claim = Claim(workdir)
         for name in ("tokenizer.json", "manifest.json"):
-            _write_whole(workdir / name, retries.read((data_dir / name).read_text, data_dir / name))
-        _write_whole(workdir / "config.json", config_lib.to_json(stored))
+            files.write_whole(workdir / name, retries.read((data_dir / name).read_bytes, data_dir / name))
+        files.write_whole(workdir / "config.json", config_lib.to_json(stored).encode())
     return claim
-
-
-def _write_whole(path: epath.Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:

@@ -7,24 +7,62 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from absl import logging
 from etils import epath
 
 from jpeglm.core.errors import InputError, writing
 
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and renames it there, so that it exists whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextlib.contextmanager
+def replacing(path: AnyPath, beside: AnyPath | None = None) -> Iterator[AnyPath]:
+    """Gives the name of a file to write, which then takes the place of `path`: it is there whole or not at all.
+
+    If the block or the renaming fails, what was written is removed, and `path` stays as it was.
+
+    Args:
+      path: local, or on a store that etils knows (gs://).
+      beside: the folder to write in, on the same file system; that of `path` if None.
+    """
+    temporary = (beside or path.parent) / f".{path.name}.{os.getpid()}"
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path | epath.Path, content: bytes) -> None:
+    """Writes a file by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def new_folder(path: AnyPath) -> Iterator[AnyPath]:
+    """Gives a folder to write in, which then becomes `path`: it is there whole or not at all.
+
+    Raises:
+      InputError: `path` exists, or PATH.partial does, or the system refuses.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with writing(path):
+        if path.exists():
+            raise InputError(f"{path} exists; nothing is overwritten")
+        if partial.exists():
+            raise InputError(f"{partial} exists: another conversion is under way, or was killed; then remove it")
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            partial.rename(path)
+        except BaseException:
+            epath.Path(partial).rmtree(missing_ok=True)
+            raise
 
 
 def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) -> None:

@@ -19,7 +19,6 @@ from jpeglm.core import retries
 from jpeglm.core.errors import InputError
 from jpeglm.data import records
 from jpeglm.data.tokenizers.bpe import BOS, Tokenizer
-from jpeglm.prepare import plan
 
 Batch = dict[str, np.ndarray]
 
@@ -203,7 +202,7 @@ def documents(path: str, split: str, limit: int | None = None) -> Iterator[bytes
       InputError: no finished folder, a missing or damaged shard.
     """
     manifest = records.read_manifest(path)
-    learnt = Tokenizer.load(Path(path) / plan.TOKENIZER)
+    learnt = Tokenizer.load(Path(path) / records.TOKENIZER)
     records.shard_paths(path, manifest, split)  # checks them
     seq_len = manifest["config"]["data"]["seq_len"]
     ids = itertools.chain.from_iterable(

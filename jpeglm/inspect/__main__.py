@@ -8,14 +8,13 @@ from tabulate import tabulate
 from jpeglm.core import cli
 from jpeglm.data import codecs, records
 from jpeglm.data.tokenizers.bpe import Tokenizer
-from jpeglm.prepare import plan
 
 _SHOWN_BYTES = 40  # of a merge
 
 
 def main(folder: str) -> None:
     manifest = records.read_manifest(folder)
-    learnt = Tokenizer.load(Path(folder) / plan.TOKENIZER)
+    learnt = Tokenizer.load(Path(folder) / records.TOKENIZER)
     config, counts, splits = manifest["config"], manifest["counts"], manifest["splits"]
 
     settings = [(f"{name}.{key}", value) for name, section in config.items() for key, value in section.items()]

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from jpeglm.core import ranges
 from jpeglm.core.config import base, check
 from jpeglm.core.errors import InputError, Refused, writing
-from jpeglm.core.files import check_outside, write_whole
+from jpeglm.core.files import check_outside, replacing, write_whole
 from jpeglm.data import codecs, documents, records, sources
 from jpeglm.data.sources import listing
 from jpeglm.data.tokenizers import bpe
@@ -213,22 +213,20 @@ def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
       where in it each unit starts, in bytes; the number of names; the numbers of files passed over.
     """
     path = job.work / "names.jsonl"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     starts, count, codec = [], 0, codecs.make(job.codec)
-    with open(temporary, "wb") as file, open(job.work / PASSED_OVER, "wb") as others:
-        passed_over = listing.PassedOver(
-            lambda name, reason: others.write(json.dumps({"name": name, "reason": reason}).encode() + b"\n")
-        )
-        names = codec.items.names(sources.open_source(job.source), passed_over)
-        for name in tqdm(names, desc="listing", unit="file", dynamic_ncols=True):
-            if count % job.unit_items == 0:
-                starts.append(file.tell())
-            file.write(json.dumps(name).encode() + b"\n")
-            count += 1
-    if path.exists() and records.sha256_of(path) != records.sha256_of(temporary):
-        temporary.unlink()
-        raise InputError(f"{job.source} changed since the interrupted run: delete {job.out} and start again")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file, open(job.work / PASSED_OVER, "wb") as others:
+            passed_over = listing.PassedOver(
+                lambda name, reason: others.write(json.dumps({"name": name, "reason": reason}).encode() + b"\n")
+            )
+            names = codec.items.names(sources.open_source(job.source), passed_over)
+            for name in tqdm(names, desc="listing", unit="file", dynamic_ncols=True):
+                if count % job.unit_items == 0:
+                    starts.append(file.tell())
+                file.write(json.dumps(name).encode() + b"\n")
+                count += 1
+        if path.exists() and records.sha256_of(path) != records.sha256_of(temporary):
+            raise InputError(f"{job.source} changed since the interrupted run: delete {job.out} and start again")
     if not count:
         raise InputError(f"{job.source} holds no files that are {codec.item}s{passed_over.after('; ')}")
     return starts, count, dict(sorted(passed_over.counts.items()))
@@ -275,14 +273,13 @@ def encode_unit(job: Job, unit: int, start: int) -> int:
     keys = [document_key(job.data["seed"], document) for document in encoded]
     write_whole(_documents_path(job, unit), b"".join(encoded))
     write_whole(_refused_path(job, unit), b"".join(json.dumps(line).encode() + b"\n" for line in refused))
-    temporary = job.work / f".unit-{unit:06d}.{os.getpid()}.npz"
-    np.savez(
-        temporary,
-        keys=np.frombuffer(b"".join(keys), ">u8").reshape(-1, 4),
-        lengths=np.array([len(document) for document in encoded], np.uint32),
-        is_variant=np.array(is_variant, bool),
-    )
-    os.replace(temporary, _index_path(job, unit))
+    with replacing(_index_path(job, unit)) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            keys=np.frombuffer(b"".join(keys), ">u8").reshape(-1, 4),
+            lengths=np.array([len(document) for document in encoded], np.uint32),
+            is_variant=np.array(is_variant, bool),
+        )
     return unit
 
 
@@ -310,8 +307,7 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
     """
     all_keys, all_places, all_variants = [], [], []
     refused, first_refused = collections.Counter(), []
-    temporary = job.work / f".{REFUSED}.{os.getpid()}"
-    with open(temporary, "wb") as refused_file:
+    with replacing(Path(job.out) / REFUSED, job.work) as temporary, open(temporary, "wb") as refused_file:
         for unit in range(num_units):
             with np.load(_index_path(job, unit)) as index:
                 keys, lengths = index["keys"], index["lengths"]
@@ -327,7 +323,6 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
                 refused[entry["reason"]] += 1
                 if len(first_refused) < _NAMES_IN_MANIFEST:
                     first_refused.append(f"{entry['name']}: {entry['reason']}")
-    os.replace(temporary, Path(job.out) / REFUSED)
     keys, places = np.concatenate(all_keys), np.concatenate(all_places)
     if not len(keys):
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
@@ -427,9 +422,8 @@ def _pack_shard(job: Job, split: str, index: int, count: int, places: np.ndarray
     learnt = Tokenizer.load(Path(job.out) / TOKENIZER)
     batches = (list(_read_places(job, places[start : start + _BATCH])) for start in range(0, len(places), _BATCH))
     documents = itertools.chain.from_iterable(map(learnt.encode_batch, batches))
-    temporary = job.work / f".{path.name}.{os.getpid()}"
     entry = {"name": path.name, "bytes": int(places["length"].sum(dtype=np.int64))}
-    entry |= records.write_shard(temporary, documents, job.data["seq_len"])
-    os.replace(temporary, path)
+    with replacing(path, job.work) as temporary:
+        entry |= records.write_shard(temporary, documents, job.data["seq_len"])
     write_whole(record, json.dumps(entry).encode())
     return split, entry

@@ -14,7 +14,7 @@ import numpy as np
 from jpeglm.core.errors import InputError
 from jpeglm.data import records
 from jpeglm.data.batches import Batch, Chunks
-from jpeglm.train import monitor
+from jpeglm.data.units import heldout_units
 
 _SMALLEST_DISCOUNT = 0.1  # leaves something to tokens that were never seen
 _BLOCK = 1 << 20  # tokens read at once
@@ -29,7 +29,7 @@ def identity(data_dir: str | os.PathLike, order: int = 4, limit: int | None = No
             digest.update(batch["tokens"].tobytes() + batch["loss_weights"].tobytes())
         digests[split] = digest.hexdigest()
     vocab_size = manifest["config"]["tokenizer"]["vocab_size"]
-    return digests | {"order": order, "vocab_size": vocab_size} | monitor.heldout_units(1.0, manifest)
+    return digests | {"order": order, "vocab_size": vocab_size} | heldout_units(1.0, manifest)
 
 
 def training_tokens(manifest: dict[str, Any]) -> int:
@@ -49,7 +49,7 @@ def fit_and_score(data_dir: str | os.PathLike, order: int = 4, limit: int | None
 
     Returns:
       order, train_tokens and heldout_tokens, how many were fitted and scored (all that have loss weight), and the loss
-      in the units of `monitor.heldout_units`.
+      in the units of `heldout_units`.
 
     Raises:
       InputError: no finished folder or a damaged one, a limit below one chunk, or too many n-grams for 64 bits.
@@ -65,7 +65,7 @@ def fit_and_score(data_dir: str | os.PathLike, order: int = 4, limit: int | None
         nats -= np.log(model.probabilities(contexts, targets)).sum()
         heldout_tokens += len(targets)
     counts: dict[str, Any] = {"order": order, "train_tokens": train_tokens, "heldout_tokens": heldout_tokens}
-    return counts | monitor.heldout_units(float(nats / heldout_tokens), manifest)
+    return counts | heldout_units(float(nats / heldout_tokens), manifest)
 
 
 def examples(chunks: Chunks, order: int, vocab_size: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """What a run reports: JSON lines, TensorBoard, and the arithmetic of speed."""
 
 import json
-import math
 import os
 import time
 from typing import Any
@@ -11,8 +10,8 @@ from etils import epath
 from tabulate import tabulate
 
 from jpeglm.core import retries
-from jpeglm.core.errors import Diverged, InputError, writing
-from jpeglm.data import codecs
+from jpeglm.core.errors import InputError, writing
+from jpeglm.core.files import write_whole
 
 
 def speed(
@@ -158,9 +157,7 @@ class MetricsLog:
     def flush(self) -> None:
         with writing(self._workdir):
             self._board.flush()
-            beside = self._path.with_name(self._path.name + ".tmp")
-            beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            beside.replace(self._path)
+            write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     def close(self) -> None:
         self.flush()
@@ -179,23 +176,6 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
         return rows
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): mend it or move it away") from error
-
-
-def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:
-    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files.
-
-    Raises:
-      Diverged: the loss is not finite.
-    """
-    if not math.isfinite(nats_per_token):
-        raise Diverged(f"the held-out loss is {nats_per_token}")
-    split = manifest["splits"]["heldout"]
-    bits = nats_per_token / math.log(2) * split["tokens"]
-    return {
-        "nats_per_token": nats_per_token,
-        "bits_per_byte": bits / split["bytes"],
-        "bits_per_pixel": bits / (split["documents"] * codecs.make(manifest["config"]["codec"]).pixels),
-    }
 
 
 def human_count(number: float) -> str:

@@ -18,10 +18,10 @@ from jpeglm.core import config as config_lib
 from jpeglm.core import distributed, ranges
 from jpeglm.core.errors import Diverged, InputError
 from jpeglm.data import batches
+from jpeglm.data.units import heldout_units
 from jpeglm.models import llama, llama_config
 from jpeglm.prepare import plan
 from jpeglm.tables import make
-from jpeglm.train import monitor
 from tests.commands import ROOT
 from tests.tiny_clips_config import get_config as clips
 from tests.tiny_config import get_config
@@ -396,10 +396,10 @@ def test_a_misspelt_key_or_one_of_other_programs_hints_at_ours():
 
 def test_metrics_are_never_nan(tiny_data):
     manifest = json.loads((tiny_data / "manifest.json").read_text())
-    assert math.isfinite(monitor.heldout_units(1.0, manifest)["bits_per_byte"])
+    assert math.isfinite(heldout_units(1.0, manifest)["bits_per_byte"])
     for loss in (NAN, INF, -INF, np.float64(0) / 1e999 * NAN):
         with pytest.raises(Diverged, match="the held-out loss is"):
-            monitor.heldout_units(loss, manifest)
+            heldout_units(loss, manifest)
 
 
 def test_a_split_without_chunks_is_refused(tiny_data, tmp_path):

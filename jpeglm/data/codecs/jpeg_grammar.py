@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from jpeglm.core.files import replacing
 from jpeglm.data.codecs import jpeg_header
 from jpeglm.data.codecs.jpeg_header import EOI, RST0, JpegError
 
@@ -251,10 +252,8 @@ def _tables(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tab
     tables = _build(blocks, restarts_each)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(beside, "wb") as file:
+        with replacing(path) as beside, open(beside, "wb") as file:
             np.savez(file, **tables._asdict())
-        os.replace(beside, path)
     except OSError as error:
         logging.warning("the tables of the JPEG grammar are not kept: %s", error)
     return tables

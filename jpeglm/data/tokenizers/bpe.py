@@ -26,6 +26,7 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from jpeglm.core import retries
 from jpeglm.core.errors import InputError
+from jpeglm.core.files import write_whole
 
 UNK, BOS, EOS = 0, 1, 2
 BYTE_OFFSET = 3  # id of byte 0
@@ -96,10 +97,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes `tokenizer.json`, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(self.text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(Path(path), self.text.encode())
 
     def encode(self, data: bytes) -> np.ndarray:
         """Ids of any byte string, uint16 [n], without `<s>` and `</s>`."""

@@ -51,6 +51,6 @@ class LanguageModelling:
 
     def scores(self, loss: float, manifest: Mapping[str, Any]) -> dict[str, float]:
         """Nats a token, bits a byte and a pixel."""
-        from jpeglm.train.monitor import heldout_units
+        from jpeglm.data.units import heldout_units
 
         return heldout_units(loss, manifest)

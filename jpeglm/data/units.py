@@ -1,0 +1,24 @@
+"""A loss in the units of the field."""
+
+import math
+from typing import Any
+
+from jpeglm.core.errors import Diverged
+from jpeglm.data import codecs
+
+
+def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:
+    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files.
+
+    Raises:
+      Diverged: the loss is not finite.
+    """
+    if not math.isfinite(nats_per_token):
+        raise Diverged(f"the held-out loss is {nats_per_token}")
+    split = manifest["splits"]["heldout"]
+    bits = nats_per_token / math.log(2) * split["tokens"]
+    return {
+        "nats_per_token": nats_per_token,
+        "bits_per_byte": bits / split["bytes"],
+        "bits_per_pixel": bits / (split["documents"] * codecs.make(manifest["config"]["codec"]).pixels),
+    }
