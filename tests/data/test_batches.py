@@ -1,8 +1,6 @@
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -268,10 +266,3 @@ def test_data_that_does_not_fit_a_config_is_refused(train, section, key, value):
     config[section][key] = value
     with pytest.raises(InputError, match=f"{section}.{key}={found}, the config says {value}"):
         check_fits(train.manifest, config)
-
-
-def test_preparing_imports_no_jax():
-    code = (
-        "import sys; from jpeglm.data import packing, verify; sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
