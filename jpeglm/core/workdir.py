@@ -120,7 +120,9 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
     if not (steps and config.init_from):
         free = (*free, "init_from")
     changed = [key for key in now if not key.startswith(free) and before.get(key) != now[key]]
-    changed.sort(key=lambda key: key not in ("model.name", "task.name"))  # what the others follow from
+    changed.sort(
+        key=lambda key: key not in ("tokenizer.name", "model.name", "task.name")
+    )  # what the others follow from
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
