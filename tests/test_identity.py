@@ -13,7 +13,9 @@ from etils import epath
 from jpeglm.convert import slim
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core.errors import InputError
-from jpeglm.models import MODELS, networks
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.models import networks
 
 DEMO = epath.Path(__file__).parents[1] / "pretrained" / "demo"
 STEP = 6000
@@ -21,7 +23,7 @@ STEP = 6000
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    config = checkpoint.read_config(DEMO)
+    config = read_config(DEMO)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     return checkpoint.restore_model(DEMO, STEP, networks.laid_out(MODELS.of(config), mesh))
 
@@ -45,6 +47,20 @@ def test_copies_and_other_steps_of_the_same_weights_are_the_same(params, tmp_pat
     assert checkpoint.weights_hash(elsewhere, 7) == expected
     without = saved(tmp_path / "without", {"params": params}, step=0)  # as old imports are
     assert checkpoint.weights_hash(without, 0) == expected
+
+
+def test_an_import_without_fingerprints_is_read_one_array_after_another(params, tmp_path, monkeypatch):
+    without, sizes = saved(tmp_path / "run", {"params": params}, step=0), []
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def spy(handler: ocp.PyTreeCheckpointHandler, *args: object, **kwargs: object) -> dict:
+        found = restore(handler, *args, **kwargs)
+        sizes.append([x.size for x in jax.tree.leaves(found)])
+        return found
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spy)
+    checkpoint.weights_hash(without, 0)
+    assert sizes == [[x.size] for x in jax.tree.leaves(params)]
 
 
 def test_one_changed_bit_in_any_array_makes_other_weights(params):

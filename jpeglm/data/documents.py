@@ -11,7 +11,8 @@ from absl import logging
 from PIL import Image
 
 from jpeglm.core.errors import InputError, Refused, printable
-from jpeglm.data import codecs, records, sources
+from jpeglm.core.registry import CODECS
+from jpeglm.data import records, sources
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources import Files, Source, listing
 
@@ -65,7 +66,7 @@ def _heldout(path: str, codec: Codec, limit: int | None) -> Iterator[bytes]:
     """The held-out documents of a prepared folder; `InputError` if another codec than this made them."""
     from jpeglm.data import batches  # it is built on this module
 
-    made_by = codecs.make(records.read_manifest(path)["config"]["codec"])
+    made_by = CODECS.of(records.read_manifest(path)["config"])
     if made_by != codec:
         raise InputError(f"{printable(path)} was prepared with {made_by}, and the run's codec is {codec}")
     return batches.documents(path, "heldout", limit)
@@ -76,7 +77,7 @@ class HeldOut(Files):
 
     def __init__(self, path: str):
         self.path = path
-        self._codec = codecs.make(records.read_manifest(path)["config"]["codec"])
+        self._codec = CODECS.of(records.read_manifest(path)["config"])
         if self._codec.fps:
             raise InputError(f"{printable(path)} holds prepared {self._codec.item}s, and pictures are needed")
         self._documents = list(_heldout(path, self._codec, None))

@@ -25,9 +25,9 @@ import jax
 from absl import flags, logging
 
 from jpeglm.core import cli, distributed
+from jpeglm.core.config import BACKGROUNDS, DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, writing
 from jpeglm.core.files import check_outside, write_whole
-from jpeglm.data import sources
 from jpeglm.data.sources import archives
 from jpeglm.fid import images
 from jpeglm.fid.extractors.base import Extractor
@@ -208,8 +208,8 @@ if __name__ == "__main__":
     flags.DEFINE_bool("allow_unreadable", False, "Leave out pictures that cannot be used, instead of ending.")
     flags.DEFINE_enum(
         "background",
-        sources.DEFAULT_BACKGROUND,
-        list(sources.BACKGROUNDS),
+        DEFAULT_BACKGROUND,
+        list(BACKGROUNDS),
         "What transparent pictures are put over; `refuse` takes none. The same default as of jpeglm.prepare.",
     )
     flags.DEFINE_integer("batch_size", None, "Pictures computed at once; chosen by the device if not given.", 1)

@@ -40,7 +40,7 @@ class Pictures(Sequence[np.ndarray]):
     """
 
     def __init__(self, source: sources.Source, background: str = sources.DEFAULT_BACKGROUND):
-        """Lists the source. `background`: one of `sources.BACKGROUNDS`."""
+        """Lists the source. `background`: one of `config.BACKGROUNDS`."""
         self.path = printable(source.path)
         self.passed_over = listing.PassedOver()
         is_of_files = isinstance(source, sources.Files)

@@ -14,7 +14,8 @@ from absl import flags
 from tabulate import tabulate
 
 from jpeglm.core import cli
-from jpeglm.data import codecs, sources
+from jpeglm.core.config import BACKGROUNDS, DEFAULT_BACKGROUND
+from jpeglm.core.registry import CODECS
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
 
@@ -27,7 +28,7 @@ def main() -> None:
         verify(_OUT.value, _WORKERS.value)
     counts = manifest["counts"]
     refused = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
-    items = f"{codecs.make(_CONFIG.value.codec).item}s"
+    items = f"{CODECS.of(_CONFIG.value).item}s"
     print(f"{counts['kept']} of {counts['seen']} {items} kept; refused: {refused or 'none'}")
     if passed_over := counts.get("passed_over"):
         found = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
@@ -51,8 +52,8 @@ if __name__ == "__main__":
     _BACKGROUND = flags.DEFINE_enum(
         "background",
         None,
-        list(sources.BACKGROUNDS),
-        f"What transparent pictures are put over, or refuse; config.data.background ({sources.DEFAULT_BACKGROUND}) "
+        list(BACKGROUNDS),
+        f"What transparent pictures are put over, or refuse; config.data.background ({DEFAULT_BACKGROUND}) "
         "if not given.",
     )
     _WORKERS = flags.DEFINE_integer(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
 from jpeglm.core.files import check_outside
+from jpeglm.core.workdir import read_metrics
 from jpeglm.data import batches
 from jpeglm.data.codecs import Codec
 from jpeglm.fid.extractors.base import Extractor, extract
@@ -36,7 +37,6 @@ from jpeglm.tables.judges import judge, psnr
 from jpeglm.tables.methods import REGISTRY, Completed, title_of
 from jpeglm.tables.methods.base import documents_identity
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
-from jpeglm.train.monitor import read_metrics
 
 EXTRACTORS = ("efficientnet_lite0", "inception")
 SHOWN = 8  # pictures of each cell that a report shows
@@ -215,7 +215,7 @@ class _Cells:
             **self._distances(measured, self._places[ratio]),
             **_more_scores(measured, self._truths[self._places[ratio]]),
         )
-        if REGISTRY[method].is_network and self._codec.has_grammar:
+        if REGISTRY[method].is_network and self._codec.grammar():
             completed, measured = self._fill(method, ratio, grammar=True)
             row = dataclasses.replace(
                 row,

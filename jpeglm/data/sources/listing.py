@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from PIL import Image
 
 from jpeglm.core.errors import InputError, printable
+from jpeglm.core.registry import CODECS
 
 START = 512  # bytes of a file that are looked at
 LINKED_FOLDER, NOT_A_SAMPLE, REPLACED, NAMELESS = "linked", "no sample", "replaced", "without a name"
@@ -187,9 +188,7 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
     Raises:
       InputError: its log is damaged, or names a sample that is not there.
     """
-    from jpeglm.data import codecs  # they are built on this module
-
-    suffixes = [codec.extension for codec in codecs.REGISTRY.values()]
+    suffixes = [CODECS.kind(name).extension for name in CODECS.names]
     by_name = {posixpath.basename(name): name for name in names}
     if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
         return None

@@ -17,7 +17,7 @@ from PIL import Image
 
 from jpeglm.core.errors import Refused, printable
 from jpeglm.data import records, sources
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
 from tests.data.sources import hostile
@@ -52,7 +52,7 @@ def passed_over(out: Path) -> dict[str, str]:
 
 
 def documents(out: Path) -> collections.Counter:
-    manifest, learnt = records.read_manifest(out), Tokenizer.load(out / plan.TOKENIZER)
+    manifest, learnt = records.read_manifest(out), BpeTokenizer.load(out / "tokenizer.json")
     seq_len = manifest["config"]["data"]["seq_len"]
     listed = [shard for split in records.SPLITS for shard in manifest["splits"][split]["shards"]]
     return collections.Counter(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from jpeglm.core.config import BACKGROUNDS
 from jpeglm.core.errors import InputError, Refused
 from jpeglm.data import sources
 from jpeglm.data.sources import canonical, open_source
@@ -132,7 +133,7 @@ def test_the_background_of_transparent_pictures_is_chosen(tmp_path, kind):
         canonical(source, "a.png", 32, 32, "RGB", "refuse")
 
 
-@pytest.mark.parametrize("background", sources.BACKGROUNDS)
+@pytest.mark.parametrize("background", BACKGROUNDS)
 def test_opaque_pictures_have_no_background(tmp_path, background):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
     pixels[..., 3] = 255
