@@ -9,8 +9,8 @@ python -m jpeglm.convert inception FILE.pth FILE.safetensors
 --config.init_from=WORKDIR. The config says codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
 directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
 checkpoint without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them,
-so that `jpeglm.fid` reads none of torch's formats. All work beside what they make; import and export never hold more
-than a parameter (of all layers) in memory, the others hold all.
+so that `jpeglm.fid` reads none of torch's formats. Each writes beside its target, then renames. `import` and `export`
+hold one parameter (of all layers) in memory at a time, the others hold all of them.
 """
 
 from pathlib import Path
@@ -23,6 +23,7 @@ from jpeglm.core import cli, distributed
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
 from jpeglm.core.files import check_outside
+from jpeglm.models import Model
 
 FLAGS = flags.FLAGS
 _FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",), "inception": ()}
@@ -40,6 +41,7 @@ def main(direction: str, source: str, target: str) -> None:
         inception.convert(Path(source), Path(target))
         return
     distributed.start("cpu")
+    model: Model
     if direction == "import":
         config = FLAGS.config or config_lib.base()
         config_lib.check(config)

@@ -46,7 +46,7 @@ def import_model(source: Path, workdir: Path, config: ConfigDict) -> LlamaConfig
     """Makes a workdir of a Hugging Face Llama directory: its weights, in float32, as the checkpoint of step 0.
 
     Args:
-      source: config.json, weights (see `weight_files`) and tokenizer.model or tokenizer.json.
+      source: config.json, weights (see `jpeglm.core.weights`) and tokenizer.model or tokenizer.json.
       workdir: to be made. WORKDIR.partial is where it grows, with the parameters once more beside the checkpoint.
       config: of a run; says the codec and all that Hugging Face does not. Its model is replaced, but for `dtype`,
         `remat` and `mask_documents`.

@@ -18,7 +18,7 @@ from jpeglm.core.errors import InputError
 from jpeglm.models import networks
 from jpeglm.models.llama_config import LlamaConfig
 
-# Ours -> theirs, with the number of leading axes of ours that are inputs (0: not turned).
+# Our name -> theirs, and how many leading axes of ours are inputs (0: not transposed).
 _OUTER = {
     "embedding": ("model.embed_tokens.weight", 0),
     "final_norm.scale": ("model.norm.weight", 0),
@@ -39,7 +39,7 @@ _BLOCK = 1 << 16  # elements that are hashed at once
 
 
 class Leaf(NamedTuple):
-    """A parameter of ours, and the tensors of theirs that it consists of."""
+    """One of our parameters, and Hugging Face's tensors that it consists of."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -49,19 +49,19 @@ class Leaf(NamedTuple):
 
     @property
     def part_shape(self) -> tuple[int, ...]:
-        """Of what one tensor of theirs becomes."""
+        """Shape of what one tensor of theirs becomes."""
         return self.shape[1:] if self.path[0] == "layers" else self.shape
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        """Of each tensor of theirs."""
+        """Shape of each tensor of theirs."""
         shape = self.part_shape
         if self.inputs:
             shape = (math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs]))
         return (self.vocab_size, *shape[1:]) if self.vocab_size else shape
 
     def to_ours(self, theirs: np.ndarray) -> np.ndarray:
-        """A tensor of theirs, turned and padded with zeros."""
+        """A tensor of theirs, transposed and padded with zeros."""
         if self.vocab_size:
             padding = self.shape[self.inputs] - self.vocab_size
             theirs = np.pad(theirs, ((0, padding), (0, 0)))
@@ -102,12 +102,13 @@ def leaves(config: LlamaConfig) -> list[Leaf]:
 
 
 def check_is_llama(config: ConfigDict, whose: str) -> None:
+    """`InputError` for a run's config of another model; `whose` begins the message."""
     if config.model.name != "llama":
         raise InputError(f"{whose}: model.name={config.model.name}, Hugging Face's Llama is none")
 
 
 def fingerprint(array: np.ndarray) -> np.uint32:
-    """What `checkpoint.fingerprints` gives for a float32 array, without a copy of it: on the host, block by block."""
+    """As `checkpoint.fingerprints` of a float32 array, but computed on the host in blocks, without a copy."""
     bits, total = array.reshape(-1).view(np.uint32), np.uint32(0)
     for start in range(0, bits.size, _BLOCK):
         block = np.arange(start, min(start + _BLOCK, bits.size)).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""The values that a setting may take, as a test and in words; and the nearest name to a misspelt one."""
+"""The values that a setting may take, as a test and in words; and hints for misspelt names."""
 
 import dataclasses
 import difflib
@@ -24,7 +24,7 @@ class Range:
 
 
 def whole(least: int, most: int = INT32_MAX, also: int | None = None) -> Range:
-    """Integers from `least` to `most`, and `also`. A bool is none."""
+    """Integers from `least` to `most`, and `also`; no bools."""
 
     def holds(value: Any) -> bool:
         is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
@@ -45,20 +45,24 @@ def real(
     0.99999999999 is 1 in float32, and 1e-40 is 0 on a device.
     """
 
-    def is_within(value: float) -> bool:
+    def is_within(value: float | np.float32) -> bool:
         low = (above is None or value > above) and (least is None or value >= least)
         high = (below is None or value < below) and (most is None or value <= most)
         return bool(value == also or (low and high))
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not abs(value) <= _FLOAT32_MAX:
-            return False  # NaN compares with nothing
+        if not _is_real(value) or not abs(value) <= _FLOAT32_MAX:
+            return False  # NaN too: no comparison with it is true
         rounded = np.float32(0 if abs(value) < _FLOAT32_TINY else value)
         return is_within(value) and is_within(rounded)
 
     low, to = (f"above {above:g}", ", up to") if least is None else (f"from {least:g}", " to")
     high = f"{to} {most:g}" if most is not None else f"{to} below {below:g}" if below is not None else ""
     return Range(holds, f"a finite number {low}{high}" + ("" if also is None else f", or {also:g}"))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def one_of(*names: str) -> Range:
@@ -78,7 +82,7 @@ def several(each: Range) -> Range:
 TEXT = Range(lambda value: isinstance(value, str), "a text")
 SWITCH = Range(lambda value: isinstance(value, bool), "True or False")
 SEED = whole(0, 2**32 - 1)  # JAX takes the low 32 bits: a larger seed, or a negative one, would equal another
-# For the fields of a class that knows its ranges itself.
+# For the fields of a class that checks their ranges itself.
 BY_TYPE = {int: Range(whole(-INT32_MAX).holds, "a whole number of at most 32 bits"), str: TEXT, bool: SWITCH}
 
 

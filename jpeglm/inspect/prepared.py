@@ -1,6 +1,8 @@
 """Prepared data as tables: what was kept and refused, its splits and shards, its tokenizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -22,63 +24,56 @@ def print_tables(folder: str, num_merges: int) -> None:
     """
     manifest = records.read_manifest(folder)
     learnt = Tokenizer.load(Path(folder) / records.TOKENIZER)
-    config, counts, splits = manifest["config"], manifest["counts"], manifest["splits"]
-
-    settings = [(f"{name}.{key}", value) for name, section in config.items() for key, value in section.items()]
-    settings += [("source", manifest["source"]), *manifest["encoder_versions"].items()]
-    _print("Config", ["key", "value"], settings)
-
-    rows = [("seen", counts["seen"]), ("kept", counts["kept"]), ("duplicates among these", counts["duplicates"])]
-    rows.append(("variants added", counts["variants"]))
-    rows += [(f"refused: {key}", number) for key, number in counts["refused"].items()]
-    rows += [(f"passed over: {key}", number) for key, number in counts.get("passed_over", {}).items()]
-    _print(f"{codecs.make(config['codec']).item.capitalize()}s", ["", "number"], rows)
-
+    config = manifest["config"]
+    _print("Config", ["key", "value"], _settings(manifest))
+    _print(f"{codecs.make(config['codec']).item.capitalize()}s", ["", "number"], _counts(manifest["counts"]))
     _print(
         "Splits",
         ["split", "documents", "bytes", "tokens", "bytes a token", "chunks", "filled"],
-        [
-            (
-                name,
-                split["documents"],
-                split["bytes"],
-                split["tokens"],
-                # <s> and </s> stand for no bytes
-                f"{split['bytes'] / (split['tokens'] - 2 * split['documents']):.3f}",
-                split["chunks"],
-                f"{split['tokens'] / (split['chunks'] * config['data']['seq_len']):.1%}",
-            )
-            for name, split in splits.items()
-        ],
+        [_split_row(name, split, config["data"]["seq_len"]) for name, split in manifest["splits"].items()],
     )
     _print(
         "Shards",
         ["shard", "documents", "chunks", "tokens", "tokens a document: mean", "min", "max", "sha256"],
-        [
-            (
-                shard["name"],
-                shard["documents"],
-                shard["chunks"],
-                shard["tokens"],
-                f"{shard['tokens'] / shard['documents']:.1f}" if shard["documents"] else "-",
-                shard["shortest"],
-                shard["longest"],
-                shard["sha256"][:12],
-            )
-            for split in splits.values()
-            for shard in split["shards"]
-        ],
+        [_shard_row(shard) for split in manifest["splits"].values() for shard in split["shards"]],
     )
     merges = [token for token, data in enumerate(learnt.token_bytes) if len(data) > 1]
     merges.sort(key=lambda token: -len(learnt.token_bytes[token]))
     _print(
         f"Tokenizer: {learnt.vocab_size} entries, {len(merges)} merges; the longest",
         ["id", "bytes", "hexadecimal"],
-        [
-            (token, len(data), data[:_SHOWN_BYTES].hex() + ("..." if len(data) > _SHOWN_BYTES else ""))
-            for token, data in ((token, learnt.token_bytes[token]) for token in merges[:num_merges])
-        ],
+        [_merge_row(token, learnt.token_bytes[token]) for token in merges[:num_merges]],
     )
+
+
+def _settings(manifest: Mapping[str, Any]) -> list[tuple]:
+    sections = manifest["config"].items()
+    settings = [(f"{name}.{key}", value) for name, section in sections for key, value in section.items()]
+    return [*settings, ("source", manifest["source"]), *manifest["encoder_versions"].items()]
+
+
+def _counts(counts: Mapping[str, Any]) -> list[tuple]:
+    rows = [("seen", counts["seen"]), ("kept", counts["kept"]), ("duplicates among these", counts["duplicates"])]
+    rows.append(("variants added", counts["variants"]))
+    rows += [(f"refused: {key}", number) for key, number in counts["refused"].items()]
+    return rows + [(f"passed over: {key}", number) for key, number in counts.get("passed_over", {}).items()]
+
+
+def _split_row(name: str, split: Mapping[str, Any], seq_len: int) -> tuple:
+    written = split["tokens"] - 2 * split["documents"]  # <s> and </s> stand for no bytes
+    filled = split["tokens"] / (split["chunks"] * seq_len)
+    sizes = split["documents"], split["bytes"], split["tokens"], f"{split['bytes'] / written:.3f}"
+    return name, *sizes, split["chunks"], f"{filled:.1%}"
+
+
+def _shard_row(shard: Mapping[str, Any]) -> tuple:
+    mean = f"{shard['tokens'] / shard['documents']:.1f}" if shard["documents"] else "-"
+    sizes = shard["documents"], shard["chunks"], shard["tokens"], mean, shard["shortest"], shard["longest"]
+    return shard["name"], *sizes, shard["sha256"][:12]
+
+
+def _merge_row(token: int, data: bytes) -> tuple:
+    return token, len(data), data[:_SHOWN_BYTES].hex() + ("..." if len(data) > _SHOWN_BYTES else "")
 
 
 def _print(title: str, headers: list[str], rows: list[tuple]) -> None:

@@ -66,9 +66,9 @@ def main() -> None:
     ratio = FLAGS.ratio if FLAGS.frames is None else _ratio_of(FLAGS.frames, sampler.codec)
     about = {name: FLAGS[name].value for name in ("workdir", "images", "samples", "num", "slots")} | {"step": step}
     weights = checkpoint.weights_hash(workdir, step)
-    asked = job.Job(Path(FLAGS.out), weights, FLAGS.samples, FLAGS.num, FLAGS.seed, ratio, about)
+    asked = job.Job(Path(FLAGS.out), weights, FLAGS.samples, FLAGS.seed, ratio, about)
     if FLAGS.images is None:
-        print(job.generate(sampler, asked))
+        print(job.generate(sampler, FLAGS.num, asked))
         return
     originals = documents.read(FLAGS.images, sampler.codec, FLAGS.num, sampler.config.data.background)
     left_out = sampler.too_long(originals, ratio)

@@ -30,7 +30,6 @@ class Job:
       out: the folder.
       weights: hash of the parameters, see `checkpoint.weights_hash`.
       samples: for each picture.
-      num: of new ones, or the most pictures to complete; None: all.
       seed: of the draws.
       ratio: share of each picture that is given.
       about: what settings.json shall tell beside all that.
@@ -39,7 +38,6 @@ class Job:
     out: Path
     weights: str
     samples: int = 1
-    num: int | None = None
     seed: int = 0
     ratio: float = 0.5
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -79,21 +77,21 @@ def complete(sampler: Sampler, originals: Mapping[str, bytes], job: Job) -> Path
             return codec.display.rows(codec.restore(prompt), kept, written, codec.restore(originals[name]))
 
         shown = list(originals)[:GRID_ROWS]
-        moving = {}
+        moving: dict[str, bytes] = {}
         for name in shown if codec.fps else ():
             moving |= {name: codec.restore(originals[name])} | {s: folder.path(s).read_bytes() for s in named[name]}
         return _write_grid(folder, codec, codec.display.caption, [row for name in shown for row in rows(name)], moving)
 
 
-def generate(sampler: Sampler, job: Job) -> Path:
-    """Writes `job.num` files from nothing and returns the overview's path; see `sample`."""
+def generate(sampler: Sampler, num: int, job: Job) -> Path:
+    """Writes `num` files from nothing and returns the overview's path; see `sample`."""
     codec = sampler.codec
-    names = [f"sample-{number:05d}" for number in range(job.num)]
+    names = [f"sample-{number:05d}" for number in range(num)]
     with files.owned(job.out):
         folder = Samples(job.out, codec.extension, job.identity(sampler), job.about, dict.fromkeys(names))
         done = {number for number, name in enumerate(names) if name in folder.rows}
-        completions = sampler.generate(job.num, job.seed, done)
-        _write(folder, codec, ((names[c.sample], c) for c in completions), job.num)
+        completions = sampler.generate(num, job.seed, done)
+        _write(folder, codec, ((names[c.sample], c) for c in completions), num)
         shown = {name: folder.path(name).read_bytes() for name in names[: GRID_ROWS**2]}
         tiles = [codec.display.tile(file) for file in shown.values()]
         across = int(np.ceil(np.sqrt(len(tiles))))
@@ -105,8 +103,9 @@ def _write_grid(
     folder: Samples, codec: Codec, caption: str, rows: list[list[Image.Image]], clips: Mapping[str, bytes]
 ) -> Path:
     moving = {}
-    if codec.fps:
-        moving = {printable(name): render.animation(codec.see(file), codec.fps) for name, file in clips.items()}
+    if codec.fps:  # then what is seen are frames
+        for name, file in clips.items():
+            moving[printable(name)] = render.animation(np.asarray(codec.see(file)), codec.fps)
     return folder.write_grid(render.page("Samples", caption, render.grid(rows), moving))
 
 

@@ -291,24 +291,24 @@ def test_damage_is_mended_to_the_same_folder(out, whole, case):
 
 def test_new_files_are_mended_and_refused_alike(tmp_path):
     out = tmp_path / "out"
-    generate(Writer(), job(out, samples=1, num=5))
+    generate(Writer(), 5, job(out, samples=1))
     before = content(out)
     (out / "sample-00003.jpg").unlink()
     (out / "samples.jsonl").write_bytes(before["samples.jsonl"][:-20])
     writer = Writer()
-    assert generate(writer, job(out, samples=1, num=5)) == out / "grid.html"
+    assert generate(writer, 5, job(out, samples=1)) == out / "grid.html"
     assert writer.written == 2
     after = content(out)
     assert sorted(after.pop("samples.jsonl").splitlines()) == sorted(before.pop("samples.jsonl").splitlines())
     assert after == before
     writer = Writer()
-    generate(writer, job(out, samples=1, num=7))  # more of them: the first ones stay
+    generate(writer, 7, job(out, samples=1))  # more of them: the first ones stay
     assert writer.written == 2
     assert {name: data for name, data in content(out).items() if name in after and name[-4:] == ".jpg"} == {
         name: data for name, data in after.items() if name[-4:] == ".jpg"
     }
     with pytest.raises(InputError, match="holds sample-00006, and nothing of that name is asked now"):
-        generate(Writer(), job(out, samples=1, num=6))
+        generate(Writer(), 6, job(out, samples=1))
 
 
 def test_more_samples_of_each_join_those_that_are_there(out, whole):
@@ -377,6 +377,6 @@ def test_two_commands_never_write_one_folder(out, whole):
         with pytest.raises(InputError, match=f"^{out}: another command is writing here"):
             complete(writer, ORIGINALS, job(out))
         with pytest.raises(InputError, match=f"^{out}: another command is writing here"):
-            generate(writer, job(out, num=3))
+            generate(writer, 3, job(out))
     assert writer.written == 0 and content(out) == content(whole)
     complete(writer, ORIGINALS, job(out))

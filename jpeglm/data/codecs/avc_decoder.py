@@ -64,7 +64,9 @@ def decode(stream: bytes, frames: int, height: int, width: int, fps: int) -> Dec
 
 def _concealed(said: list[str], frames: int) -> int:
     """Macroblocks that were made up before so many frames were decoded."""
-    counts, decoded = {}, 0  # by decoder: ffmpeg looks at the first frames with one, then decodes all with another
+    # By decoder: ffmpeg looks at the first frames with one, then decodes all with another.
+    counts: dict[str, int] = {}
+    decoded = 0
     for line in said:
         if found := _CONCEALED.match(line):
             counts[found[1]] = counts.get(found[1], 0) + int(found[2])

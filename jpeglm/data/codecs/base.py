@@ -321,7 +321,6 @@ class Evaluation(abc.ABC, Generic[Kind]):
 
     Attributes:
       controls: names of the methods beside networks (`jpeglm.tables.methods`) that can complete these documents.
-      words: for the notes of tables.
       measures_rest: whether what was given stays out of the measures, each unit being a picture of its own: then floor
         and reference depend on how much was given, and a completion is also compared with its own original. Otherwise
         the whole item is one picture.
@@ -330,9 +329,13 @@ class Evaluation(abc.ABC, Generic[Kind]):
 
     codec: Kind
     controls: ClassVar[tuple[str, ...]]
-    words: ClassVar[Words]
     measures_rest: ClassVar[bool] = False
     least_given: ClassVar[int] = 0
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> Words:
+        """For the notes of tables."""
 
     @abc.abstractmethod
     def judge(self, document: bytes, kept: int) -> Judged:
