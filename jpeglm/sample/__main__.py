@@ -34,7 +34,7 @@ FLAGS = flags.FLAGS
 
 
 def _ratio_of(frames: int, codec: Codec) -> float:
-    """The share of a clip that so many frames are."""
+    """The ratio that gives so many frames of a clip."""
     if FLAGS["ratio"].present:
         raise InputError("--ratio and --frames: one of the two")
     if codec.unit != "frame":
