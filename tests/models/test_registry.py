@@ -20,8 +20,8 @@ from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
 from jpeglm.data import batches
 from jpeglm.models import MODELS, networks
-from jpeglm.sample.__main__ import Job
 from jpeglm.sample.engine import Settings
+from jpeglm.sample.job import Job
 from jpeglm.sample.sampler import Sampler
 from jpeglm.sample.scoring import Scorer
 from jpeglm.train import optimizer as optim

@@ -1,4 +1,4 @@
-"""What a codec has to say: the protocol that all other code asks, whatever the codec.
+"""The protocol of a codec: all that other code asks of one.
 
 To add a codec, write one file with a frozen dataclass of it and add one line to `codecs.REGISTRY`. A codec of pictures
 inherits from `pictures.PictureCodec`, one of clips from `clips.ClipCodec`: these have all that is the same for every
