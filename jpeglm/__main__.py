@@ -11,8 +11,9 @@ def commands() -> dict[str, str]:
     """What each command does, in the first line of its file, by name."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*/__main__.py")):
-        source = path.read_text(encoding="utf-8")
-        found[path.parent.name] = ast.get_docstring(ast.parse(source)).splitlines()[0]
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert docstring  # --help shows it
+        found[path.parent.name] = docstring.splitlines()[0]
     return found
 
 

@@ -1,1 +1,1 @@
-"""Other people's models in and out."""
+"""Converts weights and runs from and to other formats."""

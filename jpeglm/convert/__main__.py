@@ -9,8 +9,8 @@ python -m jpeglm.convert inception FILE.pth FILE.safetensors
 --config.init_from=WORKDIR. The config says codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
 directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
 checkpoint without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them,
-so that `jpeglm.fid` reads none of torch's formats. All work beside what they make; import and export never hold more
-than a parameter (of all layers) in memory, the others hold all.
+so that `jpeglm.fid` reads none of torch's formats. Each writes beside its target, then renames. `import` and `export`
+hold one parameter (of all layers) in memory at a time, the others hold all of them.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ from pathlib import Path
 from absl import flags
 from etils import epath
 
-from jpeglm.convert import huggingface, slim
+from jpeglm.convert import from_huggingface, inception, slim, to_huggingface
 from jpeglm.core import cli, distributed
 from jpeglm.core import config as config_lib
-from jpeglm.core.errors import InputError, writing
+from jpeglm.core.errors import InputError
 from jpeglm.core.files import check_outside
-from jpeglm.fid.extractors import inception
+from jpeglm.models import Model
 
 FLAGS = flags.FLAGS
 _FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step",), "inception": ()}
@@ -38,30 +38,19 @@ def main(direction: str, source: str, target: str) -> None:
             raise InputError(f"--{name} belongs to {owners}, not to {direction}")
     check_outside(target, SRC=source)
     if direction == "inception":
-        return _convert_inception(Path(source), Path(target))
+        inception.convert(Path(source), Path(target))
+        return
     distributed.start("cpu")
+    model: Model
     if direction == "import":
         config = FLAGS.config or config_lib.base()
         config_lib.check(config)
-        model = huggingface.import_model(Path(source), Path(target), config)
+        model = from_huggingface.import_model(Path(source), Path(target), config)
     elif direction == "slim":
         model = slim.slim(epath.Path(source), epath.Path(target), FLAGS.step)
     else:
-        model = huggingface.export_model(epath.Path(source), Path(target), FLAGS.step, FLAGS.dtype)
+        model = to_huggingface.export_model(epath.Path(source), Path(target), FLAGS.step, FLAGS.dtype)
     print(f"{target}: {model.num_layers} layers, {model.num_parameters:,} parameters, {model.vocab_size} entries")
-
-
-def _convert_inception(source: Path, target: Path) -> None:
-    if target.suffix != ".safetensors":
-        raise InputError(f"{target}: its name must end in .safetensors")
-    if target.exists():
-        raise InputError(f"{target} exists")
-    if not target.parent.is_dir():
-        raise InputError(f"{target}: no such folder")
-    tensors, sha256 = inception.read_weights(source)
-    with writing(target):
-        inception.write_safetensors(tensors, sha256, target)
-    print(f"{target}: {len(tensors)} tensors of the file with the SHA-256 {sha256}")
 
 
 if __name__ == "__main__":

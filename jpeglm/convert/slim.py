@@ -1,4 +1,4 @@
-"""A workdir to give away: one checkpoint's parameters, and what using them takes."""
+"""A small workdir to share: one checkpoint's parameters, and what is needed to use them."""
 
 import jax
 from etils import epath
@@ -12,7 +12,7 @@ from jpeglm.models import Model, networks
 
 
 def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> Model:
-    """Copies of a run what using it takes: one checkpoint's parameters, config, tokenizer, manifest and metrics.
+    """Copies what is needed to use a run: one checkpoint's parameters, config, tokenizer, manifest and metrics.
 
     Args:
       target: a folder to be made. The parameters are held once in memory.

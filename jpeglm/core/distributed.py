@@ -1,7 +1,9 @@
-"""Starting JAX: the processes of the job find each other, and the platform is the one asked for, or one clear line."""
+"""Starting JAX: the processes of a job join each other, and a platform that is missing is told in one line."""
 
+import functools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from jpeglm.core.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_CONFIG: Any = jax.config  # which gets its attributes at run time
 LONGEST_COMPILATION = 3600  # seconds
 _PIECE = 256 << 20  # bytes that go over the network, and into the memory of devices, at once
 # No operation whose order of additions varies, and none chosen by timing, which varies from start to start.
@@ -23,7 +26,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) -> list[jax.Device]:
     """All devices of the job. `platform` is "", "cpu", "gpu" or "tpu"; one that is absent is an InputError.
 
-    `watchdog`: seconds after which `faults.Watchdog` ends a process that hangs. JAX, which aborts all processes when
+    `watchdog`: seconds after which the watchdog ends a process that hangs. JAX, which aborts all processes when
     one is not heard of, is told to wait longer. `deterministic`: the same bits each time on GPUs too, at some speed.
 
     A job of several processes is joined first: as the three PROCESS_VARIABLES say (HOST:PORT of process 0, their
@@ -38,11 +41,11 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     if deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
     if not jax.distributed.is_initialized():
-        _join_processes(platform, {"heartbeat_timeout_seconds": 100 + int(watchdog)})
+        _join_processes(platform, 100 + int(watchdog))
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a GPU, JAX 0.10 fails in an assertion without words
-        asked, why = platform or jax.config.jax_platforms, str(error) or "no such device"
+        asked, why = platform or _CONFIG.jax_platforms, str(error) or "no such device"
         raise InputError(f"platform {asked!r} was asked for and is not there: {why}") from error
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise InputError(f"this host is one of {jax.process_count()} of a TPU slice: platform must be tpu")
@@ -53,7 +56,7 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
 
 def compute_in_float32() -> None:
     """Switches 64-bit types off, which JAX_ENABLE_X64 has switched on for other programs: ours are of 32 bits."""
-    if jax.config.jax_enable_x64:
+    if _CONFIG.jax_enable_x64:
         logging.warning("JAX_ENABLE_X64 is set, and has no effect here: jpeglm computes in 32 bits")
         jax.config.update("jax_enable_x64", False)
 
@@ -61,8 +64,8 @@ def compute_in_float32() -> None:
 def wait_for_all(what: str, seconds: int = LONGEST_COMPILATION) -> None:
     """Returns when every process of the job has come here; after so many seconds it raises.
 
-    By JAX's own service, not by a collective, whose first one lets Gloo (CPUs) wait half a minute only: one process
-    may find its programs in the cache while another compiles.
+    This uses JAX's coordination service and not a collective. One process may find its programs in the cache while
+    another compiles, and in the first collective Gloo (CPUs) waits for only half a minute.
     """
     multihost.get_barrier_sync_fn()(key=what, timeout_ms=seconds * 1000)
 
@@ -94,27 +97,28 @@ def from_each(content: bytes) -> Iterator[bytes]:
 
 def cache_programs(workdir: epath.Path) -> None:
     """Keeps compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR names another folder."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not _CONFIG.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
 
 
-def _join_processes(platform: str, options: dict[str, int]) -> None:
+def _join_processes(platform: str, heartbeat_seconds: int) -> None:
+    join = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=heartbeat_seconds)
     given = {name: os.environ[name] for name in PROCESS_VARIABLES if name in os.environ}
     if len(given) == len(PROCESS_VARIABLES):
         address, count, number = given.values()
         if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and ":" in address):
             raise InputError(f"{given}: an address HOST:PORT, a number of processes, and this one's below it")
-        jax.distributed.initialize(address, int(count), int(number), **options)
+        join(address, int(count), int(number))
     elif given.keys() - {"JAX_COORDINATOR_ADDRESS"}:  # that one alone may correct what JAX finds out
         missing = ", ".join(name for name in PROCESS_VARIABLES if name not in given)
         raise InputError(f"{', '.join(given)} is set but not {missing}")
     elif platform == "tpu":
         try:
-            jax.distributed.initialize(**options)
+            join()
         except ValueError:
             pass  # a TPU outside any cluster: its host is alone
     elif _in_cluster():
-        jax.distributed.initialize(**options)
+        join()
 
 
 def _in_cluster() -> bool:

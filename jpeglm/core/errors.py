@@ -1,4 +1,4 @@
-"""The exceptions that are told in one line, and how messages show what others have named."""
+"""The exceptions that become one line for the user, and how messages show names from outside."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ class Refused(InputError):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Refused"], tuple[str, str]]:
         return Refused, (self.reason, self.detail)
 
 
@@ -54,7 +54,7 @@ def writing(folder: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: object, what: str) -> Iterator[None]:
-    """Whatever goes wrong while a file from others is taken apart becomes a line that names it.
+    """Any error while a file from outside is parsed becomes one line that names the file.
 
     Raises:
       InputError: instead of any exception: a damaged or hostile file can make a reader fail in any way.

@@ -91,7 +91,8 @@ def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) ->
                 raise InputError(f"{out} is the file that {named} reads: it would be overwritten")
             continue
         folder = Path(os.path.realpath(path))
-        links = [os.path.realpath(entry) for entry in os.scandir(path) if entry.is_symlink() and entry.is_dir()]
+        entries = os.scandir(os.fspath(path))
+        links = [os.path.realpath(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
         followed = [link for link in links if not folder.is_relative_to(link)]  # the listing passes over a loop
         if any(written.is_relative_to(read) for read in (folder, *followed)):
             raise InputError(f"{out} lies in {named}: take a place outside; what lies there may be read as input")
@@ -119,7 +120,7 @@ def check_store(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def owned(folder: str | os.PathLike) -> Iterator[None]:
-    """Makes `folder` and holds it, so that no second command writes there meanwhile. A killed command lets it go.
+    """Makes `folder` and holds it, so that no second command writes there meanwhile. A killed command releases it.
 
     A folder that it has made and in which nothing was written is removed again.
 

@@ -1,4 +1,4 @@
-"""What the makers say of their accelerators: dense bf16 FLOP/s, memory and bandwidths of one chip."""
+"""Accelerators by their makers' data sheets: dense bf16 FLOP/s, memory and bandwidths of one chip."""
 
 import dataclasses
 
@@ -64,4 +64,4 @@ def chip_of(device: jax.Device) -> Chip | None:
 def peak_flops(device: jax.Device) -> float | None:
     """FLOP/s of one device in bf16, or None where it is not known."""
     chip = chip_of(device)
-    return chip and chip.flops
+    return chip.flops if chip else None

@@ -13,9 +13,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 from absl import logging
+from etils import epath
 
 from jpeglm.core.errors import InputError
 
@@ -32,7 +34,7 @@ class Damaged(InputError):
         self.what = what
         self.why = why
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str]]:
         return Damaged, (self.what, self.why)
 
 
@@ -48,7 +50,8 @@ def read(action: Callable[[], _T], what: object) -> _T:
       InputError: the cause of the last failure, if every try failed; at once, if `action` itself raised one.
     """
     _mute_abandoned()
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             return action()
         except InputError:
@@ -57,13 +60,14 @@ def read(action: Callable[[], _T], what: object) -> _T:
             why = cause(error)
             if is_damage(error):
                 raise Damaged(str(what), why) from error
+            wait = next(waits, None)
             if wait is None:
                 raise InputError(f"cannot read {what}, tried {len(WAITS) + 1} times: {why}") from error
         logging.warning("cannot read %s (%s): tried again in %g s", what, why, wait)
         time.sleep(wait)
 
 
-def read_text(path: os.PathLike) -> str | None:
+def read_text(path: Path | epath.Path) -> str | None:
     """A small file's content; None where there is no such file.
 
     Raises:
@@ -87,16 +91,19 @@ def _mute_abandoned() -> None:
     logger = standard_logging.getLogger("asyncio")
     if _is_awaited not in logger.filters:
         logger.addFilter(_is_awaited)
-    shown = sys.unraisablehook
-    if getattr(shown, "without_coroutines", False):
-        return
+    if not isinstance(sys.unraisablehook, _WithoutCoroutines):
+        sys.unraisablehook = _WithoutCoroutines(sys.unraisablehook)
 
-    def hook(what: Any) -> None:
+
+class _WithoutCoroutines:
+    """A hook for errors that nobody can catch, which hands on all but those of coroutines."""
+
+    def __init__(self, hook: Callable[["sys.UnraisableHookArgs"], object]):
+        self._hook = hook
+
+    def __call__(self, what: "sys.UnraisableHookArgs") -> None:
         if not inspect.iscoroutine(what.object):
-            shown(what)
-
-    hook.without_coroutines = True
-    sys.unraisablehook = hook
+            self._hook(what)
 
 
 def _is_awaited(record: standard_logging.LogRecord) -> bool:
@@ -104,7 +111,7 @@ def _is_awaited(record: standard_logging.LogRecord) -> bool:
 
 
 def cause(error: BaseException) -> str:
-    """What lies at the bottom of an error, in one line and whole, but for the specification that TensorStore adds."""
+    """The root cause of an error in one line, without the specification that TensorStore appends."""
     *_, root = _causes(error)
     text = _SPECIFICATION.sub("", " ".join(str(root).split()))
     return f"{type(root).__name__}: {text}" if text else type(root).__name__

@@ -59,7 +59,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     shape = mesh_shape(sizes, len(devices))
     slices = num_slices(devices)
     if slices == 1:
-        # An axis may be a part of one of the torus of a TPU, which jax.make_mesh would not allow.
+        # A mesh axis may be a part of one axis of a TPU's torus; jax.make_mesh does not allow that.
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         placed = across_slices(shape, slices, devices)
@@ -89,8 +89,8 @@ def inference_mesh(tensor_parallelism: int, is_batched: bool, devices: Sequence[
 def num_slices(devices: Sequence[jax.Device]) -> int:
     """How many slices of a TPU the devices belong to.
 
-    Of GPUs each node counts as a slice for JAX, but parameters are often spread over nodes: they stay in JAX's order,
-    node by node.
+    For JAX each node of GPUs is a slice, but parameters are often spread over nodes: GPUs stay in JAX's order, node by
+    node.
     """
     if devices[0].platform != "tpu":
         return 1
@@ -98,7 +98,7 @@ def num_slices(devices: Sequence[jax.Device]) -> int:
 
 
 def across_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices as an array of `shape` with slice after slice along data, which alone bears the slow network between.
+    """Devices as an array of `shape` with slice after slice along data, the axis that needs least of the network.
 
     Raises InputError where data is no multiple of the number of slices.
     """
@@ -273,7 +273,7 @@ def microbatches_that_fit(batch_size: int, members: int) -> list[int]:
 
 
 def _what_divides(batch_size: int, accumulate: int, members: int) -> str:
-    """Which changes of one key would do."""
+    """Which changes of one key would make the batch fit."""
     fitting = ", ".join(map(str, microbatches_that_fit(batch_size, members)))
     unit = accumulate * members
     sizes = ", ".join(str(size) for size in (batch_size // unit * unit, (batch_size // unit + 1) * unit) if size)
@@ -283,7 +283,7 @@ def _what_divides(batch_size: int, accumulate: int, members: int) -> str:
     return f"optim.accumulate={fitting} fits; {with_accumulate}"
 
 
-def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, ndim: int = 2) -> NamedSharding:
     """The layout of an array of a batch: [batch, sequence], or [batch] alone."""
     return NamedSharding(mesh, spec(("batch", "sequence")[:ndim]))
 
@@ -293,8 +293,8 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 
     Where `context` or `tensor` runs across processes, several of them need the same rows.
     """
-    slices = [index[0] for index in sharding.addressable_devices_indices_map(shape).values()]
-    return np.unique(np.concatenate([np.arange(shape[0])[rows] for rows in slices]))
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in indices if index]))
 
 
 def global_batch(
@@ -310,10 +310,15 @@ def global_batch(
     place[rows] = np.arange(len(rows))
 
     def assemble(array: np.ndarray) -> jax.Array:
-        shape = (batch_size, *array.shape[1:])
-        if array.ndim == 1:
-            return jax.make_array_from_callback(shape, batch_sharding(sharding.mesh, 1), lambda i: array[place[i[0]]])
-        order = dealt_order(array.shape[1], num_parts(sharding.mesh, "sequence"))
-        return jax.make_array_from_callback(shape, sharding, lambda i: array[np.ix_(place[i[0]], order[i[1]])])
+        has_sequence = array.ndim > 1
+        order = dealt_order(array.shape[1], num_parts(sharding.mesh, "sequence")) if has_sequence else None
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index  # every device of the mesh holds a part
+            found = place[index[0]]
+            return array[found] if order is None else array[np.ix_(found, order[index[1]])]
+
+        layout = sharding if has_sequence else batch_sharding(sharding.mesh, 1)
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), layout, part)
 
     return {name: assemble(array) for name, array in local.items()}

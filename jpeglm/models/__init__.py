@@ -37,8 +37,6 @@ class Model(Protocol):
     """Ids that there are. Logits may have more columns, of minus infinity."""
     mask_documents: bool = False
     """Whether no token sees another document of its chunk; positions then start at 0 with each document."""
-    tensor_parallelism: int = 1
-    """Inference spreads the model over as many devices as divide this; 1: it is whole on each."""
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Model":
@@ -64,6 +62,11 @@ class Model(Protocol):
 
         Only the network of `for_decoding` is asked for `prefill` and `decode`.
         """
+
+    @property
+    def tensor_parallelism(self) -> int:
+        """Inference spreads the model over as many devices as divide this; 1: it is whole on each."""
+        return 1
 
     @property
     def num_parameters(self) -> int:

@@ -24,7 +24,7 @@ MOST_BLOCKS = 24  # each is compiled by itself; longer sequences are cut into st
 KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
 LARGEST_STRIPE = 512
 MOST_QUERIES = 128  # of a stripe, handled at once
-NO_KEYS = -1e30  # logsumexp over nothing; finite, so that differences and gradients are
+NO_KEYS = -1e30  # logsumexp over no keys; finite, so that differences and gradients stay finite
 
 
 def causal_attention(
@@ -58,6 +58,7 @@ def causal_attention(
     keys = ("batch", "sequence", "kv_heads", "head_dim")
     axes = [("batch", "sequence", "heads", "head_dim"), keys, keys, ("batch", "sequence")]
     arrays = [q, k, v] if segment_ids is None else [q, k, v, segment_ids]
+    attend: Callable[..., jax.Array]
     if reason or name == "blockwise":
         attend = _dealt if sharding.is_spread("sequence") else _blockwise
     elif name == "splash":
@@ -86,10 +87,10 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
 
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """A sequence that fits few blocks: each block of queries meets only the keys up to its own end.
+    """A sequence of few blocks: each block of queries attends only to the keys up to its own end.
 
-    So the upper triangle is not computed. From `KEPT_LENGTH` on the scores are computed again in the backward pass
-    instead of kept.
+    So most of the upper triangle is not computed. Beyond `KEPT_LENGTH` the backward pass computes the scores again
+    instead of keeping them.
     """
     length, shape = q.shape[1], q.shape
     if length > MOST_BLOCKS * BLOCK:
@@ -105,9 +106,9 @@ def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array 
 
 
 def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """A long sequence on one device, cut into pairs of stripes as if spread, which are worked through in turn.
+    """A long sequence on one device, cut into pairs of stripes as if it were spread; one pair after another.
 
-    So memory grows with the length alone, and so does no program.
+    Memory grows linearly with the length, and the compiled program does not grow at all.
     """
     length, shape = q.shape[1], q.shape
     pairs = -(-length // (2 * LARGEST_STRIPE))
@@ -117,8 +118,13 @@ def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | N
     q, k, v = _grouped(fill(q), fill(k), fill(v))
     segments = None if segment_ids is None else fill(segment_ids)
     stripes = jnp.stack(jnp.split(q, 2 * pairs, axis=3))
-    attend = jax.checkpoint(lambda x: _attend_pair(*x, k, v, segments))
-    early, late = jax.lax.map(attend, (jnp.arange(pairs), stripes[:pairs], stripes[: pairs - 1 : -1]))
+
+    def attend(pair: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, early, late = pair
+        return _attend_pair(i, early, late, k, v, segments)
+
+    each = (jnp.arange(pairs), stripes[:pairs], stripes[: pairs - 1 : -1])
+    early, late = jax.lax.map(jax.checkpoint(attend), each)
     mixed = jnp.concatenate([*early, *late[::-1]], axis=3)
     return _ungrouped(mixed, (shape[0], 2 * pairs * stripe, *shape[2:]))[:, :length]
 
@@ -128,8 +134,9 @@ def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
     shape = q.shape
     q, k, v = _grouped(q, sharding.whole_sequence(k, 1), sharding.whole_sequence(v, 1))
     segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
-    pair = _attend_pair(sharding.member("sequence"), *jnp.split(q, 2, axis=3), k, v, segments)
-    return _ungrouped(jnp.concatenate(pair, axis=3), shape)
+    early, late = jnp.split(q, 2, axis=3)
+    mixed = _attend_pair(sharding.member("sequence"), early, late, k, v, segments)
+    return _ungrouped(jnp.concatenate(mixed, axis=3), shape)
 
 
 def _attend_pair(
@@ -139,8 +146,8 @@ def _attend_pair(
 
     Stripe s meets the key stripes 0..s, so the two together meet 2C+1 of them, whatever i is: every member of a
     spread sequence runs the same number of equal squares, as one program on many devices must, and which squares
-    depends on i alone. A plain cut would have the last member do 2C-1 times the work of the first, or everybody the
-    whole square. The results of a stripe's squares are merged by their logsumexp.
+    depends on i alone. With contiguous parts the last member would have 2C-1 times the work of the first, or every
+    member would compute the whole square. The results of a stripe's squares are merged by their logsumexp.
     """
     stripe = early.shape[3]
     last = k.shape[2] // stripe - 1  # 2C-1

@@ -26,7 +26,7 @@ def preferred(q: jax.Array, segment_ids: jax.Array | None) -> str:
     platform = sharding.platform()
     if platform == "tpu":
         return "splash"
-    if platform == "gpu" and q.dtype == jnp.bfloat16:  # of float32 the kernels would drop digits
+    if platform == "gpu" and q.dtype == jnp.bfloat16:  # the kernels would round float32
         return "cudnn" if segment_ids is None else "triton"
     return "blockwise"
 
@@ -42,7 +42,7 @@ def obstacle(name: str, q: jax.Array, segment_ids: jax.Array | None) -> str | No
     if name == "splash":
         stripe = _stripe(length, sharding.parts("sequence"))
         if stripe % SMALLEST_SPLASH_BLOCK:
-            return f"wants sequences or stripes of them that {SMALLEST_SPLASH_BLOCK} divides, not of {stripe} tokens"
+            return f"needs sequences or stripes of them that {SMALLEST_SPLASH_BLOCK} divides, not of {stripe} tokens"
         return None
     if sharding.is_spread("sequence"):
         return "cannot attend over a sequence that is spread over devices"
@@ -50,15 +50,15 @@ def obstacle(name: str, q: jax.Array, segment_ids: jax.Array | None) -> str | No
         if segment_ids is not None:
             return "cannot mask documents"
         if q.dtype != jnp.bfloat16:
-            return f"wants bfloat16, not {q.dtype}"
-        return f"wants a head_dim of 8, 16, ... 128, not {head_dim}" if head_dim % 8 or head_dim > 128 else None
+            return f"needs bfloat16, not {q.dtype}"
+        return f"needs a head_dim of 8, 16, ... 128, not {head_dim}" if head_dim % 8 or head_dim > 128 else None
     if length % TRITON_BLOCK:
-        return f"wants sequences that {TRITON_BLOCK} divides, not of {length} tokens"
-    return None if head_dim in (16, 32, 64, 128) else f"wants a head_dim of 16, 32, 64 or 128, not {head_dim}"
+        return f"needs sequences that {TRITON_BLOCK} divides, not of {length} tokens"
+    return None if head_dim in (16, 32, 64, 128) else f"needs a head_dim of 16, 32, 64 or 128, not {head_dim}"
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """NVIDIA's own; shapes as in `causal_attention`."""
+    """NVIDIA's kernel; shapes as in `causal_attention`."""
     mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     return checkpoint_name(mixed, SAVED)
 
@@ -79,23 +79,24 @@ def triton(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
 
 
 def splash_kernel(heads: int, length: int) -> tuple[Any, Any]:
-    """What `splash` takes first: which keys each block of queries has to meet; and how `per_device` spreads it.
+    """The first argument of `splash`, which knows the keys that each block of queries needs; and its partition.
 
-    Working the mask through costs a second for 12,288 tokens, once: splash remembers the result.
+    The partition is for `per_device`. Processing the mask takes a second for 12,288 tokens, once: splash caches it.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     parts = sharding.parts("sequence")
-    # Lazy: only the places of the queries are held, not ascending where the sequence is spread.
+    # The mask is lazy: it holds only the places of the queries, which are in dealt order where the sequence is spread.
     mask = splash_attention_mask.CausalMask((length, length))
     mask.q_sequence = sharding.dealt_order(length, parts).astype(np.int32)
     block = LARGEST_SPLASH_BLOCK
     while _stripe(length, parts) % block:
         block //= 2
-    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
-        block_sizes=splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=splash_attention_kernel.BlockSizes(
+            block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+        ),
         head_shards=sharding.parts("heads"),
         q_seq_shards=parts,
         residual_checkpoint_name=SAVED,
@@ -106,26 +107,26 @@ def splash_kernel(heads: int, length: int) -> tuple[Any, Any]:
 
 
 def splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """FlashAttention with whole blocks of a mask skipped; shapes as in `causal_attention`, but for `kernel`.
+    """FlashAttention that skips blocks which the mask hides whole; shapes as in `causal_attention`.
 
-    The queries stay where they are; keys and values of a spread sequence come together on each device.
+    `kernel` is of `splash_kernel`. Queries stay on their device; keys and values of a spread sequence are gathered.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-    segments = segment_ids
-    if sharding.is_spread("sequence"):
+    is_spread = sharding.is_spread("sequence")
+    if is_spread:
         k, v = (sharding.whole_sequence(x, 2) for x in (k, v))
-        segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
     if segment_ids is None:
         mixed = jax.vmap(kernel)(q, k, v)
     else:
-        mixed = jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segment_ids, segments))
+        of_keys = sharding.whole_sequence(segment_ids, 1) if is_spread else segment_ids
+        mixed = jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segment_ids, of_keys))
     return mixed.swapaxes(1, 2)  # saved by its name inside, together with the logsumexp
 
 
 def _stripe(length: int, parts: int) -> int:
-    """Tokens that lie side by side on one device."""
+    """Consecutive tokens on one device."""
     return length if parts == 1 else length // (2 * parts)
 
 

@@ -111,7 +111,7 @@ class Block(nnx.Module):
         q = jnp.einsum("...e,ehd->...hd", h, _used(self.wq, self.dtype))
         k = jnp.einsum("...e,ehd->...hd", h, _used(self.wk, self.dtype))
         v = jnp.einsum("...e,ehd->...hd", h, _used(self.wv, self.dtype))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
         # Heads folded first: as a product over two dimensions XLA for CPUs copies the weights at every use.

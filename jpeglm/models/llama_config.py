@@ -1,6 +1,7 @@
 """The settings of a Llama, and its arithmetic: parameters, FLOPs, bytes. The network itself stands in llama.py."""
 
 import dataclasses
+import importlib
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -76,9 +77,8 @@ class LlamaConfig(Model):
 
     @property
     def _llama(self) -> ModuleType:
-        from jpeglm.models import llama  # not above: whoever only checks a config needs no JAX
-
-        return llama
+        # By its name, and when it is asked for: whoever only checks a config needs no JAX.
+        return importlib.import_module("jpeglm.models.llama")
 
     def network(self, rngs: Any) -> Any:
         """See `Model`."""

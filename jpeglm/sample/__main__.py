@@ -17,145 +17,26 @@ is whole and valid; samples.jsonl says how much of the model's probability that 
 papers do.
 """
 
-import dataclasses
-import hashlib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from absl import flags, logging
+from absl import flags
 from etils import epath
-from PIL import Image
-from tqdm import tqdm
 
 from jpeglm.core import checkpoint, cli, distributed, files
-from jpeglm.core.errors import InputError, printable
-from jpeglm.core.registry import CODECS, MODELS
+from jpeglm.core.errors import InputError
+from jpeglm.core.registry import CODECS
 from jpeglm.core.workdir import read_config
-from jpeglm.data import documents, render
+from jpeglm.data import documents
 from jpeglm.data.codecs import Codec
-from jpeglm.sample import too_long
+from jpeglm.sample import job, too_long
 from jpeglm.sample.engine import Settings
-from jpeglm.sample.folder import Samples
-from jpeglm.sample.sampler import Completion, Sampler
+from jpeglm.sample.sampler import Sampler
 
 FLAGS = flags.FLAGS
-GRID_ROWS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is sampled, and where to.
-
-    Attributes:
-      out: the folder.
-      weights: hash of the parameters, see `checkpoint.weights_hash`.
-      samples: for each picture.
-      num: of new ones, or the most pictures to complete; None: all.
-      seed: of the draws.
-      ratio: share of each picture that is given.
-      about: what settings.json shall tell beside all that.
-    """
-
-    out: Path
-    weights: str
-    samples: int = 1
-    num: int | None = None
-    seed: int = 0
-    ratio: float = 0.5
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def identity(self, sampler: Sampler) -> dict[str, Any]:
-        """All that the samples depend on beside their originals; JSON types."""
-        drawn = dataclasses.asdict(sampler.settings)
-        del drawn["slots"]
-        section = sampler.config.model
-        free = MODELS.kind(section.name).FREE
-        model = {key: value for key, value in MODELS.identity(section).items() if key not in free}
-        nested = {"model": model, "codec": sampler.config.codec}
-        asked = {"ratio": self.ratio, "seed": self.seed}
-        parts = {f"{part}.{key}": value for part, section in nested.items() for key, value in section.items()}
-        return {"weights": self.weights, "tokenizer": sampler.tokenizer.sha256} | parts | asked | drawn
-
-
-def sample(sampler: Sampler, originals: Mapping[str, bytes], job: Job) -> Path:
-    """Completes each document `job.samples` times and returns the overview's path; what is done is left alone.
-
-    Raises:
-      InputError: `job.out` holds other samples, or cannot be written; see `Sampler.complete`, too.
-    """
-    codec = sampler.codec
-    named = {name: [f"{name}-s{number}" for number in range(job.samples)] for name in originals}
-    hashes = {name: hashlib.sha256(document).hexdigest() for name, document in originals.items()}
-    wanted = {name: hashes[original] for original, names in named.items() for name in names}
-    with files.owned(job.out):
-        folder = Samples(job.out, codec.extension, job.identity(sampler), job.about, wanted)
-        missing = [name for name in originals if not folder.rows.keys() >= set(named[name])]
-        completions = sampler.complete([originals[name] for name in missing], job.ratio, job.samples, job.seed)
-        _write(folder, codec, ((named[missing[c.index]][c.sample], c) for c in completions), len(wanted))
-
-        def rows(name: str) -> list[list[Image.Image]]:
-            prompt, kept = codec.cut(originals[name], job.ratio)
-            written = [folder.path(sample).read_bytes() for sample in named[name]]
-            return codec.display.rows(codec.restore(prompt), kept, written, codec.restore(originals[name]))
-
-        shown = list(originals)[:GRID_ROWS]
-        moving = {}
-        for name in shown if codec.fps else ():
-            moving |= {name: codec.restore(originals[name])} | {s: folder.path(s).read_bytes() for s in named[name]}
-        return _write_grid(folder, codec, codec.display.caption, [row for name in shown for row in rows(name)], moving)
-
-
-def generate(sampler: Sampler, job: Job) -> Path:
-    """Writes `job.num` files from nothing and returns the overview's path; see `sample`."""
-    codec = sampler.codec
-    names = [f"sample-{number:05d}" for number in range(job.num)]
-    with files.owned(job.out):
-        folder = Samples(job.out, codec.extension, job.identity(sampler), job.about, dict.fromkeys(names))
-        done = {number for number, name in enumerate(names) if name in folder.rows}
-        completions = sampler.generate(job.num, job.seed, done)
-        _write(folder, codec, ((names[c.sample], c) for c in completions), job.num)
-        shown = {name: folder.path(name).read_bytes() for name in names[: GRID_ROWS**2]}
-        tiles = [codec.display.tile(file) for file in shown.values()]
-        across = int(np.ceil(np.sqrt(len(tiles))))
-        rows = [tiles[row : row + across] for row in range(0, len(tiles), across)]
-        return _write_grid(folder, codec, "Samples in the order of their numbers, row by row.", rows, shown)
-
-
-def _write_grid(
-    folder: Samples, codec: Codec, caption: str, rows: list[list[Image.Image]], clips: Mapping[str, bytes]
-) -> Path:
-    moving = {}
-    if codec.fps:
-        moving = {printable(name): render.animation(codec.see(file), codec.fps) for name, file in clips.items()}
-    return folder.write_grid(render.page("Samples", caption, render.grid(rows), moving))
-
-
-def _write(folder: Samples, codec: Codec, named: Iterable[tuple[str, Completion]], total: int) -> None:
-    """Writes what is not there yet, and tells how many of all samples are valid."""
-    with tqdm(total=total, initial=len(folder.rows), unit="file", desc="sample", disable=None) as bar:
-        for name, completion in named:
-            if name in folder.rows:
-                continue
-            facts = {
-                "valid": codec.is_valid(completion.document),
-                "ended": completion.ended,
-                "prompt_units": completion.prompt_units,
-                "tokens": completion.tokens,
-                "removed": completion.removed,
-            }
-            folder.add(name, codec.restore(completion.document), facts)
-            bar.update()
-    for name in folder.rows:
-        if not folder.has_films(name, codec.display.film_suffixes):  # which still pictures have none of
-            folder.add_films(name, codec.display.films(folder.path(name).read_bytes()))
-    valid = sum(row["valid"] for row in folder.rows.values())
-    logging.info("%d files, %d valid: %s", total, valid, folder.out)
 
 
 def _ratio_of(frames: int, codec: Codec) -> float:
-    """The share of a clip that so many frames are."""
+    """The ratio that gives so many frames of a clip."""
     if FLAGS["ratio"].present:
         raise InputError("--ratio and --frames: one of the two")
     if codec.unit != "frame":
@@ -187,13 +68,13 @@ def main() -> None:
     ratio = FLAGS.ratio if FLAGS.frames is None else _ratio_of(FLAGS.frames, sampler.codec)
     about = {name: FLAGS[name].value for name in ("workdir", "images", "samples", "num", "slots")} | {"step": step}
     weights = checkpoint.weights_hash(workdir, step)
-    job = Job(Path(FLAGS.out), weights, FLAGS.samples, FLAGS.num, FLAGS.seed, ratio, about)
+    asked = job.Job(Path(FLAGS.out), weights, FLAGS.samples, FLAGS.seed, ratio, about)
     if FLAGS.images is None:
-        print(generate(sampler, job))
+        print(job.generate(sampler, FLAGS.num, asked))
         return
     originals = documents.read(FLAGS.images, sampler.codec, FLAGS.num, sampler.config.data.background)
     left_out = sampler.too_long(originals, ratio)
-    print(sample(sampler, too_long.leave_out(originals, left_out), job))
+    print(job.complete(sampler, too_long.leave_out(originals, left_out), asked))
     too_long.finish(left_out, len(originals), FLAGS.allow_too_long)
 
 

@@ -19,6 +19,7 @@ from jpeglm.data import render, sources
 from jpeglm.data.codecs import Codec
 from jpeglm.sample.engine import Settings, integer
 from jpeglm.sample.sampler import Completion, Sampler
+from jpeglm.sample.scoring import Scorer
 
 Given = Image.Image | np.ndarray | bytes | str | os.PathLike  # one picture or clip
 
@@ -44,11 +45,11 @@ class Picture:
     fps: int | None = None
 
     def __repr__(self) -> str:
-        if self.fps:
+        if isinstance(self.image, Image.Image):
+            what = f"{self.image.width}x{self.image.height} {self.image.mode}"
+        else:
             frames, height, width, _ = self.image.shape
             what = f"{frames} frames of {width}x{height}"
-        else:
-            what = f"{self.image.width}x{self.image.height} {self.image.mode}"
         facts = [what, f"{len(self.file)} bytes", "valid" if self.is_valid else "not valid"]
         facts.append("ended" if self.ended else "not ended")
         if self.removed is not None:
@@ -57,11 +58,11 @@ class Picture:
 
     def _repr_png_(self) -> bytes:
         """For notebooks: the picture, or the frames of a clip side by side."""
-        return render.png(render.strip(self.image, 0) if self.fps else self.image)
+        return render.png(self.image if isinstance(self.image, Image.Image) else render.strip(self.image, 0))
 
     def _repr_html_(self) -> str | None:
         """For notebooks, of a clip alone: its frames as a film."""
-        if not self.fps:
+        if not self.fps or isinstance(self.image, Image.Image):
             return None
         return f'<img alt="" src="{render.data_url("image/webp", render.animation(self.image, self.fps))}">'
 
@@ -78,7 +79,7 @@ class Model:
 
     def __init__(self, sampler: Sampler):
         self._sampler = sampler
-        self._scorer = None
+        self._scorer: Scorer | None = None
 
     def __repr__(self) -> str:
         parameters = MODELS.of(self._sampler.config).num_parameters
@@ -150,15 +151,16 @@ class Model:
           InputError: an image that cannot be used or is longer than the run's data.seq_len, before any is scored;
             parameters that are not finite.
         """
-        self._scorer = self._scorer or self._sampler.scorer()
+        scorer = self._scorer = self._scorer or self._sampler.scorer()
         documents = self._documents(images)
-        _refuse_first(self._scorer.too_long(_numbered(documents)))
-        return [self._scorer.nats(document) / math.log(2) for document in documents]
+        _refuse_first(scorer.too_long(_numbered(documents)))
+        return [scorer.nats(document) / math.log(2) for document in documents]
 
     def _with(self, temperature: float, top_k: int, top_p: float, grammar: bool) -> Sampler:
         """The sampler with these settings; the one of the last call serves again if they are the same."""
-        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "grammar": grammar}
-        settings = dataclasses.replace(self._sampler.settings, **changes)
+        settings = dataclasses.replace(
+            self._sampler.settings, temperature=temperature, top_k=top_k, top_p=top_p, grammar=grammar
+        )
         if settings != self._sampler.settings:
             self._sampler = self._sampler.with_settings(settings)
         return self._sampler

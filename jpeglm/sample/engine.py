@@ -27,7 +27,7 @@ from jpeglm.sample.filters import NOT_FINITE, are_finite, draw, filtered_probabi
 from jpeglm.sample.grammar import Rules, TokenGrammar
 from jpeglm.sample.too_long import TooLong
 
-STEPS_A_CALL = 16  # tokens decoded between two looks of the host
+STEPS_A_CALL = 16  # tokens that each slot decodes before the host looks at the slots again
 SMALLEST_BUCKET = 32
 
 
@@ -55,7 +55,7 @@ class Request:
 
 
 class Written(NamedTuple):
-    """What one request led to.
+    """The result of one request.
 
     Attributes:
       number: of the request.
@@ -173,7 +173,8 @@ class Engine:
         # The slots are laid out alike before and after each call, so that no program is compiled twice.
         whole = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, sharding.spec(self._model.CACHE_AXES))
-        layout = _Slots(caches=spread, tokens=whole, lengths=whole, keys=whole, done=whole, finite=whole, walks=whole)
+        layouts: dict[str, Any] = {field.name: whole for field in dataclasses.fields(_Slots)} | {"caches": spread}
+        layout = _Slots(**layouts)
         self._grammar, self._rules = self._grammar_and_rules if settings.grammar else (None, None)
         self._start = jax.jit(self._empty, out_shardings=layout)
         self._insert = jax.jit(self._insert_impl, donate_argnums=2, out_shardings=layout)
@@ -193,7 +194,7 @@ class Engine:
             return self._decode.lower(self._params, self._rules, self._start.eval_shape())
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Written]:
-        """Yields what each request led to, in the order in which they end.
+        """Yields the result of each request, in the order in which they end.
 
         Raises:
           InputError: logits that are not finite numbers, whatever the settings.
@@ -210,9 +211,10 @@ class Engine:
             for slot in range(self.settings.slots):
                 if slot in running:
                     continue
-                number, request = next(waiting, (None, None))
-                if request is None:
+                following = next(waiting, None)
+                if following is None:
                     break
+                number, request = following
                 state = self._prefill(state, slot, request)
                 running[slot] = number, len(request.prompt)
             if not running:
@@ -238,7 +240,7 @@ class Engine:
             raise TooLong(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
         if self._grammar and (least := length + int(self._grammar.tokens_needed(request.place))) > limit:
             raise TooLong(
-                f"to become a whole file, a prompt of {length} tokens wants max_tokens={least} or more; "
+                f"to become a whole file, a prompt of {length} tokens needs max_tokens={least} or more; "
                 "without the grammar nothing is promised or refused"
             )
 
@@ -321,19 +323,22 @@ class Engine:
         self, rules: Rules | None, logits: jax.Array, keys: jax.Array, positions: jax.Array, walks: _Walks | None
     ) -> tuple[jax.Array, _Walks | None]:
         """Tokens [n] at `positions` [n] from logits [n, vocab] and the requests' keys [n, 2], and the walks then."""
+        if not walks:
+            return self._draw(logits, keys, positions), None
+        assert self._grammar and rules  # walks begin only where there is a grammar
+        choices = self._grammar.choices(rules, walks.place, self.settings.max_tokens - positions)
+        vocab = choices.legal.shape[1]
+        mass = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, :vocab]
+        removed = walks.removed + jnp.sum(mass, axis=-1, where=~choices.legal)
+        was_cut = walks.was_cut | jnp.any(choices.legal & ~choices.fits, axis=-1)
+        token = self._draw(jnp.where(choices.fits, logits[:, :vocab], -jnp.inf), keys, positions)
+        return token, _Walks(self._grammar.after(walks.place, choices, token), removed, was_cut)
+
+    def _draw(self, logits: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
+        """Tokens [n]; arguments as of `_next`."""
         settings = self.settings
-        if walks:
-            choices = self._grammar.choices(rules, walks.place, settings.max_tokens - positions)
-            vocab = choices.legal.shape[1]
-            mass = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, :vocab]
-            removed = walks.removed + jnp.sum(mass, axis=-1, where=~choices.legal)
-            was_cut = walks.was_cut | jnp.any(choices.legal & ~choices.fits, axis=-1)
-            logits = jnp.where(choices.fits, logits[:, :vocab], -jnp.inf)
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
-        token = draw(probabilities, jax.vmap(_uniform)(keys, positions))
-        if walks:
-            walks = _Walks(self._grammar.after(walks.place, choices, token), removed, was_cut)
-        return token, walks
+        return draw(probabilities, jax.vmap(_uniform)(keys, positions))
 
     def _ends(self, token: jax.Array, length: jax.Array) -> jax.Array:
         return (token == self._eos) | (length >= self.settings.max_tokens)
@@ -341,8 +346,8 @@ class Engine:
 
 def _first_walks(place: Place, slots: int) -> _Walks:
     """So many walks that stand at `place` []."""
-    walks = _Walks(place, np.float32(0), np.bool_(False))
-    return jax.tree.map(lambda value: jnp.full(slots, value, jnp.result_type(value)), walks)
+    places = jax.tree.map(lambda value: jnp.full(slots, value, jnp.result_type(value)), place)
+    return _Walks(places, jnp.zeros(slots, jnp.float32), jnp.zeros(slots, bool))
 
 
 def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ NOT_FINITE = "the model's probabilities are not numbers: a damaged or diverged c
 
 
 def are_finite(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Where a model gave probabilities at all: bool [...] of logits [..., padded vocab].
+    """Whether a model gave probabilities at all: bool [...] of logits [..., padded vocab].
 
     Every logit of the vocabulary must be a finite number; those of its padding are minus infinity. Where it is false,
     sampling and scoring end with `NOT_FINITE`, whatever the filters below would make of it.

@@ -1,4 +1,4 @@
-"""The folder of a sampling command: what is done in it is known by content, and mended when the command starts again.
+"""The folder of a sampling command. Finished samples are known by their hashes; a second start makes the others again.
 
     OUT/NAME-sK.jpg     sample K of picture NAME, as the model wrote it; .h264 of clips
     OUT/samples.jsonl   a line for each, written after its file
@@ -112,9 +112,10 @@ class Samples:
             self._refuse("samples of an older version, which kept no hashes of weights and pictures")
         if found and not has_log and not found.keys() & self._identity.keys():
             self._refuse("a settings.json of another program")
-        for key, value in self._identity.items() if has_log and found else ():
-            if found.get(key) != value:
-                self._refuse(f"samples with {key}={found.get(key)}, now {value} is asked")
+        if found and has_log:
+            for key, value in self._identity.items():
+                if found.get(key) != value:
+                    self._refuse(f"samples with {key}={found.get(key)}, now {value} is asked")
         for row in rows:
             name = row["name"]
             if row["settings"] != self._digest:

@@ -125,7 +125,7 @@ class TokenGrammar:
             following, legal = grammar.step(grammar.unpack(packed, at), byte, rules.lookup, jnp)
             return jnp.where(byte < 0, packed, grammar.pack(following, legal & (packed >= 0), at, jnp)), None
 
-        merged, _ = jax.lax.scan(read, begun[:, rules.merges], rules.rest)
+        merged, _ = jax.lax.scan(read, begun[:, rules.merges], jnp.asarray(rules.rest))
         after = jnp.concatenate([begun, merged], axis=1)[:, rules.column]
         after = jnp.where(rules.column < 0, -1, after)
         if len(rules.header):  # whose places have a table of their own

@@ -1,4 +1,4 @@
-"""A trained run as something that writes files: whole ones, or the rest of cut ones."""
+"""A trained run that writes files: whole ones, or the rest of cut ones."""
 
 import copy
 import dataclasses
@@ -23,6 +23,8 @@ from jpeglm.sample.engine import Engine, Request, Settings, integer
 from jpeglm.sample.grammar import TokenGrammar
 from jpeglm.sample.scoring import Scorer
 from jpeglm.sample.too_long import TooLong
+
+_NO_KEY = np.zeros(2, np.uint32)  # of a request that is only checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Sampler:
         return TokenGrammar(grammar, self.tokenizer) if grammar else None
 
     def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
-        """Why documents leave no room after their first `ratio`, by name; those that do are not in it.
+        """Why documents leave no room after their first `ratio`, by name; those that leave some are not in it.
 
         Raises:
           InputError: one that is not valid, or the ratio is outside [0, 1].
@@ -124,7 +126,7 @@ class Sampler:
                 prefixes.append(self.codec.cut(document, ratio)[0])
             except InputError as error:
                 raise InputError(f"{printable(name)}: {error}") from error
-        for name, request in zip(documents, self._requests(prefixes, [None] * len(prefixes)), strict=True):
+        for name, request in zip(documents, self._requests(prefixes, [_NO_KEY] * len(prefixes)), strict=True):
             try:
                 self._engine.check(request)
             except TooLong as error:
@@ -186,7 +188,7 @@ class Sampler:
             document = prefix + self.tokenizer.decode(written.ids)
             yield Completion(index, sample, document, units, len(written.ids), written.ended, written.removed)
 
-    def _requests(self, prefixes: Sequence[bytes], keys: Sequence[np.ndarray | None]) -> list[Request]:
+    def _requests(self, prefixes: Sequence[bytes], keys: Sequence[np.ndarray]) -> list[Request]:
         """One for each prefix and its key."""
         distinct = dict.fromkeys(prefixes)
         bos = np.array([self.tokenizer.BOS], np.int32)

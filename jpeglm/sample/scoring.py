@@ -1,4 +1,4 @@
-"""What files cost under a model: the one way to a number, for `jpeglm.score` and for `jpeglm.load(...).score`."""
+"""Bits of files under a model, for `jpeglm.score` and for `jpeglm.load(...).score`."""
 
 import math
 from collections.abc import Mapping

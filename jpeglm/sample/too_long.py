@@ -1,4 +1,4 @@
-"""Documents that a model has no room for. They are named, counted and left out; the others are done first."""
+"""Documents that are too long for a model: they are named, counted and left out, and the others are done first."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ def leave_out(documents: Mapping[str, bytes], too_long: Mapping[str, str]) -> di
 
 
 def finish(too_long: Mapping[str, str], total: int, is_allowed: bool) -> None:
-    """The end of a command that left out `too_long` of `total` documents: what it did is not all that was asked.
+    """Ends a command that left out `too_long` of `total` documents, and so did not do all that was asked.
 
     Raises:
       InputError: some were left out and the user has not allowed it.

@@ -8,19 +8,16 @@ means. A picture of more tokens than the run's data.seq_len is left out and name
 ends with status 2 if --allow_too_long is not given.
 """
 
-import numpy as np
 from absl import flags
 from etils import epath
-from tabulate import tabulate
-from tqdm import tqdm
 
 from jpeglm.core import cli, distributed
-from jpeglm.core.errors import printable
 from jpeglm.core.registry import CODECS
 from jpeglm.core.workdir import read_config
 from jpeglm.data import documents
 from jpeglm.sample import too_long
 from jpeglm.sample.scoring import Scorer
+from jpeglm.score.table import print_table
 
 FLAGS = flags.FLAGS
 
@@ -34,17 +31,7 @@ def main() -> None:
     scorer = Scorer.load(workdir, FLAGS.step)
     found = documents.read(FLAGS.images, codec, FLAGS.num, config.data.background)
     left_out = scorer.too_long(found)
-    rows = []
-    for name, document in tqdm(too_long.leave_out(found, left_out).items(), unit=codec.item, disable=None):
-        bits, size = scorer.nats(document) / np.log(2), len(document)
-        rows.append((name, size, bits / size, bits / codec.pixels))
-    sizes, per_byte, per_pixel = (np.array(column) for column in list(zip(*rows, strict=True))[1:])
-    rows.append(("mean", sizes.mean(), np.average(per_byte, weights=sizes), per_pixel.mean()))
-    print(tabulate(rows, headers=(codec.item, "bytes", "bits a byte", "bits a pixel"), floatfmt=".4f"))
-    for name, why in left_out.items():
-        print(f"left out: {printable(name)}: {why}")
-    if left_out:
-        print(f"{len(left_out)} of {len(found)} left out, and not in the mean")
+    print_table(scorer, codec, too_long.leave_out(found, left_out), left_out)
     too_long.finish(left_out, len(found), FLAGS.allow_too_long)
 
 

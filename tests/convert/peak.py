@@ -18,7 +18,7 @@ import torch
 import transformers
 from etils import epath
 
-from jpeglm.convert import huggingface
+from jpeglm.convert import from_huggingface, to_huggingface
 from jpeglm.core import distributed
 from tests.convert import llamas
 
@@ -56,9 +56,9 @@ def measure(direction: str, source: str, target: str) -> dict[str, int]:
     watcher.start()
     start = time.monotonic()
     if direction == "import":
-        huggingface.import_model(Path(source), Path(target), llamas.run_config())
+        from_huggingface.import_model(Path(source), Path(target), llamas.run_config())
     else:
-        huggingface.export_model(epath.Path(source), Path(target), None, "float32")
+        to_huggingface.export_model(epath.Path(source), Path(target), None, "float32")
     done.set()
     watcher.join()
     return {key: peak[key] - before[key] for key in peak} | {"seconds": round(time.monotonic() - start, 1)}

@@ -15,7 +15,7 @@ import transformers
 from absl import logging
 from etils import epath
 
-from jpeglm.convert import huggingface, sentencepiece
+from jpeglm.convert import from_huggingface, sentencepiece, to_huggingface
 from jpeglm.core import checkpoint
 from jpeglm.core.errors import InputError
 from jpeglm.core.workdir import read_config
@@ -33,17 +33,17 @@ TOKENS = np.random.default_rng(0).integers(0, 320, (2, 200)).astype(np.int32)
 @pytest.fixture(scope="module")
 def workdir(theirs, tmp_path_factory):
     target = tmp_path_factory.mktemp("ours") / "run"
-    huggingface.import_model(theirs, target, llamas.run_config())
+    from_huggingface.import_model(theirs, target, llamas.run_config())
     return target
 
 
 def import_into(tmp_path, source):
-    huggingface.import_model(source, tmp_path / "run", llamas.run_config())
+    from_huggingface.import_model(source, tmp_path / "run", llamas.run_config())
     return tmp_path / "run"
 
 
 def export_into(tmp_path, workdir, dtype="float32", step=None):
-    huggingface.export_model(epath.Path(workdir), tmp_path / "export", step, dtype)
+    to_huggingface.export_model(epath.Path(workdir), tmp_path / "export", step, dtype)
     return tmp_path / "export"
 
 
@@ -104,7 +104,7 @@ def test_a_sentencepiece_model_goes_before_a_tokenizer_json(theirs, tmp_path):
     source = llamas.copy(theirs, tmp_path / "llama")
     every_pair = np.stack(np.meshgrid(np.arange(256), np.arange(256)), -1).astype(np.uint8).tobytes()
     (source / "tokenizer.model").write_bytes(train([every_pair[i : i + 256] for i in range(0, 1 << 17, 256)]))
-    found = huggingface.read_tokenizer(source)
+    found = from_huggingface.read_tokenizer(source)
     assert found.text == sentencepiece.convert(source / "tokenizer.model")
     assert found.vocab_size == 320 and found.text != (source / "tokenizer.json").read_text()
 
@@ -125,17 +125,17 @@ def test_older_configs_and_rotary_tables_mean_the_same(shape, tmp_path, text):
     tables["model.layers.1.self_attn.rotary_emb.inv_freq"] = table / 2
     torch.save(model.state_dict() | tables, source / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"model\.layers\.1\.self_attn\.rotary_emb\.inv_freq does not fit rope_theta"):
-        huggingface.import_model(source, tmp_path / "other", llamas.run_config())
+        from_huggingface.import_model(source, tmp_path / "other", llamas.run_config())
 
 
 def test_a_config_for_fewer_positions_than_a_chunk_is_told(theirs, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(logging, "warning", lambda message, *values: told.append(message % values))
     config = llamas.run_config()
-    huggingface.read_model_config(theirs, config)
+    from_huggingface.read_model_config(theirs, config)
     assert not told
     config.data.seq_len = 4096
-    huggingface.read_model_config(theirs, config)
+    from_huggingface.read_model_config(theirs, config)
     assert "512 positions, data.seq_len is 4096" in told[0]
 
 
@@ -296,7 +296,7 @@ def test_nothing_is_overwritten(theirs, workdir, tmp_path):
     assert (tmp_path / "export").read_text() == "precious"
     (tmp_path / "other.partial").mkdir()
     with pytest.raises(InputError, match="other.partial exists"):
-        huggingface.import_model(theirs, tmp_path / "other", llamas.run_config())
+        from_huggingface.import_model(theirs, tmp_path / "other", llamas.run_config())
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(theirs, workdir, tmp_path):
@@ -355,7 +355,7 @@ def test_import_and_export_give_back_the_same_tensors(how, tmp_path, text):
     found, expected = safetensors.torch.load_file(export / "model.safetensors"), model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert BpeTokenizer(text).sha256 == huggingface.read_tokenizer(export).sha256
+    assert BpeTokenizer(text).sha256 == from_huggingface.read_tokenizer(export).sha256
 
 
 def test_bfloat16_weights_make_the_whole_way_unchanged(tmp_path, text):
@@ -380,7 +380,7 @@ def test_export_and_import_give_back_the_same_parameters(tiny_run, tmp_path):
 
 
 def test_shards_are_cut_as_transformers_cuts_them(workdir, theirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(to_huggingface, "SHARD_BYTES", 100_000)
     export = export_into(tmp_path, workdir)
     model = transformers.LlamaForCausalLM.from_pretrained(theirs)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
@@ -415,7 +415,7 @@ def test_a_step_that_was_saved_can_be_named_and_no_other(tiny_run, tmp_path):
     step = checkpoint.pick_step(epath.Path(tiny_run), None)
     export_into(tmp_path, tiny_run, step=step)
     with pytest.raises(InputError, match=f"no checkpoint of step 7; there are {step}"):
-        huggingface.export_model(epath.Path(tiny_run), tmp_path / "other", 7, "float32")
+        to_huggingface.export_model(epath.Path(tiny_run), tmp_path / "other", 7, "float32")
 
 
 def test_normalised_queries_and_keys_are_refused(workdir, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from jpeglm.convert import huggingface
+from jpeglm.convert import from_huggingface
 from jpeglm.core import weights as weight_files
 from jpeglm.core.errors import InputError
 from jpeglm.models.llama import LlamaConfig
@@ -61,7 +61,7 @@ def test_a_size_that_is_none_is_refused_by_name(key, value, theirs, tmp_path):
     source = llamas.copy(theirs, tmp_path / "llama")
     change_json(source / "config.json", **{key: value})
     with pytest.raises(InputError, match=rf"config.json: {key}=.{{1,100}} is no whole number from 1 to [\d,]+$"):
-        huggingface.read_model_config(source, llamas.run_config())
+        from_huggingface.read_model_config(source, llamas.run_config())
 
 
 @pytest.mark.parametrize("value", ["1e-5", True, 0, 0.0, -1e-5, np.nan, np.inf, -np.inf, 1e30, 10**400 % 10**350, []])
@@ -73,7 +73,7 @@ def test_an_eps_or_a_theta_that_cannot_be_one_is_refused_by_name(key, value, the
         changes, key = {"rope_parameters": {"rope_theta": value}}, "rope_theta"
     change_json(source / "config.json", **changes)
     with pytest.raises(InputError, match=rf"config.json: {key}=.{{1,110}} is no number from [\w.-]+ to [\w.+]+$"):
-        huggingface.read_model_config(source, llamas.run_config())
+        from_huggingface.read_model_config(source, llamas.run_config())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_is_of_another_type_is_not_taken_for_false(key, value, theirs, tmp_
     source = llamas.copy(theirs, tmp_path / "llama")
     change_json(source / "config.json", **{key: value})
     with pytest.raises(InputError, match=f"config.json: {key}=.* is not supported"):
-        huggingface.read_model_config(source, llamas.run_config())
+        from_huggingface.read_model_config(source, llamas.run_config())
 
 
 @pytest.mark.parametrize("layers", [4, 1_000, 1 << 20, 10**9])
@@ -93,7 +93,7 @@ def test_more_layers_than_the_files_hold_are_refused_before_their_names_are_made
 ):
     source = llamas.copy(theirs, tmp_path / "llama")
     change_json(source / "config.json", num_hidden_layers=layers)
-    monkeypatch.setattr(huggingface, "leaves", None)
+    monkeypatch.setattr(from_huggingface, "leaves", None)
     with pytest.raises(
         InputError, match=f"model.layers.3.* is missing.*{layers}|{layers} is no whole number from 1 to"
     ):
@@ -153,9 +153,9 @@ def test_files_that_are_no_json_are_one_line(file, content, named, sharded, tmp_
 
 def look_at(source):
     """All of an import but the copying."""
-    model = LlamaConfig.of(huggingface.read_model_config(source, llamas.run_config()))
-    huggingface.read_tokenizer(source)
-    return huggingface._needed(source, weight_files.open_folder(source), model)
+    model = LlamaConfig.of(from_huggingface.read_model_config(source, llamas.run_config()))
+    from_huggingface.read_tokenizer(source)
+    return from_huggingface._needed(source, weight_files.open_folder(source), model)
 
 
 def check_mutations(sharded, folder, seeds):
@@ -194,12 +194,12 @@ def test_a_tokenizer_of_random_ids_or_with_affixes_is_refused(changes, theirs, t
     content = json.loads((source / "tokenizer.json").read_text())
     (source / "tokenizer.json").write_text(json.dumps(content | {"model": content["model"] | changes}))
     with pytest.raises(InputError, match=f"its model has a {next(iter(changes))}, which is not supported"):
-        huggingface.read_tokenizer(source)
+        from_huggingface.read_tokenizer(source)
 
 
 def test_a_tokenizer_that_truncates_or_pads_gives_every_document_whole(theirs, tmp_path):
     source = llamas.copy(theirs, tmp_path / "llama")
-    plain = huggingface.read_tokenizer(source)
+    plain = from_huggingface.read_tokenizer(source)
     change_json(
         source / "tokenizer.json",
         truncation={"direction": "Right", "max_length": 400, "strategy": "LongestFirst", "stride": 0},
@@ -207,5 +207,5 @@ def test_a_tokenizer_that_truncates_or_pads_gives_every_document_whole(theirs, t
                  "pad_type_id": 0, "pad_token": "<unk>"},
     )  # fmt: skip
     document = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
-    ids = huggingface.read_tokenizer(source).encode(document)
+    ids = from_huggingface.read_tokenizer(source).encode(document)
     assert ids.tolist() == plain.encode(document).tolist() and len(ids) > 600

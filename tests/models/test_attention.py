@@ -91,9 +91,9 @@ def test_memory_grows_with_the_length_and_not_with_its_square(lengths):
 @pytest.mark.parametrize(
     ("implementation", "q", "segments", "message"),
     [
-        ("splash", (1, 200, 2, 32), False, "model.attention=splash: wants .* 128 divides, not of 200"),
-        ("triton", (1, 200, 2, 32), False, "model.attention=triton: wants sequences that 128 divides, not of 200"),
-        ("triton", (1, 256, 2, 24), False, "model.attention=triton: wants a head_dim"),
+        ("splash", (1, 200, 2, 32), False, "model.attention=splash: needs .* 128 divides, not of 200"),
+        ("triton", (1, 200, 2, 32), False, "model.attention=triton: needs sequences that 128 divides, not of 200"),
+        ("triton", (1, 256, 2, 24), False, "model.attention=triton: needs a head_dim"),
         ("cudnn", (1, 256, 2, 32), False, "model.attention=cudnn: does not run on cpu"),
     ],
 )

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from jpeglm.aot import __main__ as aot
-from jpeglm.convert import huggingface, slim
+from jpeglm.convert import slim, to_huggingface
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
@@ -22,8 +22,8 @@ from jpeglm.core.registry import MODELS
 from jpeglm.core.workdir import check_resumable, read_manifest
 from jpeglm.data import batches
 from jpeglm.models import networks
-from jpeglm.sample.__main__ import Job
 from jpeglm.sample.engine import Settings
+from jpeglm.sample.job import Job
 from jpeglm.sample.sampler import Sampler
 from jpeglm.sample.scoring import Scorer
 from jpeglm.train import optimizer as optim
@@ -144,7 +144,7 @@ def test_slim_copies_it_and_a_llama_it_is_not(workdir, tmp_path):
     weights = checkpoint.weights_hash(epath.Path(workdir), 20)
     assert checkpoint.weights_hash(epath.Path(tmp_path / "slim"), 20) == weights
     with pytest.raises(InputError, match="model.name=gru"):
-        huggingface.export_model(epath.Path(workdir), tmp_path / "llama", None, "float32")
+        to_huggingface.export_model(epath.Path(workdir), tmp_path / "llama", None, "float32")
 
 
 ############################ Its config ############################

@@ -21,9 +21,9 @@ from PIL import Image
 from jpeglm.core import checkpoint, files
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import CODECS
-from jpeglm.sample.__main__ import Job, generate, sample
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.folder import Samples
+from jpeglm.sample.job import Job, complete, generate
 from jpeglm.sample.sampler import Completion, sampling_key
 from tests.photographs import photographs
 from tests.tiny_config import get_config
@@ -69,7 +69,7 @@ def job(out: Path, **changes: object) -> Job:
 def whole(tmp_path_factory) -> Path:
     """A finished folder: two samples of each of three pictures."""
     out = tmp_path_factory.mktemp("samples") / "out"
-    sample(Writer(), ORIGINALS, job(out))
+    complete(Writer(), ORIGINALS, job(out))
     return out
 
 
@@ -119,7 +119,7 @@ def test_the_overview_needs_no_other_file(whole):
 
 def test_a_finished_folder_is_left_as_it_is(out, whole):
     writer = Writer()
-    assert sample(writer, ORIGINALS, job(out)) == out / "grid.html"
+    assert complete(writer, ORIGINALS, job(out)) == out / "grid.html"
     assert writer.written == 0
     assert content(out) == content(whole)
 
@@ -147,7 +147,7 @@ REFUSED = {  # case -> pictures, changes of the job and of the sampler's setting
 def test_samples_of_something_else_are_refused_and_kept(out, whole, case):
     pictures, changes, settings, message = REFUSED[case]
     with pytest.raises(InputError, match=f"^{re.escape(str(out))} holds .*{message}.*: another --out$"):
-        sample(Writer(**settings), pictures, job(out, **changes))
+        complete(Writer(**settings), pictures, job(out, **changes))
     assert content(out) == content(whole)
 
 
@@ -161,7 +161,7 @@ def test_another_tokenizer_codec_or_model_is_refused(out, whole, part):
     else:
         writer.config.model.rope_theta, message = 500_000.0, "model.rope_theta=10000.0, now 500000.0"
     with pytest.raises(InputError, match=message):
-        sample(writer, ORIGINALS, job(out))
+        complete(writer, ORIGINALS, job(out))
     assert content(out) == content(whole)
 
 
@@ -175,18 +175,18 @@ def test_any_mixing_of_names_is_refused_and_any_order_goes_on(whole, tmp_path):
         if mixed == ORIGINALS:
             mixed["b.png"] = DOCUMENTS[3 + number % 3]
         with pytest.raises(InputError, match="completes another original than has that name now"):
-            sample(Writer(), mixed, job(out))
+            complete(Writer(), mixed, job(out))
         assert content(out) == content(whole)
         in_order = {names[place]: documents[place] for place in order}
         writer = Writer()
-        sample(writer, in_order, job(out))
+        complete(writer, in_order, job(out))
         assert writer.written == 0 and rows(out) == rows(whole)
 
 
 def test_what_changes_no_file_goes_on(out, whole):
     """Another number of slots, another place of run and pictures, more pictures."""
     writer = Writer(slots=3)
-    sample(writer, ORIGINALS | {"d.png": DOCUMENTS[4]}, job(out, about={"workdir": "elsewhere", "step": 7}))
+    complete(writer, ORIGINALS | {"d.png": DOCUMENTS[4]}, job(out, about={"workdir": "elsewhere", "step": 7}))
     assert writer.written == 2
     assert rows(out).items() > rows(whole).items()
     told = json.loads((out / "settings.json").read_text())
@@ -200,7 +200,7 @@ def test_a_folder_without_hashes_is_refused(out):
     (out / "settings.json").write_text(json.dumps({"workdir": "runs/a", "step": 20, "samples": 2, "seed": 0}))
     before = content(out)
     with pytest.raises(InputError, match="samples of an older version, which kept no hashes of weights and pictures"):
-        sample(Writer(), ORIGINALS, job(out))
+        complete(Writer(), ORIGINALS, job(out))
     assert content(out) == before
 
 
@@ -241,7 +241,7 @@ def test_files_cut_anywhere_are_mended_to_the_same_folder(whole, tmp_path, name)
     for cut in np.linspace(0, len(text) - 1, 12).astype(int):
         out = shutil.copytree(whole, tmp_path / str(cut))
         (out / name).write_bytes(text[:cut])
-        sample(Writer(), ORIGINALS, job(out))
+        complete(Writer(), ORIGINALS, job(out))
         check_whole(out, whole)
 
 
@@ -251,7 +251,7 @@ def test_cut_settings_of_another_job_are_still_refused(out, whole):
         (out / "settings.json").write_bytes(text[:cut])
         before = content(out)
         with pytest.raises(InputError, match="holds samples of other settings: another --out"):
-            sample(Writer(), ORIGINALS, job(out, seed=1))
+            complete(Writer(), ORIGINALS, job(out, seed=1))
         assert content(out) == before
 
 
@@ -285,34 +285,34 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_mended_to_the_same_folder(out, whole, case):
     DAMAGE[case](out)
-    sample(Writer(), ORIGINALS, job(out))
+    complete(Writer(), ORIGINALS, job(out))
     check_whole(out, whole)
 
 
 def test_new_files_are_mended_and_refused_alike(tmp_path):
     out = tmp_path / "out"
-    generate(Writer(), job(out, samples=1, num=5))
+    generate(Writer(), 5, job(out, samples=1))
     before = content(out)
     (out / "sample-00003.jpg").unlink()
     (out / "samples.jsonl").write_bytes(before["samples.jsonl"][:-20])
     writer = Writer()
-    assert generate(writer, job(out, samples=1, num=5)) == out / "grid.html"
+    assert generate(writer, 5, job(out, samples=1)) == out / "grid.html"
     assert writer.written == 2
     after = content(out)
     assert sorted(after.pop("samples.jsonl").splitlines()) == sorted(before.pop("samples.jsonl").splitlines())
     assert after == before
     writer = Writer()
-    generate(writer, job(out, samples=1, num=7))  # more of them: the first ones stay
+    generate(writer, 7, job(out, samples=1))  # more of them: the first ones stay
     assert writer.written == 2
     assert {name: data for name, data in content(out).items() if name in after and name[-4:] == ".jpg"} == {
         name: data for name, data in after.items() if name[-4:] == ".jpg"
     }
     with pytest.raises(InputError, match="holds sample-00006, and nothing of that name is asked now"):
-        generate(Writer(), job(out, samples=1, num=6))
+        generate(Writer(), 6, job(out, samples=1))
 
 
 def test_more_samples_of_each_join_those_that_are_there(out, whole):
-    sample(Writer(), ORIGINALS, job(out, samples=3))
+    complete(Writer(), ORIGINALS, job(out, samples=3))
     ours, theirs = content(out), content(whole)
     assert {name: ours[name] for name in theirs if name.endswith(".jpg")} == {
         name: data for name, data in theirs.items() if name.endswith(".jpg")
@@ -323,14 +323,14 @@ def test_more_samples_of_each_join_those_that_are_there(out, whole):
 def test_what_others_have_put_there_is_left_alone(tmp_path):
     (tmp_path / ".history.tmp").write_text("mine")
     (tmp_path / ".bashrc.1").write_text("mine")
-    sample(Writer(), ORIGINALS, job(tmp_path))
+    complete(Writer(), ORIGINALS, job(tmp_path))
     assert (tmp_path / ".history.tmp").read_text() == (tmp_path / ".bashrc.1").read_text() == "mine"
 
 
 def test_settings_of_another_program_are_refused_and_left_alone(tmp_path):
     (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
     with pytest.raises(InputError, match="a settings.json of another program"):
-        sample(Writer(), ORIGINALS, job(tmp_path))
+        complete(Writer(), ORIGINALS, job(tmp_path))
     assert (tmp_path / "settings.json").read_text() == '{"editor.fontSize": 12}'
 
 
@@ -354,10 +354,10 @@ def test_a_full_disk_is_one_line_and_room_lets_it_go_on(whole, tmp_path, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(InputError, match=f"^cannot write {out}: File too large$"):
-            sample(Writer(), ORIGINALS, job(out))
+            complete(Writer(), ORIGINALS, job(out))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    sample(Writer(), ORIGINALS, job(out))
+    complete(Writer(), ORIGINALS, job(out))
     check_whole(out, whole)
 
 
@@ -367,7 +367,7 @@ def test_a_full_disk_is_one_line_and_room_lets_it_go_on(whole, tmp_path, limit):
 def test_a_folder_that_cannot_be_is_one_line(tmp_path, place, why):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(InputError, match=f"^cannot write .*{place}: {why}"):
-        sample(Writer(), ORIGINALS, job(tmp_path / place))
+        complete(Writer(), ORIGINALS, job(tmp_path / place))
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -375,8 +375,8 @@ def test_two_commands_never_write_one_folder(out, whole):
     writer = Writer()
     with files.owned(out):
         with pytest.raises(InputError, match=f"^{out}: another command is writing here"):
-            sample(writer, ORIGINALS, job(out))
+            complete(writer, ORIGINALS, job(out))
         with pytest.raises(InputError, match=f"^{out}: another command is writing here"):
-            generate(writer, job(out, num=3))
+            generate(writer, 3, job(out))
     assert writer.written == 0 and content(out) == content(whole)
-    sample(writer, ORIGINALS, job(out))
+    complete(writer, ORIGINALS, job(out))

@@ -161,9 +161,9 @@ def test_an_untrained_network_writes_valid_files_and_ends_in_time(more, temperat
 def test_a_budget_too_small_for_any_file_is_refused_in_one_line(grey):
     grammar = TokenGrammar(GREY.grammar(), grey.tokenizer)
     least = int(grammar.tokens_needed(GREY.grammar().start)) + 1
-    with pytest.raises(InputError, match=f"a prompt of 1 tokens wants max_tokens={least} or more"):
+    with pytest.raises(InputError, match=f"a prompt of 1 tokens needs max_tokens={least} or more"):
         list(grey.with_settings(Settings(least - 1)).generate(1))
-    with pytest.raises(InputError, match="wants max_tokens="):
+    with pytest.raises(InputError, match="needs max_tokens="):
         list(grey.with_settings(Settings(115)).complete(documents(GREY)[:1], 0.5))
 
 

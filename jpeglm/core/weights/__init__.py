@@ -129,7 +129,7 @@ def shown(value: Any) -> str:
 class SafetensorsWriter:
     """Writes `model.safetensors` into a folder, or shards and their index, tensor by tensor in any order.
 
-    Where each tensor lies is settled before the first is written.
+    The place of each tensor is fixed before the first is written.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, shard_bytes: int):
@@ -173,4 +173,4 @@ class SafetensorsWriter:
         path, offset = self._places[name]
         with path.open("r+b") as file:
             file.seek(offset)
-            file.write(np.ascontiguousarray(array, self._dtype).view(np.uint8))
+            file.write(np.ascontiguousarray(array, self._dtype).view(np.uint8).data)

@@ -15,7 +15,7 @@ _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Dtype:
-    """What stands for a numpy.dtype while it is read: its kind and size, as "f4", and its byte order."""
+    """Takes the place of numpy.dtype while a file is read: its kind and size, as "f4", and its byte order."""
 
     def __init__(self, kind: str, *_align_copy: Any):
         self.kind, self.order = kind, "<"
@@ -25,7 +25,7 @@ class _Dtype:
 
 
 class _Array:
-    """What stands for a numpy.ndarray while it is read."""
+    """Takes the place of numpy.ndarray while a file is read."""
 
     def __init__(self, *_class_shape_kind: Any):
         self.state: tuple = ()
@@ -58,7 +58,7 @@ def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
     with reading(path, "pickle of arrays"), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         for code, argument, _ in pickletools.genops(file):
-            if code.name in _PUTS and argument > size:  # the unpickler makes room for all numbers below it
+            if code.name in _PUTS and (argument or 0) > size:  # the unpickler makes room for all numbers below it
                 raise InputError(f"asks for {argument:,} places in memory")
         file.seek(0)
         return dict(_flat(_Unpickler(file).load(), (), set()))

@@ -1,6 +1,6 @@
 """Tensors of a PyTorch state dict, read without PyTorch and without running anything that the file asks for.
 
-Both formats of `torch.save` are pickles that refer to raw storages: the older one is a row of pickles followed by
+Both formats of `torch.save` are pickles that refer to raw storages: the older one is a series of pickles followed by
 the storages, the newer one a zip archive with one record per storage. The unpickler here knows a handful of globals
 by name; everything else is refused. The storages are mapped, not read: a file may be larger than the memory.
 """
@@ -40,7 +40,7 @@ _DTYPES = {
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
-    count: int  # elements
+    elements: int
 
 
 class _Tensor(NamedTuple):
@@ -117,8 +117,8 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
             raise InputError(f"storage {key!r} belongs to no tensor")
         storage = unpickler.storages[key]
         (count,) = struct.unpack("<q", _read_exactly(file, 8, key))
-        if count != storage.count:
-            raise InputError(f"storage {key!r} holds {count} elements where its tensors expect {storage.count}")
+        if count != storage.elements:
+            raise InputError(f"storage {key!r} holds {count} elements where its tensors expect {storage.elements}")
         storages[key] = _map(file, storage, file.tell())
         file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
     return contents, storages
@@ -136,9 +136,9 @@ def _check_left(file: BinaryIO, offset: int, size: int, key: str) -> None:
 
 
 def _map(file: BinaryIO, storage: _Storage, offset: int) -> np.ndarray:
-    _check_left(file, offset, storage.count * storage.dtype.itemsize, storage.key)
+    _check_left(file, offset, storage.elements * storage.dtype.itemsize, storage.key)
     whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(whole, storage.dtype, storage.count, offset)
+    return np.frombuffer(whole, storage.dtype, storage.elements, offset)
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
@@ -162,7 +162,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
             record = archive.getinfo(f"{root}data/{key}")
         except KeyError:
             raise InputError(f"storage {key!r} is not in the archive") from None
-        expected = storage.count * storage.dtype.itemsize
+        expected = storage.elements * storage.dtype.itemsize
         if record.file_size != expected or record.compress_type != zipfile.ZIP_STORED:
             raise InputError(f"storage {key!r} has {record.file_size} bytes, expected {expected}, uncompressed")
         with archive.open(record) as stream:  # compares the checksum at the end
@@ -205,10 +205,12 @@ class _Unpickler(pickle.Unpickler):
             raise InputError(f"storage {key!r} is described in two ways")
         return storage
 
-    def _rebuild_tensor(self, storage, offset, shape, strides, *_requires_grad_hooks_metadata) -> _Tensor:
+    def _rebuild_tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *_requires_grad_hooks_metadata: Any
+    ) -> _Tensor:
         return _Tensor(storage, offset, shape, strides)
 
-    def _rebuild_parameter(self, data, *_requires_grad_hooks) -> _Tensor:
+    def _rebuild_parameter(self, data: Any, *_requires_grad_hooks: Any) -> Any:
         return data
 
 
@@ -237,8 +239,8 @@ def _array(name: str, tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.nd
     if 0 in shape:
         return np.zeros(shape, storage.dtype)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if last >= storage.count:
-        raise InputError(f"tensor {name!r} reaches past the end of its storage of {storage.count} elements")
+    if last >= storage.elements:
+        raise InputError(f"tensor {name!r} reaches past the end of its storage of {storage.elements} elements")
     data = storages[storage.key][offset:]
     bytes_apart = [stride * storage.dtype.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(data, shape, bytes_apart, writeable=False)

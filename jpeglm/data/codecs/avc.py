@@ -288,10 +288,10 @@ class AvcCodec(ClipCodec):
         Raises:
           InputError: a ratio outside [0, 1], or frames outside 0 to the clip's; as `AvcError`, an invalid document.
         """
-        if (ratio is None) == (frames is None):
-            raise InputError("a ratio or a number of frames is needed, and not both")
-        if frames is None:
+        if ratio is not None and frames is None:
             frames = self.units_of(ratio)
+        elif ratio is not None or frames is None:
+            raise InputError("a ratio or a number of frames is needed, and not both")
         if not 0 <= frames <= self.frames:
             raise InputError(f"{frames} frames kept of a clip of {self.frames}")
         return document[: self.parse(document).ends[frames - 1] if frames else 0], frames

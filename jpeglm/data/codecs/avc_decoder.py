@@ -1,9 +1,9 @@
 """What ffmpeg's H.264 decoder makes of a stream, however damaged: the same in every run.
 
 Where a slice is lost, the decoder leaves or reads what its frame's memory held before. The program runs its decoder
-and its filters in threads of their own, and frames that have been written out lend their memory to new ones: so what
-damage looks like would depend on which thread was faster. Here no frame is let go before the last one is decoded;
-each begins as zeros.
+and its filters in threads of their own, and the memory of frames that were written out is used again for new ones. So
+what damage looks like would depend on which thread was faster. Here no frame is released before the last one is
+decoded, and each begins as zeros.
 """
 
 import dataclasses
@@ -64,7 +64,9 @@ def decode(stream: bytes, frames: int, height: int, width: int, fps: int) -> Dec
 
 def _concealed(said: list[str], frames: int) -> int:
     """Macroblocks that were made up before so many frames were decoded."""
-    counts, decoded = {}, 0  # by decoder: ffmpeg looks at the first frames with one, then decodes all with another
+    # By decoder: ffmpeg looks at the first frames with one, then decodes all with another.
+    counts: dict[str, int] = {}
+    decoded = 0
     for line in said:
         if found := _CONCEALED.match(line):
             counts[found[1]] = counts.get(found[1], 0) + int(found[2])

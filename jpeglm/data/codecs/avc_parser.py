@@ -247,7 +247,9 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
     is_stripped = parameters is not None
     parameter_sets: list[bytes] = []
     slices: list[list[Nal]] = []
-    starts, is_idr, mb_types = [], [], []
+    starts: list[int] = []
+    is_idr: list[bool] = []
+    mb_types: list[list[int]] = []
     index, since_idr, idr_pic_id = 0, 0, None  # next NAL unit; pictures since the last IDR; its id, if just before
     while index < len(nals):
         frame = len(slices)
@@ -264,6 +266,7 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
                 _enter(reader, data, nals[index], SEI, 3)
                 parse_sei(reader)
                 index += 1
+        assert parameters  # given, or of this picture or one before: the first one is an IDR picture
         sps = parameters.sps
         frame_num = since_idr % (1 << sps.log2_max_frame_num)
         picture = _Picture(idr, frame_num, min(since_idr, sps.max_num_ref_frames), idr_pic_id)
@@ -285,8 +288,8 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
     slice_starts = np.array([[nal.start for nal in frame] for frame in slices])
     slice_ends = np.array([[nal.end for nal in frame] for frame in slices])
     return Clip(
-        width=parameters.sps.width,
-        height=parameters.sps.height,
+        width=sps.width,
+        height=sps.height,
         starts=np.array(starts),
         ends=slice_ends[:, -1].copy(),
         slice_starts=slice_starts,

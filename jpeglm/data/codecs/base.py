@@ -1,4 +1,4 @@
-"""What a codec has to say: the protocol that all other code asks, whatever the codec.
+"""The protocol of a codec: all that other code asks of one.
 
 To add a codec, write one file with a frozen dataclass of it and add one line to jpeglm/core/registry.py. A codec of
 pictures inherits from `pictures.PictureCodec`, one of clips from `clips.ClipCodec`: these have all that is the same
@@ -332,7 +332,6 @@ class Evaluation(abc.ABC, Generic[Kind]):
 
     Attributes:
       controls: names of the methods beside networks (`jpeglm.tables.methods`) that can complete these documents.
-      words: for the notes of tables.
       measures_rest: whether what was given stays out of the measures, each unit being a picture of its own: then floor
         and reference depend on how much was given, and a completion is also compared with its own original. Otherwise
         the whole item is one picture.
@@ -341,9 +340,13 @@ class Evaluation(abc.ABC, Generic[Kind]):
 
     codec: Kind
     controls: ClassVar[tuple[str, ...]]
-    words: ClassVar[Words]
     measures_rest: ClassVar[bool] = False
     least_given: ClassVar[int] = 0
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> Words:
+        """For the notes of tables."""
 
     @abc.abstractmethod
     def judge(self, document: bytes, kept: int) -> Judged:

@@ -64,10 +64,12 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
             process = subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except OSError as error:
             raise InputError(f"cannot start {program}: {error.strerror}") from error
+    output, messages = process.stdout, process.stderr
+    assert output and messages  # both are pipes
     said = bytearray()
 
     def listen() -> None:
-        while part := process.stderr.read1(1 << 16):
+        while part := os.read(messages.fileno(), 1 << 16):
             said.extend(part[: _MOST_SAID - len(said)])
 
     is_late = threading.Event()
@@ -81,7 +83,7 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
         timer.start()
         listener.start()
         try:
-            written = process.stdout.read()
+            written = output.read()
             process.wait()
         finally:
             process.kill()
@@ -122,8 +124,8 @@ def complaints(said: Sequence[str]) -> list[str]:
 def _without_sound(said: Sequence[str]) -> list[tuple[str, str]]:
     """Level and text of each line that is not of a decoder of sound."""
     sound = {name for line in said if (found := _SOUND.search(line)) for name in found.groups() if name}
-    found = filter(None, map(_LINE.fullmatch, said))
-    return [(line[2], line[3]) for line in found if line[1] not in sound]
+    lines = filter(None, map(_LINE.fullmatch, said))
+    return [(line[2], line[3]) for line in lines if line[1] not in sound]
 
 
 def version() -> str:

@@ -1,9 +1,9 @@
 """Whether a film is whole as far as a clip needs it, decided by the order of its packets.
 
-ffmpeg reads, decodes and encodes in threads of their own. Its decoder runs some frames ahead of the encoder, by which
-of them is faster, and so a line in its log may be about frames after the clip's end. What the clip needs are the
-packets up to the last one, in decoding order, whose frame is shown before the clip's end. A complaint counts if the
-demuxer makes it before that packet, or if a decoder makes it that is given those packets and no others.
+ffmpeg reads, decodes and encodes in threads of their own. How many frames the decoder runs ahead of the encoder varies
+from run to run, so a line in the log may be about frames after the clip's end. What the clip needs are the packets up
+to the last one, in decoding order, whose frame is shown before the clip's end. A complaint counts if the demuxer makes
+it before that packet, or if a decoder makes it that is given those packets and no others.
 """
 
 import collections

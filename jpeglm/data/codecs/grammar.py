@@ -50,7 +50,7 @@ class Grammar(Protocol):
         """
 
     def distance(self, at: Place, lookup: Lookup | None = None, xp: ModuleType = np) -> Any:
-        """A number of bytes that will do to end the file, int32; from every place a legal byte leads to a smaller one.
+        """A number of bytes, int32, that is enough to end the file; some legal byte always leads to a smaller one.
 
         Arguments as of `step`.
         """
@@ -62,7 +62,7 @@ class Grammar(Protocol):
         """Which place of `header` each place is, int32; negative for a place after it."""
 
     def is_possible(self, data: bytes) -> bool:
-        """Whether these bytes may stand together somewhere after the header; true of all that may."""
+        """False only if these bytes can stand together nowhere after the header."""
 
     def walk(self, files: Sequence[bytes]) -> tuple[Place, np.ndarray]:
         """Reads beginnings of files, all at once.

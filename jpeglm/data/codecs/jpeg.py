@@ -274,7 +274,7 @@ class JpegCodec(PictureCodec):
             return None
         mcu = bytearray(reader.plain[: end + 7 >> 3])
         mcu[-1] |= (1 << -end % 8) - 1
-        return mcu.replace(b"\xff", b"\xff\x00")
+        return bytes(mcu.replace(b"\xff", b"\xff\x00"))
 
     def _marker_behind(self, unit: int) -> bytes:
         return bytes([0xFF, EOI if unit == self.units - 1 else RST0 + unit % 8])
@@ -290,7 +290,7 @@ def _braille(data: bytes) -> str:
 
 def _table_names(destinations: Iterable[int]) -> dict[tuple[int, ...], str]:
     """Names, by key as in `_take_tables_out`, of the tables that components with these destinations use."""
-    names = {}
+    names: dict[tuple[int, ...], str] = {}
     for destination in destinations:
         names[DQT, destination] = f"quantisation table {destination}"
         names[DHT, 0, destination] = f"DC Huffman table {destination}"
@@ -305,7 +305,8 @@ def _take_tables_out(file: bytes) -> tuple[bytes, dict[tuple[int, ...], bytes]]:
     """
     if not file.startswith(b"\xff\xd8"):
         raise JpegError("byte 0: no SOI marker")
-    kept, tables, offset, marker = [file[:2]], {}, 2, SOI
+    kept, offset, marker = [file[:2]], 2, SOI
+    tables: dict[tuple[int, ...], bytes] = {}
     while marker != SOS:
         marker, body, end = read_segment(file, offset)
         if marker == DQT:

@@ -33,7 +33,7 @@ class Bit(NamedTuple):
     """Where a reader stands between two bits of an MCU."""
 
     block: int  # of the MCU
-    index: int = 0  # of the coefficient that comes next, in zig-zag order; 0 is DC
+    coefficient: int = 0  # that comes next, in zig-zag order; 0 is DC
     after_zeros: bool = False  # whether a run of 16 zeros stands before it, so that the block may not end here
     code: str = ""  # bits of a Huffman code read so far
     amplitude: int = 0  # bits of the last code's amplitude that are still to come
@@ -46,7 +46,7 @@ END = "end"  # of the MCU
 class BlockTables:
     """Which Huffman codes may stand where in a block: those after which its end can still be reached.
 
-    Attributes, by (index, after_zeros) as in `Bit`:
+    Attributes, by (coefficient, after_zeros) as in `Bit`:
       symbols: of each code, the index after its coefficient (64: the block ends), whether it was a run of 16 zeros,
         and how many bits of amplitude follow.
       beginnings: of these codes, without the whole ones.
@@ -105,14 +105,14 @@ def next_bit(at: Bit, bit: int, blocks: Sequence[BlockTables]) -> Bit | str | No
     if at.amplitude:
         at = at._replace(amplitude=at.amplitude - 1)
     else:
-        tables, place, code = blocks[at.block], (at.index, at.after_zeros), at.code + str(bit)
+        tables, place, code = blocks[at.block], (at.coefficient, at.after_zeros), at.code + str(bit)
         if code in tables.beginnings[place]:
             return at._replace(code=code)
         if code not in tables.symbols[place]:
             return None
         index, zeros, size = tables.symbols[place][code]
         at = Bit(at.block, index, zeros, amplitude=size)
-    if at.index == 64 and not at.amplitude:
+    if at.coefficient == 64 and not at.amplitude:
         return Bit(at.block + 1) if at.block + 1 < len(blocks) else END
     return at
 
@@ -139,7 +139,7 @@ def minimise(blocks: Sequence[BlockTables]) -> tuple[np.ndarray, list[Bit]]:
     stack = [(FIRST_BIT, next_bit(FIRST_BIT, 0, blocks), next_bit(FIRST_BIT, 1, blocks))]
     while stack:
         at, *after = stack[-1]
-        unknown = [place for place in after if place not in states]
+        unknown = [place for place in after if isinstance(place, Bit) and place not in states]
         if unknown:
             stack += [(place, next_bit(place, 0, blocks), next_bit(place, 1, blocks)) for place in unknown]
             continue

@@ -87,7 +87,8 @@ def read(data: bytes, quantisation_elsewhere: bool = False) -> Header:
     if data[:2] != b"\xff\xd8":
         raise JpegError("byte 0: no SOI marker")
     offset, frame, interval = 2, None, 0
-    huffman, quantisation = dict(ANNEX_K), None  # the destinations of tables; None: no table inside
+    huffman = dict(ANNEX_K)
+    quantisation: set[int] | None = None  # the destinations of tables; None: no table inside
     while True:
         marker, body, next_offset = read_segment(data, offset)
         if marker == SOF0:
@@ -154,7 +155,7 @@ def _read_frame(body: bytes, offset: int) -> tuple[int, int, tuple[Component, ..
         raise JpegError(f"byte {offset}: DNL (the number of lines given after the scan) is not supported")
     if not width:
         raise JpegError(f"byte {offset}: the picture has no width")
-    components = []
+    components: list[Component] = []
     for identifier, sampling, table in zip(body[6::3], body[7::3], body[8::3], strict=True):
         component = Component(identifier, sampling >> 4, sampling & 15)
         if not (1 <= component.horizontal <= 4 and 1 <= component.vertical <= 4):

@@ -14,7 +14,7 @@ import numpy as np
 from jpeglm.data.codecs import jpeg_header
 from jpeglm.data.codecs.jpeg_header import EOI, RST0, Component, Header, JpegError, blocks_of, marker_name
 
-# An entry of a look-up table, indexed by the next 16 bits: how far one symbol moves us.
+# An entry of a look-up table, indexed by the next 16 bits: what one symbol consumes.
 #   bits 0..4  length of the code with its amplitude bits
 #   bits 5..8  size of the amplitude, SSSS
 #   bits 9..   how many coefficients it covers; _END_OF_BLOCK for EOB; _NO_CODE where no legal code begins, the

@@ -25,8 +25,8 @@ class PictureCodec(Codec):
     """
 
     item: ClassVar[str] = "picture"
-    frames: ClassVar[int] = 1
-    fps: ClassVar[int] = 0
+    frames: int = 1
+    fps: int = 0
     mode: str
 
     @abc.abstractmethod
@@ -93,7 +93,7 @@ class PictureCodec(Codec):
             document = self.strip(file)
         except InputError:
             document = file  # `repair` looks for what it can read, whatever stands before
-        return self.decode_leniently(document)[0]
+        return self.look(document)[1]
 
     @property
     def items(self) -> "PictureItems":
