@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from jpeglm.core import ranges
 from jpeglm.core.errors import InputError, reading
 from jpeglm.core.ranges import SEED, SWITCH, TEXT, Range, one_of, real, several, whole
-from jpeglm.data import codecs, sources
+from jpeglm.data import codecs
+from jpeglm.data.sources.pictures import BACKGROUNDS, DEFAULT_BACKGROUND
 from jpeglm.models import MODELS
 from jpeglm.train.tasks import TASKS
 
@@ -68,7 +69,7 @@ def base() -> ConfigDict:
     config.data.augment = 0
     config.data.stride = 0  # frames from the beginning of one window of a clip to the next; 0: as many as a clip has
     config.data.seed = 0  # order of documents and held-out split
-    config.data.background = sources.DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
+    config.data.background = DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
 
     config.model = ConfigDict(MODELS.defaults(MODELS.default))  # each model has its own keys, in its file
     config.task = ConfigDict(TASKS.defaults(TASKS.default))
@@ -142,7 +143,7 @@ RUN = {
     "data.augment": whole(0),
     "data.stride": whole(0),
     "data.seed": SEED,
-    "data.background": one_of(*sources.BACKGROUNDS),
+    "data.background": one_of(*BACKGROUNDS),
     "optim.batch_size": whole(1),
     "optim.accumulate": whole(1),
     "optim.lr": real(least=0),

@@ -14,7 +14,8 @@ from absl import flags
 from tabulate import tabulate
 
 from jpeglm.core import cli
-from jpeglm.data import codecs, sources
+from jpeglm.data import codecs
+from jpeglm.data.sources.pictures import BACKGROUNDS, DEFAULT_BACKGROUND
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
 
@@ -51,8 +52,8 @@ if __name__ == "__main__":
     _BACKGROUND = flags.DEFINE_enum(
         "background",
         None,
-        list(sources.BACKGROUNDS),
-        f"What transparent pictures are put over, or refuse; config.data.background ({sources.DEFAULT_BACKGROUND}) "
+        list(BACKGROUNDS),
+        f"What transparent pictures are put over, or refuse; config.data.background ({DEFAULT_BACKGROUND}) "
         "if not given.",
     )
     _WORKERS = flags.DEFINE_integer(

@@ -18,8 +18,9 @@ from PIL import Image
 
 from jpeglm.core.errors import InputError, Refused
 from jpeglm.data.codecs.grammar import Grammar
-from jpeglm.data.sources import DEFAULT_BACKGROUND, Source
+from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver
+from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND
 
 Seen = Image.Image | np.ndarray  # a picture; or frames, uint8 [frames, height, width, 3]
 
@@ -227,7 +228,7 @@ class Items(abc.ABC, Generic[Kind]):
           name: one of `names`.
           variants: how many, of those that the codec has.
           stride: frames from the beginning of one variant of a clip to that of the next; 0: as many as a clip has.
-          background: what transparent pixels are put over, one of `sources.BACKGROUNDS`.
+          background: what transparent pixels are put over, one of `BACKGROUNDS`.
 
         Raises:
           Refused: the item cannot be encoded.

@@ -187,9 +187,7 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
     Raises:
       InputError: its log is damaged, or names a sample that is not there.
     """
-    from jpeglm.data import codecs  # they are built on this module
-
-    suffixes = [codec.extension for codec in codecs.REGISTRY.values()]
+    suffixes = _suffixes_of_samples()
     by_name = {posixpath.basename(name): name for name in names}
     if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
         return None
@@ -206,6 +204,12 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
             f"the first is {printable(missing[0])}"
         )
     return found
+
+
+def _suffixes_of_samples() -> list[str]:
+    from jpeglm.data import codecs  # they are built on this module
+
+    return [codec.extension for codec in codecs.REGISTRY.values()]
 
 
 def _logged(folder: str, log: bytes) -> dict[str, None]:
@@ -227,7 +231,7 @@ def _logged(folder: str, log: bytes) -> dict[str, None]:
 
 
 def sorted_as_in_folders(names: Iterable[str]) -> Sequence[str]:
-    """The order of `sources.Folder`: in each folder its files come first, and each folder is followed by its own."""
+    """The order of `folders.Folder`: in each folder its files come first, and each folder is followed by its own."""
 
     def key(name: str) -> list[tuple[bool, str]]:
         *folders, last = name.split("/")
