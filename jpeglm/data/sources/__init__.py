@@ -44,9 +44,9 @@ SOURCES: list[type[Source] | str] = [
     "jpeglm.data.sources.embedded:EmbeddedMnist",
     "jpeglm.data.sources.tfds:TfdsDataset",
     "jpeglm.data.sources.heldout:HeldOut",
+    "jpeglm.data.sources.arrays:Arrays",  # before other files: NAME in FILE.npz:NAME may end as they do
     "jpeglm.data.sources.array_records:ArrayRecords",  # before folders, for it also takes those that hold records
     "jpeglm.data.sources.folders:Folder",
-    "jpeglm.data.sources.arrays:Arrays",  # before archives, for FILE.npz:NAME may end as one
     "jpeglm.data.sources.zips:Zip",
     "jpeglm.data.sources.tars:Tar",
 ]
