@@ -20,10 +20,11 @@ from ml_collections import config_flags
 
 from benchmarks import report
 from jpeglm.core import sharding
-from jpeglm.data import codecs, sources
+from jpeglm.core.registry import CODECS
+from jpeglm.data import sources
 from jpeglm.data.codecs import jpeg_grammar
 from jpeglm.data.codecs.jpeg_grammar import Place
-from jpeglm.data.tokenizers import bpe
+from jpeglm.data.tokenizers import BOS, EOS, bpe
 from jpeglm.models import networks
 from jpeglm.models.llama import LlamaConfig
 from jpeglm.sample.engine import STEPS_A_CALL, Engine, Request, Settings
@@ -35,7 +36,7 @@ FLAGS = flags.FLAGS
 
 def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
     """Seconds of a step in each of some calls, a first one not counted."""
-    request = Request(np.array([bpe.BOS], np.int32), np.zeros(2, np.uint32), place)
+    request = Request(np.array([BOS], np.int32), np.zeros(2, np.uint32), place)
     with jax.set_mesh(engine._mesh):
         state = engine._start()
         for slot in range(slots):
@@ -50,7 +51,7 @@ def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
 
 def main(_: list[str]) -> None:
     config = LlamaConfig.of(FLAGS.config)
-    codec = codecs.make(FLAGS.config.codec)
+    codec = CODECS.of(FLAGS.config)
     digits = sources.open_source("embedded:mnist")
     size = codec.height, codec.width, codec.mode
     pictures = (digits.canonical(name, *size) for name, _ in zip(digits.names(), range(100), strict=False))
@@ -76,7 +77,7 @@ def main(_: list[str]) -> None:
     results = report.Results(FLAGS.out, FLAGS.name, f"Decoding by the grammar, a cache of {FLAGS.tokens:,} tokens")
     rows, raw = [], []
     for slots in map(int, FLAGS.slots):
-        by_grammar = Engine(config, params, mesh, Settings(FLAGS.tokens, slots=slots), bpe.EOS, rules)
+        by_grammar = Engine(config, params, mesh, Settings(FLAGS.tokens, slots=slots), EOS, rules)
         sides = [by_grammar.with_settings(Settings(FLAGS.tokens, slots=slots, grammar=False)), by_grammar]
         for engine in sides:
             step_seconds(engine, slots, grammar.start)  # compiles

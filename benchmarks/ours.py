@@ -19,9 +19,9 @@ from etils import epath
 
 from benchmarks import report
 from jpeglm.core import checkpoint, config, hardware, sharding
+from jpeglm.core.workdir import read_metrics
 from jpeglm.models import llama, networks
 from jpeglm.sample.engine import Engine, Request, Settings
-from jpeglm.train import monitor
 from jpeglm.train.loop import train as train_run
 
 
@@ -52,7 +52,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoint, "Saver", _Unsaved):
         workdir = epath.Path(folder) / "run"
         predicted = train_run(run, workdir)
-        rows = [row for row in monitor.read_metrics(workdir) if "tokens_per_second" in row]
+        rows = [row for row in read_metrics(workdir) if "tokens_per_second" in row]
     counted = [row for row in rows if row["step"] > job["warm"]]
     per_step = run.optim.batch_size * run.data.seq_len
     return {

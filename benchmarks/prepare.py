@@ -74,7 +74,7 @@ def main(_: list[str]) -> None:
                 shutil.copy(os.path.join(made, f"{number:05d}.jpg"), os.path.join(made, f"{number:05d}-{copy}.jpg"))
         names = list(sources.open_source(folder).names())
         plan.prepare(config, folder, Path(learnt) / "data", workers=1)
-        prepare = functools.partial(whole, tokenizer=os.path.join(learnt, "data", plan.TOKENIZER))
+        prepare = functools.partial(whole, tokenizer=os.path.join(learnt, "data", "tokenizer.json"))
         columns = {"bare Pillow": bare, "encode stage": encode_stage, "all of prepare": prepare}
         taken = [
             {name: report.seconds(run, names, folder, config) for name, run in columns.items()}

@@ -34,6 +34,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from benchmarks import report
+from jpeglm.core.registry import CODECS
 from jpeglm.data import batches
 from jpeglm.models.llama import LlamaConfig
 from jpeglm.prepare import plan as packing
@@ -54,7 +55,7 @@ def prepare_noise(config: ConfigDict, folder: Path, chunks: int) -> str:
     pictures = folder / "pictures"
     pictures.mkdir()
     size = (codec.height, codec.width, 3)[: 2 if codec.mode == "L" else 3]
-    one = packing.codecs.make(codec)
+    one = CODECS.of(config)
     number, found = 0, 0
     while found < chunks * config.data.seq_len * 3:  # bytes; merges make fewer tokens of them
         image = Image.fromarray(random.integers(0, 256, size, np.uint8))

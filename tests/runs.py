@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jpeglm.train import monitor
+from jpeglm.core.workdir import read_metrics
 from tests.commands import UNOPTIMISED, start
 
 OF_TIME = ("tokens_per_second", "seconds/", "goodput")  # how the metrics of wall-clock time begin
@@ -65,12 +65,12 @@ def state(workdir: Path, step: int, parts: Sequence[str] = ("params", "opt_state
 
 def without_speed(workdir: Path) -> list[dict]:
     """metrics.jsonl without its columns of wall-clock time."""
-    return [{k: v for k, v in row.items() if not k.startswith(OF_TIME)} for row in monitor.read_metrics(workdir)]
+    return [{k: v for k, v in row.items() if not k.startswith(OF_TIME)} for row in read_metrics(workdir)]
 
 
 def losses(workdir: Path, steps: int) -> np.ndarray:
     """The loss of each step."""
-    rows = [row for row in monitor.read_metrics(workdir) if "loss" in row]
+    rows = [row for row in read_metrics(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
     return np.array([row["loss"] for row in rows])
 

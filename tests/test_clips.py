@@ -12,7 +12,8 @@ from PIL import Image
 
 import jpeglm
 from jpeglm.core.errors import InputError
-from jpeglm.data import batches, codecs
+from jpeglm.core.registry import CODECS
+from jpeglm.data import batches
 from tests.clips import FILMS, ffmpeg, planes
 from tests.forks import run
 from tests.tiny_clips_config import get_config
@@ -39,7 +40,7 @@ def completed(workdir, data, tmp_path_factory):
 
 
 def test_each_clip_begins_with_its_frames_and_can_be_watched(completed, data):
-    codec = codecs.make(get_config().codec)
+    codec = CODECS.of(get_config())
     rows = {row["name"]: row for row in map(json.loads, (completed / "samples.jsonl").read_text().splitlines())}
     assert sorted(rows) == [f"heldout-0000{index}-s{number}" for index in range(2) for number in range(2)]
     for index, original in enumerate(batches.documents(data, "heldout", 2)):
@@ -111,7 +112,7 @@ def test_clips_are_scored(workdir):
 
 def test_clips_are_completed_in_python(workdir, data):
     model = jpeglm.load(workdir, slots=2)
-    codec = codecs.make(get_config().codec)
+    codec = CODECS.of(get_config())
     file = (FILMS / "bikes.mp4").read_bytes()
     frames = codec.decode(codec.encode(file))
     (from_file,), (from_frames,) = model.complete([file, frames], ratio=10 / 15)

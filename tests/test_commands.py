@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from jpeglm.core import checkpoint
+from jpeglm.core.workdir import write_run
 from tests.commands import run as run_alone
 from tests.forks import run
 from tests.tiny_config import get_config
@@ -82,7 +82,7 @@ def folders(tiny_data, tmp_path_factory) -> dict[str, Path]:
     manifest = json.loads((tiny_data / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
     (found["other"] / "manifest.json").write_text(json.dumps(manifest))
-    checkpoint.write_run(epath.Path(found["old"]), get_config(), epath.Path(tiny_data))
+    write_run(epath.Path(found["old"]), get_config(), epath.Path(tiny_data))
     return found
 
 

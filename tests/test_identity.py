@@ -13,7 +13,9 @@ from etils import epath
 from jpeglm.convert import slim
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core.errors import InputError
-from jpeglm.models import MODELS, networks
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.models import networks
 
 DEMO = epath.Path(__file__).parents[1] / "pretrained" / "demo"
 STEP = 6000
@@ -21,7 +23,7 @@ STEP = 6000
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    config = checkpoint.read_config(DEMO)
+    config = read_config(DEMO)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     return checkpoint.restore_model(DEMO, STEP, networks.laid_out(MODELS.of(config), mesh))
 

@@ -32,12 +32,12 @@ from jpeglm.core import cli, distributed, hardware, sharding
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError, writing
 from jpeglm.core.hardware import Chip
-from jpeglm.models import MODELS, Model, networks
+from jpeglm.core.registry import MODELS, TASKS
+from jpeglm.models import Model, networks
 from jpeglm.sample.engine import STEPS_A_CALL, Engine, Settings
 from jpeglm.train import monitor
 from jpeglm.train import step as train_step
 from jpeglm.train.monitor import human_bytes, human_count
-from jpeglm.train.tasks import TASKS
 
 SPARE = 0.1  # of the memory, which --search leaves free
 MFUS = (0.3, 0.4, 0.5, 0.6)

@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from jpeglm.core import sharding
-from jpeglm.models import MODELS
+from jpeglm.core.registry import MODELS
 
 
 def state_bytes(state: dict[str, Any]) -> dict[str, int]:

@@ -27,7 +27,9 @@ from jpeglm.core import checkpoint, files, retries
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
 from jpeglm.core.weights import SHARD_BYTES, SafetensorsWriter, Tensor, open_folder, read_json, shown
-from jpeglm.data.tokenizers.bpe import BOS, DUMMY_PREFIX, EOS, SPECIALS, UNK, Tokenizer
+from jpeglm.core.workdir import read_config
+from jpeglm.data.tokenizers import BOS, EOS, SPECIALS, UNK
+from jpeglm.data.tokenizers.bpe import DUMMY_PREFIX, BpeTokenizer
 from jpeglm.models import llama, networks
 from jpeglm.models.llama_config import LlamaConfig
 
@@ -251,16 +253,16 @@ def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
         theirs["rope_theta"] = rope.get("rope_theta", theirs.get("rope_theta"))
 
 
-def read_tokenizer(source: Path) -> Tokenizer:
+def read_tokenizer(source: Path) -> BpeTokenizer:
     """The tokenizer of a Hugging Face directory: tokenizer.model, from which others are derived, or tokenizer.json."""
     if (source / "tokenizer.model").exists():
-        return Tokenizer(sentencepiece.convert(source / "tokenizer.model"))
+        return BpeTokenizer(sentencepiece.convert(source / "tokenizer.model"))
     path = source / "tokenizer.json"
     if not path.exists():
         raise InputError(f"{source} holds no tokenizer: neither tokenizer.json nor tokenizer.model")
     content = read_json(path) | {"decoder": None}  # from their ids to text; ours go to bytes
     try:
-        return Tokenizer(json.dumps(content, indent=1) + "\n")
+        return BpeTokenizer(json.dumps(content, indent=1) + "\n")
     except (InputError, RecursionError) as error:
         raise InputError(f"{path}: {str(error)[:300]}") from error
 
@@ -365,13 +367,13 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
     Raises:
       InputError: the run's model is not Llama, its checkpoint cannot be read, the target exists or cannot be written.
     """
-    config = checkpoint.read_config(workdir)
+    config = read_config(workdir)
     _check_is_llama(config, str(workdir))
     model = LlamaConfig.of(config)
     step = checkpoint.pick_step(workdir, step)
     ours = leaves(model)
     read = _open_checkpoint(workdir, step, ours)
-    tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+    tokenizer = BpeTokenizer.load(workdir / "tokenizer.json")
     shapes = {name: leaf.their_shape for leaf in ours for name in leaf.names}
     # As transformers: layer after layer, also past the tenth.
     order = sorted(shapes, key=lambda name: [int(part) if part.isdecimal() else part for part in name.split(".")])
@@ -461,7 +463,7 @@ def _their_config(model: LlamaConfig, seq_len: int, dtype: str) -> dict[str, Any
     }
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, seq_len: int) -> None:
+def _write_tokenizer(folder: Path, tokenizer: BpeTokenizer, seq_len: int) -> None:
     """Ours, with a decoder to Braille text: without one transformers would put spaces between tokens."""
     no_prefix = {"type": "Replace", "pattern": {"String": DUMMY_PREFIX}, "content": ""}
     decoder = {"type": "Sequence", "decoders": [no_prefix, {"type": "Fuse"}]}

@@ -18,7 +18,8 @@ from tokenizers import AddedToken, models, normalizers
 from tokenizers import Tokenizer as BpeTokenizer
 
 from jpeglm.core.errors import InputError
-from jpeglm.data.tokenizers.bpe import ALPHABET, DUMMY_PREFIX, SPECIALS, UNK, file_text
+from jpeglm.data.tokenizers import SPECIALS, UNK
+from jpeglm.data.tokenizers.bpe import ALPHABET, DUMMY_PREFIX, file_text
 
 _PIECE = pb.ModelProto.SentencePiece
 
@@ -27,7 +28,7 @@ def convert(path: str | Path) -> str:
     """Text of the `tokenizer.json` that gives the ids of the SentencePiece model in `path` for every byte string.
 
     Raises:
-      InputError: the file cannot be read, or says something that a `bpe.Tokenizer` does not do: another
+      InputError: the file cannot be read, or says something that a `bpe.BpeTokenizer` does not do: another
         algorithm than BPE, other specials than <unk>, <s>, </s> at 0, 1, 2, a byte without its piece, byte fallback,
         user-defined symbols, a normalisation that alters Braille characters, and so on, by name.
     """

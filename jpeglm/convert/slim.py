@@ -6,7 +6,9 @@ from etils import epath
 from jpeglm.core import checkpoint, files, retries, sharding
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
-from jpeglm.models import MODELS, Model, networks
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.models import Model, networks
 
 
 def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> Model:
@@ -19,7 +21,7 @@ def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> Mo
     Raises:
       InputError: no run, no such checkpoint or a damaged one; `target` exists or cannot be written.
     """
-    config = checkpoint.read_config(workdir)
+    config = read_config(workdir)
     model, step = MODELS.of(config), checkpoint.pick_step(workdir, step)
     if target.exists():
         raise InputError(f"{target} exists; nothing is overwritten")

@@ -18,13 +18,12 @@ from ml_collections import ConfigDict
 from jpeglm.core import ranges
 from jpeglm.core.errors import InputError, reading
 from jpeglm.core.ranges import SEED, SWITCH, TEXT, Range, one_of, real, several, whole
-from jpeglm.data import codecs
-from jpeglm.data.sources.pictures import BACKGROUNDS, DEFAULT_BACKGROUND
-from jpeglm.models import MODELS
-from jpeglm.train.tasks import TASKS
+from jpeglm.core.registry import CODECS, MODELS, TASKS, TOKENIZERS, Registry
 
 PLATFORMS = ("", "cpu", "gpu", "tpu")
-VERSION = 1  # of config.json; see `upgraded`
+BACKGROUNDS = ("white", "black", "refuse")  # what transparent pictures are put over, if they are taken
+DEFAULT_BACKGROUND = "white"
+VERSION = 2  # of config.json; see `upgraded`
 # What a resumed run may change, beside what its model lets be free: nothing of it alters what is learnt, but for
 # rounding and the end of the schedule.
 _FREE = (
@@ -54,10 +53,9 @@ def base() -> ConfigDict:
     config.watchdog = 900  # seconds that a step, a batch of an evaluation or a wait for a checkpoint may take; 0: any
     config.profile = 0  # so many steps, from the third on, are traced into WORKDIR/profile
 
-    config.codec = _codec("jpeg")
-    config.tokenizer = ConfigDict()
-    config.tokenizer.vocab_size = 320  # specials, bytes and merges together
-    config.tokenizer.documents = 10_000  # learnt from so many
+    # Each codec, tokenizer, model and task has its own keys, in its file.
+    config.codec = _defaults(CODECS, CODECS.default)
+    config.tokenizer = _defaults(TOKENIZERS, TOKENIZERS.default)
 
     config.data = ConfigDict()
     config.data.path = ""  # folder that `jpeglm.prepare` wrote
@@ -71,8 +69,8 @@ def base() -> ConfigDict:
     config.data.seed = 0  # order of documents and held-out split
     config.data.background = DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
 
-    config.model = ConfigDict(MODELS.defaults(MODELS.default))  # each model has its own keys, in its file
-    config.task = ConfigDict(TASKS.defaults(TASKS.default))
+    config.model = _defaults(MODELS, MODELS.default)
+    config.task = _defaults(TASKS, TASKS.default)
 
     config.optim = ConfigDict()
     config.optim.batch_size = 256  # chunks a step, the same on every topology
@@ -109,11 +107,12 @@ def base() -> ConfigDict:
 
 def avc() -> ConfigDict:
     """The codec section of AVC-LM (sections 3.1 and 4.2), for `config.codec`."""
-    return _codec("avc")
+    return _defaults(CODECS, "avc")
 
 
-def _codec(name: str) -> ConfigDict:
-    return ConfigDict({"name": name} | codecs.defaults(name)).lock()
+def _defaults(kinds: Registry, name: str) -> ConfigDict:
+    """The section of a config that asks for this kind and says nothing else; `InputError` for an unknown one."""
+    return ConfigDict(kinds.defaults(name)).lock()
 
 
 ############################ Ranges ############################
@@ -124,7 +123,7 @@ def _is_holdout(value: Any) -> bool:
 
 
 _AXIS = whole(1, also=-1)
-# Of each key of `base()` but those of codec, model and task, which know their own.
+# Of each key of `base()` but those of codec, tokenizer, model and task, which know their own.
 RUN = {
     "seed": SEED,
     "platform": one_of(*PLATFORMS),
@@ -133,8 +132,6 @@ RUN = {
     "init_from": TEXT,
     "watchdog": whole(0, 366 * 86_400),
     "profile": whole(0),
-    "tokenizer.vocab_size": whole(259, 2**16),  # specials and bytes at least; ids are stored as uint16
-    "tokenizer.documents": whole(1),
     "data.path": TEXT,
     "data.seq_len": whole(2, 2**24),  # positions that float32 tells apart
     "data.verify": SWITCH,
@@ -212,9 +209,8 @@ def check(config: ConfigDict, any_accumulate: bool = False) -> None:
     codec = {key for key in values if key == "codec" or key.startswith("codec.")}
     ranges.check("config.", {key: value for key, value in values.items() if key not in codec}, allowed(values))
     if "codec.name" not in codec:
-        raise InputError(f"config.codec.name is missing: {one_of(*codecs.REGISTRY).words}")
-    codecs.make(config.codec)
-    for kinds in (MODELS, TASKS):
+        raise InputError(f"config.codec.name is missing: {one_of(*CODECS.names).words}")
+    for kinds in (CODECS, MODELS, TASKS):
         kinds.of(config)
     if config.optim.batch_size % config.optim.accumulate and not any_accumulate:
         raise InputError(
@@ -228,13 +224,13 @@ def check(config: ConfigDict, any_accumulate: bool = False) -> None:
 
 
 def allowed(values: Mapping[str, Any]) -> dict[str, Range]:
-    """The range of each key but the codec's, for a config of these values by flat key: its model has its own keys.
+    """The range of each key but the codec's, which checks its own, for a config of these values by flat key.
 
     Raises:
-      InputError: the model or the task has no name, or an unknown one.
+      InputError: the tokenizer, the model or the task has no name, or an unknown one.
     """
     found = dict(RUN)
-    for kinds in (MODELS, TASKS):
+    for kinds in (TOKENIZERS, MODELS, TASKS):
         key = f"{kinds.section}.name"
         if key not in values:
             raise InputError(f"config.{key} is missing: {one_of(*kinds.names).words}")
@@ -351,7 +347,8 @@ def to_json(config: ConfigDict) -> str:
 def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
     """What a config.json of an older version says, as this version writes it, without the version.
 
-    Version 0, which does not say so, has no names of model and task: there was one of each.
+    Version 0, which does not say so, has no names of model and task, and version 1 none of the tokenizer: there was
+    one of each.
 
     Raises:
       InputError: it is of a newer version.
@@ -360,24 +357,23 @@ def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
     version = stored.pop("version", 0)
     if type(version) is not int or not 0 <= version <= VERSION:
         raise InputError(f"not the config of a run: version {version!r}, this program reads up to {VERSION}")
-    if version < 1:
-        for kinds in (MODELS, TASKS):
-            section = stored.get(kinds.section, {})
-            if isinstance(section, dict):
-                stored[kinds.section] = {"name": kinds.default} | section
+    for kinds, since in ((MODELS, 1), (TASKS, 1), (TOKENIZERS, 2)):
+        section = stored.get(kinds.section, {})
+        if version < since and isinstance(section, dict):
+            stored[kinds.section] = {"name": kinds.default} | section
     return stored
 
 
 def _defaults_for(stored: dict[str, Any]) -> ConfigDict:
-    """`base()` with the sections of the codec, the model and the task that are stored.
+    """`base()` with the sections of the codec, the tokenizer, the model and the task that are stored.
 
     Raises:
-      InputError: a model or a task that is not known. Of a codec, `check` says so.
+      InputError: a tokenizer, a model or a task that is not known. Of a codec, `check` says so.
     """
     config = base()
-    for kinds in (MODELS, TASKS):
+    for kinds in (TOKENIZERS, MODELS, TASKS):
         if isinstance(section := stored.get(kinds.section), dict):
-            config[kinds.section] = ConfigDict(kinds.defaults(section.get("name")))
-    if isinstance(section := stored.get("codec"), dict) and section.get("name") in codecs.REGISTRY:
-        config.codec = _codec(section["name"])
+            config[kinds.section] = _defaults(kinds, section.get("name"))
+    if isinstance(section := stored.get("codec"), dict) and section.get("name") in CODECS.names:
+        config.codec = _defaults(CODECS, section["name"])
     return config

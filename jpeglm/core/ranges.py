@@ -78,8 +78,7 @@ def several(each: Range) -> Range:
 TEXT = Range(lambda value: isinstance(value, str), "a text")
 SWITCH = Range(lambda value: isinstance(value, bool), "True or False")
 SEED = whole(0, 2**32 - 1)  # JAX takes the low 32 bits: a larger seed, or a negative one, would equal another
-# For the fields of a class that knows its ranges itself.
-BY_TYPE = {int: Range(whole(-INT32_MAX).holds, "a whole number of at most 32 bits"), str: TEXT, bool: SWITCH}
+INTEGER = Range(whole(-INT32_MAX).holds, "a whole number of at most 32 bits")  # for a class that knows its ranges
 
 
 def check(prefix: str, values: Mapping[str, Any], ranges: Mapping[str, Range], optional: Collection[str] = ()) -> None:

@@ -1,7 +1,8 @@
-"""Kinds by name: of models, of tasks. A new kind is one file, and one line in its registry.
+"""Kinds by name: of codecs, tokenizers, models and tasks. A new kind is one file, and one line here.
 
-A kind is a class that is made from a run's config by `of(config)`, and says what its section of the config holds. An
-entry may be the class itself or its place as text, "package.module:Class", which is imported when it is asked for.
+A section of the config says by its key `name` which kind is meant. A kind is a class; what its registry asks of it is
+said at `Registry`, and all else in its protocol. An entry may be the class itself, or its place as text,
+"package.module:Class", which is imported when it is asked for: a config asks for the kinds without importing them all.
 """
 
 import importlib
@@ -10,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jpeglm.core.errors import InputError
 from jpeglm.core.ranges import Range, check_one, one_of
 
 Section = Mapping[str, tuple[Any, Range]]  # each key of a section of the config: its default, and what it may be
@@ -18,16 +20,21 @@ Section = Mapping[str, tuple[Any, Range]]  # each key of a section of the config
 class Registry:
     """The kinds of one section of the config, as `config.model`, whose key `name` says which of them is meant.
 
+    A kind has `SECTION`, a `Section` of the keys beside `name`. Those that are made from settings alone (all but
+    tokenizers, which are learnt) have a classmethod `of(config)`, too.
+
     Attributes:
       section: "model".
       kinds: class or its place by name; code outside of this package may put its own here.
-      default: the name of the first, which runs have that were written without a name.
+      default: the name of the first, which a section has that was written without a name.
     """
 
-    def __init__(self, section: str, kinds: Mapping[str, type | str]):
+    def __init__(self, section: str, kinds: Mapping[str, type | str], unknown: str = ""):
+        """`unknown`: the message about an unknown name, with {name} and {names}, in the place of the usual one."""
         self.section = section
         self.kinds = dict(kinds)
         self.default = next(iter(self.kinds))
+        self._unknown = unknown
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -36,16 +43,23 @@ class Registry:
 
     def kind(self, name: Any) -> Any:
         """The class. Raises InputError for a name that is not known."""
-        check_one(f"config.{self.section}.name", name, one_of(*self.names))
+        known = one_of(*self.names)
+        if self._unknown and not known.holds(name):
+            raise InputError(self._unknown.format(name=repr(name), names=", ".join(self.names)))
+        check_one(f"config.{self.section}.name", name, known)
         kind = self.kinds[name]
         if isinstance(kind, str):
             module, _, attribute = kind.partition(":")
             kind = getattr(importlib.import_module(module), attribute)
         return kind
 
-    def of(self, config: ConfigDict) -> Any:
-        """What a run's config names, made with its settings. Raises InputError where they do not fit together."""
-        return self.kind(config[self.section].name).of(config)
+    def kind_of(self, config: Mapping[str, Any]) -> Any:
+        """The class that a config names, a run's or a manifest's. Raises InputError for a name that is not known."""
+        return self.kind(config[self.section].get("name"))
+
+    def of(self, config: Mapping[str, Any]) -> Any:
+        """What a config names, made with its settings. Raises InputError where they do not fit together."""
+        return self.kind_of(config).of(config)
 
     def defaults(self, name: str) -> dict[str, Any]:
         """The whole section of a kind, its name included."""
@@ -62,3 +76,16 @@ class Registry:
         So that results stay known that were made when nothing had a name.
         """
         return {key: value for key, value in section.to_dict().items() if (key, value) != ("name", self.default)}
+
+
+CODECS = Registry(  # `Codec` in jpeglm/data/codecs/base.py
+    "codec",
+    {
+        "jpeg": "jpeglm.data.codecs.jpeg:JpegCodec",
+        "avc": "jpeglm.data.codecs.avc:AvcCodec",
+    },
+    unknown="config.codec.name: unknown codec {name}; the codecs are: {names}",
+)
+TOKENIZERS = Registry("tokenizer", {"bpe": "jpeglm.data.tokenizers.bpe:BpeTokenizer"})  # `Tokenizer` in its package
+MODELS = Registry("model", {"llama": "jpeglm.models.llama_config:LlamaConfig"})  # `Model` in jpeglm/models
+TASKS = Registry("task", {"lm": "jpeglm.train.tasks.lm:LanguageModelling"})  # `Task` in jpeglm/train/tasks

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from jpeglm.core import retries
 from jpeglm.core.errors import InputError
-from jpeglm.data import records
-from jpeglm.data.tokenizers.bpe import BOS, Tokenizer
+from jpeglm.data import records, tokenizers
+from jpeglm.data.tokenizers import BOS
 
 Batch = dict[str, np.ndarray]
 
@@ -202,7 +202,7 @@ def documents(path: str, split: str, limit: int | None = None) -> Iterator[bytes
       InputError: no finished folder, a missing or damaged shard.
     """
     manifest = records.read_manifest(path)
-    learnt = Tokenizer.load(Path(path) / records.TOKENIZER)
+    learnt = tokenizers.load(path, manifest["config"])
     records.shard_paths(path, manifest, split)  # checks them
     seq_len = manifest["config"]["data"]["seq_len"]
     ids = itertools.chain.from_iterable(
@@ -214,7 +214,8 @@ def documents(path: str, split: str, limit: int | None = None) -> Iterator[bytes
 def check_fits(manifest: dict, config: ConfigDict) -> None:
     """`InputError` naming the first key in which a run's config differs from the data's that it would train on."""
     data = manifest["config"]
-    keys = [("codec", key) for key in data["codec"]] + [("tokenizer", "vocab_size"), ("data", "seq_len")]
+    keys = [("codec", key) for key in data["codec"]]
+    keys += [("tokenizer", "name"), ("tokenizer", "vocab_size"), ("data", "seq_len")]
     for section, key in keys:
         if config[section][key] != data[section][key]:
             raise InputError(

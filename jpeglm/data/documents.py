@@ -9,12 +9,12 @@ from collections.abc import Container
 
 from absl import logging
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused, printable
 from jpeglm.data import records, sources
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver
-from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND
 
 
 def check(source: Source, codec: Codec) -> None:

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from jpeglm.core import retries
 from jpeglm.core.errors import InputError
-from jpeglm.data.tokenizers.bpe import BOS, EOS
+from jpeglm.core.registry import TOKENIZERS
+from jpeglm.data import tokenizers
+from jpeglm.data.tokenizers import BOS, EOS
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
 _TOKEN = np.dtype("<u2")
 
 
@@ -40,7 +41,7 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 def is_prepared(folder: str | os.PathLike) -> bool:
     """Whether `jpeglm.prepare` has finished this folder."""
-    return all(os.path.isfile(os.path.join(folder, name)) for name in (MANIFEST, TOKENIZER))
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (MANIFEST, tokenizers.FILE))
 
 
 def sha256_of(path: Path) -> str:
@@ -63,7 +64,13 @@ def read_manifest(folder: str | os.PathLike) -> dict:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
+    with_names(manifest)
     return manifest
+
+
+def with_names(record: dict) -> None:
+    """Adds to the config in a manifest what it lacks that was written when there was one kind of tokenizer."""
+    record["config"]["tokenizer"].setdefault("name", TOKENIZERS.default)
 
 
 def shard_paths(folder: str | os.PathLike, manifest: dict, split: str) -> list[Path]:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from jpeglm.core.errors import Diverged
-from jpeglm.data import codecs
+from jpeglm.core.registry import CODECS
 
 
 def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:
@@ -20,5 +20,5 @@ def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, 
     return {
         "nats_per_token": nats_per_token,
         "bits_per_byte": bits / split["bytes"],
-        "bits_per_pixel": bits / (split["documents"] * codecs.make(manifest["config"]["codec"]).pixels),
+        "bits_per_pixel": bits / (split["documents"] * CODECS.of(manifest["config"]).pixels),
     }

@@ -25,10 +25,10 @@ import jax
 from absl import flags, logging
 
 from jpeglm.core import cli, distributed
+from jpeglm.core.config import BACKGROUNDS, DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, writing
 from jpeglm.core.files import check_outside, write_whole
 from jpeglm.data.sources.arrays import without_array
-from jpeglm.data.sources.pictures import BACKGROUNDS, DEFAULT_BACKGROUND
 from jpeglm.fid import images
 from jpeglm.fid.extractors.base import Extractor
 from jpeglm.fid.extractors.efficientnet import EfficientNetLite0

@@ -11,11 +11,12 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused, printable
 from jpeglm.data.sources import open_anew
 from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver, Rule
-from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND, load_pixels, on_background
+from jpeglm.data.sources.pictures import load_pixels, on_background
 from jpeglm.data.sources.reading import refusing
 
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
@@ -43,7 +44,7 @@ class Pictures(Sequence[np.ndarray]):
     """
 
     def __init__(self, source: Source, background: str = DEFAULT_BACKGROUND):
-        """Lists the source. `background`: one of `BACKGROUNDS`."""
+        """Lists the source. `background`: one of `config.BACKGROUNDS`."""
         self.path = printable(source.path)
         self.passed_over = PassedOver()
         self.names = list(source.names(passed_over=self.passed_over))

@@ -1,20 +1,18 @@
 """What is in prepared data: `python -m jpeglm.inspect DIR`."""
 
-from pathlib import Path
-
 from absl import flags
 from tabulate import tabulate
 
 from jpeglm.core import cli
-from jpeglm.data import codecs, records
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.core.registry import CODECS
+from jpeglm.data import records, tokenizers
 
 _SHOWN_BYTES = 40  # of a merge
 
 
 def main(folder: str) -> None:
     manifest = records.read_manifest(folder)
-    learnt = Tokenizer.load(Path(folder) / records.TOKENIZER)
+    learnt = tokenizers.load(folder, manifest["config"])
     config, counts, splits = manifest["config"], manifest["counts"], manifest["splits"]
 
     settings = [(f"{name}.{key}", value) for name, section in config.items() for key, value in section.items()]
@@ -25,7 +23,7 @@ def main(folder: str) -> None:
     rows.append(("variants added", counts["variants"]))
     rows += [(f"refused: {key}", number) for key, number in counts["refused"].items()]
     rows += [(f"passed over: {key}", number) for key, number in counts.get("passed_over", {}).items()]
-    _print(f"{codecs.make(config['codec']).item.capitalize()}s", ["", "number"], rows)
+    _print(f"{CODECS.of(config).item.capitalize()}s", ["", "number"], rows)
 
     _print(
         "Splits",

@@ -1,6 +1,6 @@
 """Models: networks that give the probabilities of each next token.
 
-A new model is one file, and one line of `MODELS`: the place of a class that keeps the protocol `Model`.
+A new model is one file, and one line in jpeglm/core/registry.py: the place of a class that keeps the protocol `Model`.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from ml_collections import ConfigDict
 
-from jpeglm.core.registry import Registry, Section
-
-MODELS = Registry("model", {"llama": "jpeglm.models.llama_config:LlamaConfig"})
+from jpeglm.core.registry import Section
 
 
 class Model(Protocol):

@@ -14,8 +14,8 @@ from absl import flags
 from tabulate import tabulate
 
 from jpeglm.core import cli
-from jpeglm.data import codecs
-from jpeglm.data.sources.pictures import BACKGROUNDS, DEFAULT_BACKGROUND
+from jpeglm.core.config import BACKGROUNDS, DEFAULT_BACKGROUND
+from jpeglm.core.registry import CODECS
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
 
@@ -28,7 +28,7 @@ def main() -> None:
         verify(_OUT.value, _WORKERS.value)
     counts = manifest["counts"]
     refused = ", ".join(f"{count} {reason}" for reason, count in counts["refused"].items())
-    items = f"{codecs.make(_CONFIG.value.codec).item}s"
+    items = f"{CODECS.of(_CONFIG.value).item}s"
     print(f"{counts['kept']} of {counts['seen']} {items} kept; refused: {refused or 'none'}")
     if passed_over := counts.get("passed_over"):
         found = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())

@@ -9,6 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 from tqdm import tqdm
 
+from jpeglm.core.registry import CODECS, TOKENIZERS
+
 
 class Pool:
     """Processes that end with their parent, with few tasks in flight however long the list is.
@@ -22,7 +24,10 @@ class Pool:
 
     def __enter__(self) -> "Pool":
         self._executor = ProcessPoolExecutor(
-            self._workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(CODECS.kinds, TOKENIZERS.kinds),
         )
         return self
 
@@ -43,7 +48,10 @@ def progress(total: int, unit: str, what: str) -> tqdm:
     return tqdm(total=total, unit=unit, desc=what, unit_scale=total >= 1_000_000, dynamic_ncols=True)
 
 
-def _start_worker() -> None:
+def _start_worker(codecs: dict[str, type | str], tokenizers: dict[str, type | str]) -> None:
+    # A new process has only the kinds of this package, and not those that other code has put there.
+    CODECS.kinds.update(codecs)
+    TOKENIZERS.kinds.update(tokenizers)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool has the cores already
 
     def end_with_parent() -> None:

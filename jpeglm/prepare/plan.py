@@ -8,7 +8,7 @@
    one); the boundary moves on past copies of the same document, so no document is on both sides. Variants are never
    held out: one stays if its picture is a training document and its own key lies in the training part, so that the
    split by keys is the same and no variant equals a held-out document. A training document belongs to shard (last 8
-   bytes of its key, big-endian) modulo `data.shards`. The tokenizer is learnt from the first `bpe.documents`
+   bytes of its key, big-endian) modulo `data.shards`. The tokenizer is learnt from the first `tokenizer.documents`
    training documents in this order, never from a held-out one, or is given as a file.
 3. Pack. Each shard is written alone (`records.write_shard`), its documents in the same order.
 
@@ -39,15 +39,14 @@ from jpeglm.core import ranges
 from jpeglm.core.config import base, check
 from jpeglm.core.errors import InputError, Refused, writing
 from jpeglm.core.files import check_outside, replacing, write_whole
-from jpeglm.data import codecs, documents, records, sources
+from jpeglm.core.registry import CODECS, TOKENIZERS
+from jpeglm.data import documents, records, sources, tokenizers
 from jpeglm.data.sources import listing
-from jpeglm.data.tokenizers import bpe
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.prepare.local import Pool, progress
 
 REFUSED = "refused.jsonl"
 PASSED_OVER = "passed_over.jsonl"
-TOKENIZER = records.TOKENIZER
 _WORK = ".work"
 _NAMES_IN_MANIFEST = 100
 _BATCH = 64  # documents tokenized at a time
@@ -56,13 +55,16 @@ _PLACE = np.dtype([("unit", "<u4"), ("offset", "<u8"), ("length", "<u4")])  # wh
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the result depends on; sent to every worker."""
+    """What the result depends on; sent to every worker. `config`: the sections of `config_sections`."""
 
     source: str
     out: str
-    codec: dict
-    data: dict
+    config: dict
     unit_items: int
+
+    @property
+    def data(self) -> dict:
+        return self.config["data"]
 
     @property
     def work(self) -> Path:
@@ -93,8 +95,8 @@ def prepare(
     """
     check(config)
     sections = config_sections(config)
-    codec = codecs.make(config.codec)
-    given = Tokenizer.load(tokenizer_path) if tokenizer_path else None
+    codec = CODECS.of(config)
+    given = TOKENIZERS.kind_of(config).load(tokenizer_path) if tokenizer_path else None
     if given and given.vocab_size != config.tokenizer.vocab_size:
         raise InputError(
             f"{tokenizer_path} has {given.vocab_size} entries, tokenizer.vocab_size is {config.tokenizer.vocab_size}"
@@ -104,7 +106,7 @@ def prepare(
     identity = {"config": sections, "source": source, "given_tokenizer": given.sha256 if given else None}
     out = Path(out)
     unit_items = unit_items or codec.items.a_minute(config.data.augment)
-    job = Job(source, str(out), sections["codec"], sections["data"], unit_items)
+    job = Job(source, str(out), sections, unit_items)
     if (out / records.MANIFEST).exists():
         manifest = records.read_manifest(out)
         _refuse_other(out, _with_defaults(manifest), identity)
@@ -114,10 +116,10 @@ def prepare(
 
     documents.check(sources.open_source(source), codec)  # before anything is written
     with writing(out):
-        return _prepare(job, identity, config, given, workers)
+        return _prepare(job, identity, given, workers)
 
 
-def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | None, workers: int | None) -> dict:
+def _prepare(job: Job, identity: dict, given: Tokenizer | None, workers: int | None) -> dict:
     """The three stages, and the manifest that marks their end."""
     _begin(job, identity)
     unit_starts, num_items, passed_over = _list_names(job)
@@ -125,14 +127,14 @@ def _prepare(job: Job, identity: dict, config: ConfigDict, given: Tokenizer | No
         _encode_all(pool, job, unit_starts, num_items)
         with _vacating(job):
             places, held_out, shard, counts = _order(job, len(unit_starts))
-            learnt = _make_tokenizer(job, config.tokenizer, places[held_out:], given)
+            learnt = _make_tokenizer(job, places[held_out:], given)
         entries = _pack_all(pool, job, places, held_out, shard)
 
     manifest = {
         "format_version": records.FORMAT_VERSION,
         **identity,
         "tokenizer_sha256": learnt.sha256,
-        "encoder_versions": codecs.make(config.codec).encoder_versions(),
+        "encoder_versions": CODECS.of(job.config).encoder_versions(),
         "counts": {"seen": num_items, **counts, "passed_over": passed_over},
         "splits": {
             split: {
@@ -188,6 +190,7 @@ def _begin(job: Job, identity: dict) -> None:
 
 def _with_defaults(record: dict) -> dict:
     """A flattened manifest or record of a job; keys of the section data that it is too old to have, as in `base()`."""
+    records.with_names(record)
     defaults = {"config": {"data": config_sections(base())["data"]}}
     return ranges.flat(defaults) | ranges.flat(record)
 
@@ -198,7 +201,7 @@ def _vacating(job: Job) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if not (Path(job.out) / TOKENIZER).exists():  # else source and config were good before
+        if not (Path(job.out) / tokenizers.FILE).exists():  # else source and config were good before
             (job.work / "job.json").unlink(missing_ok=True)
         raise
 
@@ -213,7 +216,7 @@ def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
       where in it each unit starts, in bytes; the number of names; the numbers of files passed over.
     """
     path = job.work / "names.jsonl"
-    starts, count, codec = [], 0, codecs.make(job.codec)
+    starts, count, codec = [], 0, CODECS.of(job.config)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file, open(job.work / PASSED_OVER, "wb") as others:
             passed_over = listing.PassedOver(
@@ -247,7 +250,7 @@ def _refused_path(job: Job, unit: int) -> Path:
 def _encode_all(pool: Pool, job: Job, unit_starts: list[int], num_items: int) -> None:
     sizes = [min(job.unit_items, num_items - unit * job.unit_items) for unit in range(len(unit_starts))]
     todo = [unit for unit in range(len(unit_starts)) if not _index_path(job, unit).exists()]
-    with progress(num_items, codecs.make(job.codec).item, "encoding") as bar:
+    with progress(num_items, CODECS.of(job.config).item, "encoding") as bar:
         bar.update(num_items - sum(sizes[unit] for unit in todo))
         for unit in pool.map_unordered(encode_unit, ((job, unit, unit_starts[unit]) for unit in todo)):
             bar.update(sizes[unit])
@@ -255,7 +258,7 @@ def _encode_all(pool: Pool, job: Job, unit_starts: list[int], num_items: int) ->
 
 def encode_unit(job: Job, unit: int, start: int) -> int:
     """Encodes the names of one unit. The index is written last: where it exists, the unit is complete."""
-    codec = codecs.make(job.codec)
+    codec = CODECS.of(job.config)
     source = sources.open_source(job.source)
     encoded, is_variant, refused = [], [], []
     with open(job.work / "names.jsonl", "rb") as file:
@@ -326,7 +329,7 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
     keys, places = np.concatenate(all_keys), np.concatenate(all_places)
     if not len(keys):
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-        item = codecs.make(job.codec).item
+        item = CODECS.of(job.config).item
         raise InputError(f"no {item} of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
 
     is_variant = np.concatenate(all_variants)
@@ -373,21 +376,22 @@ def _read_places(job: Job, places: np.ndarray) -> Iterator[bytes]:
             yield file.read(length)
 
 
-def _make_tokenizer(job: Job, section: ConfigDict, training: np.ndarray, given: Tokenizer | None) -> Tokenizer:
-    path = Path(job.out) / TOKENIZER
+def _make_tokenizer(job: Job, training: np.ndarray, given: Tokenizer | None) -> Tokenizer:
+    path = Path(job.out) / tokenizers.FILE
     if path.exists():  # from before a kill
-        return Tokenizer.load(path)
+        return tokenizers.load(job.out, job.config)
     if given is None:
-        sample = training[: section.documents]
-        logging.info("learning %d entries from %d training documents", section.vocab_size, len(sample))
-        if len(sample) < section.documents:
-            logging.info("(tokenizer.documents asks for %d, there are no more)", section.documents)
-        codec = codecs.make(job.codec)
-        given = bpe.train(
-            _read_places(job, sample), section.vocab_size, codec.separator_regex, codec.separator_behavior
-        )
-    given.save(job.work / TOKENIZER)
-    os.replace(job.work / TOKENIZER, path)
+        settings = job.config["tokenizer"]
+        wanted = settings.get("documents", 0)  # a kind that has no such key learns nothing
+        sample = training[:wanted]
+        if wanted:
+            logging.info("learning %d entries from %d training documents", settings["vocab_size"], len(sample))
+        if len(sample) < wanted:
+            logging.info("(tokenizer.documents asks for %d, there are no more)", wanted)
+        kind = TOKENIZERS.kind_of(job.config)
+        given = kind.learn(settings, _read_places(job, sample), CODECS.of(job.config))
+    given.save(job.work / tokenizers.FILE)
+    os.replace(job.work / tokenizers.FILE, path)
     return given
 
 
@@ -419,7 +423,7 @@ def _pack_shard(job: Job, split: str, index: int, count: int, places: np.ndarray
     record = job.work / f"{path.name}.json"
     if record.exists():
         return split, json.loads(record.read_bytes())
-    learnt = Tokenizer.load(Path(job.out) / TOKENIZER)
+    learnt = tokenizers.load(job.out, job.config)
     batches = (list(_read_places(job, places[start : start + _BATCH])) for start in range(0, len(places), _BATCH))
     documents = itertools.chain.from_iterable(map(learnt.encode_batch, batches))
     entry = {"name": path.name, "bytes": int(places["length"].sum(dtype=np.int64))}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jpeglm.core import retries
 from jpeglm.core.errors import InputError, reading
-from jpeglm.data import codecs, records
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.core.registry import CODECS
+from jpeglm.data import records, tokenizers
 from jpeglm.prepare import plan
 from jpeglm.prepare.local import Pool, progress
 
@@ -25,8 +25,8 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
     """
     folder = Path(folder)
     manifest = records.read_manifest(folder)
-    if Tokenizer.load(folder / plan.TOKENIZER).sha256 != manifest["tokenizer_sha256"]:
-        raise InputError(f"{folder / plan.TOKENIZER} is not the one that the manifest names")
+    if tokenizers.load(folder, manifest["config"]).sha256 != manifest["tokenizer_sha256"]:
+        raise InputError(f"{folder / tokenizers.FILE} is not the one that the manifest names")
     splits, counts = manifest["splits"], manifest["counts"]
     listed = [(split, index) for split in splits for index in range(len(records.shard_paths(folder, manifest, split)))]
     ranges = {split: [] for split in splits}  # first and last key of each shard
@@ -66,8 +66,8 @@ def _verify_shard(folder: str, manifest: dict, split: str, index: int) -> tuple[
     path = Path(folder) / shard["name"]
     if retries.read(lambda: records.sha256_of(path), path) != shard["sha256"]:
         raise InputError(f"{path}: the checksum differs from the manifest's, the file is damaged")
-    codec = codecs.make(config["codec"])
-    learnt = Tokenizer.load(Path(folder) / plan.TOKENIZER)
+    codec = CODECS.of(config)
+    learnt = tokenizers.load(folder, config)
     first = last = b""
     documents = bytes_ = tokens = 0
     for ids in records.read_documents(Path(folder), shard, config["data"]["seq_len"]):

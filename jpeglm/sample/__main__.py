@@ -31,9 +31,10 @@ from tqdm import tqdm
 
 from jpeglm.core import checkpoint, cli, distributed, files
 from jpeglm.core.errors import InputError, printable
-from jpeglm.data import codecs, documents, render
+from jpeglm.core.registry import CODECS, MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.data import documents, render
 from jpeglm.data.codecs import Codec
-from jpeglm.models import MODELS
 from jpeglm.sample import too_long
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.folder import Samples
@@ -177,9 +178,9 @@ def main() -> None:
     distributed.start()
     distributed.refuse_several("jpeglm.sample")
     workdir = epath.Path(FLAGS.workdir)
-    config = checkpoint.read_config(workdir)
+    config = read_config(workdir)
     max_tokens = config.data.seq_len if FLAGS.max_tokens is None else FLAGS.max_tokens
-    grammar = FLAGS.grammar and codecs.make(config.codec).has_grammar
+    grammar = FLAGS.grammar and CODECS.of(config).has_grammar
     settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, grammar)
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)

@@ -11,12 +11,13 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from jpeglm.core import checkpoint, distributed
+from jpeglm.core import distributed
 from jpeglm.core.errors import InputError, printable
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config
 from jpeglm.data import render
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources.reading import read_file
-from jpeglm.models import MODELS
 from jpeglm.sample.engine import Settings, integer
 from jpeglm.sample.sampler import Completion, Sampler
 
@@ -88,7 +89,7 @@ class Model:
     def load(cls, workdir: str | os.PathLike, step: int | None = None, slots: int = 8) -> "Model":
         """See `jpeglm.load`."""
         distributed.compute_in_float32()
-        max_tokens = checkpoint.read_config(epath.Path(workdir)).data.seq_len
+        max_tokens = read_config(epath.Path(workdir)).data.seq_len
         return cls(Sampler.load(workdir, Settings(max_tokens, slots=slots), step))
 
     def complete(

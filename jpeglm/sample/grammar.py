@@ -12,7 +12,7 @@ import numpy as np
 
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs.grammar import Grammar, Lookup, Place
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers import Tokenizer
 
 
 class Rules(NamedTuple):

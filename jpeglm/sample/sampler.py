@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core.errors import InputError, printable
-from jpeglm.data import codecs
-from jpeglm.data.tokenizers.bpe import Tokenizer
-from jpeglm.models import MODELS, networks
+from jpeglm.core.registry import CODECS, MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.data import tokenizers
+from jpeglm.data.tokenizers import Tokenizer
+from jpeglm.models import networks
 from jpeglm.sample.engine import Engine, Request, Settings, integer
 from jpeglm.sample.grammar import TokenGrammar
 from jpeglm.sample.scoring import Scorer
@@ -60,7 +62,7 @@ class Sampler:
     ):
         self.config = config
         self.name = name
-        self.codec = codecs.make(config.codec)
+        self.codec = CODECS.of(config)
         self.tokenizer = tokenizer
         self._grammar = self._make_grammar() if settings.grammar else None
         self._engine = Engine(MODELS.of(config), params, mesh, settings, tokenizer.EOS, self._grammar, name)
@@ -81,25 +83,25 @@ class Sampler:
     def load(cls, workdir: epath.PathLike, settings: Settings, step: int | None = None) -> "Sampler":
         """The checkpoint of `step`, or the last one, of a run."""
         workdir = epath.Path(workdir)
-        config = checkpoint.read_config(workdir)
+        config = read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
         model = MODELS.of(config)
         mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=True)
         params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))
         name = f"{workdir}, step {step}"
-        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
+        return cls(config, tokenizers.load(workdir, config), params, mesh, settings, name)
 
     @classmethod
     def untrained(cls, workdir: epath.PathLike, settings: Settings) -> "Sampler":
         """The run's model as it was before its first step."""
         workdir = epath.Path(workdir)
-        config = checkpoint.read_config(workdir)
+        config = read_config(workdir)
         model = MODELS.of(config)
         mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=True)
         shardings = sharding.parameter_shardings(networks.abstract(model)[1], mesh)
         params = jax.jit(lambda: networks.init(model, config.seed), out_shardings=shardings)()
         name = f"{workdir} before its first step"
-        return cls(config, Tokenizer.load(workdir / "tokenizer.json"), params, mesh, settings, name)
+        return cls(config, tokenizers.load(workdir, config), params, mesh, settings, name)
 
     def scorer(self) -> Scorer:
         """What scores documents by the same parameters, which are not copied."""

@@ -13,8 +13,11 @@ from jax.sharding import Mesh
 
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core.errors import InputError
-from jpeglm.data.tokenizers.bpe import Tokenizer
-from jpeglm.models import MODELS, Model, networks
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.data import tokenizers
+from jpeglm.data.tokenizers import Tokenizer
+from jpeglm.models import Model, networks
 from jpeglm.models.loss import cross_entropy
 from jpeglm.sample.engine import bucket
 from jpeglm.sample.filters import NOT_FINITE, are_finite
@@ -49,9 +52,9 @@ class Scorer:
     def load(cls, workdir: epath.PathLike, step: int | None = None) -> "Scorer":
         """The checkpoint of `step`, or the last one, of a run."""
         workdir = epath.Path(workdir)
-        config = checkpoint.read_config(workdir)
+        config = read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
-        tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+        tokenizer = tokenizers.load(workdir, config)
         model = MODELS.of(config)
         mesh = sharding.inference_mesh(model.tensor_parallelism, is_batched=False)
         params = checkpoint.restore_model(workdir, step, networks.laid_out(model, mesh))

@@ -14,9 +14,11 @@ from etils import epath
 from tabulate import tabulate
 from tqdm import tqdm
 
-from jpeglm.core import checkpoint, cli, distributed
+from jpeglm.core import cli, distributed
 from jpeglm.core.errors import printable
-from jpeglm.data import codecs, documents
+from jpeglm.core.registry import CODECS
+from jpeglm.core.workdir import read_config
+from jpeglm.data import documents
 from jpeglm.sample import too_long
 from jpeglm.sample.scoring import Scorer
 
@@ -27,8 +29,8 @@ def main() -> None:
     distributed.start()
     distributed.refuse_several("jpeglm.score")
     workdir = epath.Path(FLAGS.workdir)
-    config = checkpoint.read_config(workdir)
-    codec = codecs.make(config.codec)
+    config = read_config(workdir)
+    codec = CODECS.of(config)
     scorer = Scorer.load(workdir, FLAGS.step)
     found = documents.read(FLAGS.images, codec, FLAGS.num, config.data.background)
     left_out = scorer.too_long(found)

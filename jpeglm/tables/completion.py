@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from jpeglm.core import checkpoint, retries
 from jpeglm.core.errors import InputError, writing
 from jpeglm.core.files import write_whole
-from jpeglm.data import batches, codecs, records
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.core.registry import CODECS
+from jpeglm.core.workdir import read_config, read_manifest
+from jpeglm.data import batches, records, tokenizers
+from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.grammar import TokenGrammar
 from jpeglm.tables.methods import REGISTRY, Completed
@@ -39,8 +41,8 @@ class Run:
     @classmethod
     def open(cls, workdir: epath.Path) -> "Run":
         """The run at its last checkpoint."""
-        config, step = checkpoint.read_config(workdir), checkpoint.pick_step(workdir, None)
-        return cls(workdir, config, Tokenizer.load(workdir / "tokenizer.json"), step)
+        config, step = read_config(workdir), checkpoint.pick_step(workdir, None)
+        return cls(workdir, config, tokenizers.load(workdir, config), step)
 
     @functools.cached_property
     def weights(self) -> str:
@@ -86,13 +88,13 @@ class Methods:
         batches.check_fits(self.manifest, self.run_config)
         if self.tokenizer.sha256 != self.manifest["tokenizer_sha256"]:
             raise InputError(f"{data} was prepared with another tokenizer than the run in {workdir} learnt with")
-        self.codec = codecs.make(self.run_config.codec)
+        self.codec = CODECS.of(self.run_config)
         self.held: tuple[str, Any] | None = None
         self._pool: list[bytes] | None = None
         self.pretrained = epath.Path(pretrained) if pretrained else None
         if self.pretrained:
             self.runs["pretrained"] = Run.open(self.pretrained)
-            theirs = checkpoint.read_manifest(self.pretrained)["splits"]["heldout"]["shards"]
+            theirs = read_manifest(self.pretrained)["splits"]["heldout"]["shards"]
             ours = self.manifest["splits"]["heldout"]["shards"]
             if [shard["sha256"] for shard in theirs] != [shard["sha256"] for shard in ours]:
                 raise InputError(
@@ -107,8 +109,7 @@ class Methods:
           InputError: `max_tokens` leaves no room after a prompt, or with the grammar not enough for a whole file.
         """
         runs = [self.runs[row] for row in rows if row in self.runs]
-        tokenizers = {run.tokenizer.sha256: run.tokenizer for run in runs}
-        for tokenizer in tokenizers.values():
+        for tokenizer in {run.tokenizer.sha256: run.tokenizer for run in runs}.values():
             grammar = TokenGrammar(self.codec.grammar(), tokenizer) if self.codec.has_grammar else None
             wanted = []
             for ratio in ratios:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
 from jpeglm.core.files import check_outside
+from jpeglm.core.workdir import read_metrics
 from jpeglm.data import batches
 from jpeglm.data.codecs import Codec
 from jpeglm.fid.extractors.base import Extractor, extract
@@ -36,7 +37,6 @@ from jpeglm.tables.judges import judge, psnr
 from jpeglm.tables.methods import REGISTRY, Completed, title_of
 from jpeglm.tables.methods.base import documents_identity
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, NGRAM_ORDER, LanguageModel, Row, Shown, Table, methods_of
-from jpeglm.train.monitor import read_metrics
 
 EXTRACTORS = ("efficientnet_lite0", "inception")
 SHOWN = 8  # pictures of each cell that a report shows

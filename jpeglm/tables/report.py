@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jpeglm.core import checkpoint
 from jpeglm.core.errors import writing
 from jpeglm.core.files import write_whole
-from jpeglm.data import codecs, render
+from jpeglm.core.registry import CODECS
+from jpeglm.core.workdir import read_config
+from jpeglm.data import render
 from jpeglm.tables.methods import REGISTRY, title_of
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
 from jpeglm.tables.text import Column, columns, fine_percent, given, number, percent
@@ -66,7 +67,7 @@ _LARGEST_SIDE = 128  # and a large one shrunk to
 
 def facts(config: ConfigDict, command: str) -> dict[str, Any]:
     """Where numbers come from: the table's config and the run's, versions, hardware, date and command; JSON types."""
-    run = checkpoint.read_config(epath.Path(config.workdir))
+    run = read_config(epath.Path(config.workdir))
     devices = jax.devices()
     return {
         "command": command,
@@ -78,7 +79,7 @@ def facts(config: ConfigDict, command: str) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES}
-        | codecs.make(run.codec).encoder_versions(),
+        | CODECS.of(run).encoder_versions(),
         "config": json.loads(config.to_json()),
         "run_config": json.loads(run.to_json()),
     }

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 from jpeglm.core import checkpoint, distributed, sharding
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import Diverged, InputError
+from jpeglm.core.registry import MODELS, TASKS
+from jpeglm.core.workdir import check_init_from, check_resumable, write_run
 from jpeglm.data import batches as pipeline
 from jpeglm.data import records
-from jpeglm.models import MODELS
 from jpeglm.train import monitor
 from jpeglm.train import preemption as faults
 from jpeglm.train import step as train_step
 from jpeglm.train.progress import Progress, opening_table
-from jpeglm.train.tasks import TASKS
 
 
 def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None) -> tuple[int, int]:
@@ -66,10 +66,10 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
     eval_size = batch_size // accumulate
     eval_rows = sharding.local_rows(batch_layout, (eval_size, seq_len))
-    checkpoint.check_resumable(workdir, config, manifest)
+    check_resumable(workdir, config, manifest)
     init_from = epath.Path(config.init_from) if config.init_from else None
     if init_from and not checkpoint.saved_steps(workdir):
-        checkpoint.check_init_from(init_from, config, programs.state["params"], manifest)
+        check_init_from(init_from, config, programs.state["params"], manifest)
 
     clock.lap("restart")
     distributed.cache_programs(workdir)  # not before: a run that is refused writes nothing
@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None)
     distributed.wait_for_all("the programs are compiled")
 
     ############################ State: restored, or new ############################
-    claim = checkpoint.write_run(workdir, config, data_dir) if is_lead else None
+    claim = write_run(workdir, config, data_dir) if is_lead else None
     first_step, state = checkpoint.restore_newest(workdir, programs.state)
     if state is None and init_from:
         params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), programs.state["params"])

@@ -9,9 +9,9 @@ import jax
 from etils import epath
 from tabulate import tabulate
 
-from jpeglm.core import retries
 from jpeglm.core.errors import InputError, writing
 from jpeglm.core.files import write_whole
+from jpeglm.core.workdir import read_metrics
 
 
 def speed(
@@ -163,19 +163,6 @@ class MetricsLog:
         self.flush()
         with writing(self._workdir):
             self._board.close()
-
-
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a workdir's `metrics.jsonl`, oldest first; none where it has not been written."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    text = retries.read_text(path) or ""
-    try:
-        rows = [json.loads(line) for line in text.splitlines()]
-        if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
-            raise ValueError("a row without a step")
-        return rows
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}): mend it or move it away") from error
 
 
 def human_count(number: float) -> str:

@@ -12,8 +12,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from jpeglm.core import hardware
+from jpeglm.core.registry import MODELS
 from jpeglm.data import batches
-from jpeglm.models import MODELS
 from jpeglm.train import monitor
 from jpeglm.train.monitor import human_bytes, human_count, human_time
 

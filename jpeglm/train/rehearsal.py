@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from jpeglm.core import checkpoint, distributed, files
 from jpeglm.core.errors import InputError
+from jpeglm.core.workdir import check_resumable
 from jpeglm.data import records
 from jpeglm.train import monitor
 from jpeglm.train.monitor import human_bytes
@@ -77,7 +78,7 @@ def _try(
     train(short, folder, last_step=1)  # finds the checkpoint, and compares each array's fingerprint
     if checkpoint.saved_steps(folder) != [1]:
         raise InputError(f"dry run: no. {folder}: the checkpoint of step 1 could not be read again")
-    checkpoint.check_resumable(workdir, config, records.read_manifest(config.data.path))
+    check_resumable(workdir, config, records.read_manifest(config.data.path))
     each = _size(folder / "checkpoints" / "1")
     _wait("all have seen the checkpoint")
     return memory, each

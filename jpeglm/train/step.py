@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
-from jpeglm.models import MODELS, networks
+from jpeglm.core.registry import MODELS, TASKS
+from jpeglm.models import networks
 from jpeglm.train import optimizer as optim
-from jpeglm.train.tasks import TASKS, Task
+from jpeglm.train.tasks import Task
 
 Batch = dict[str, jax.Array]
 

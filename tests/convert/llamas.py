@@ -11,8 +11,10 @@ import transformers
 from flax import nnx
 
 from jpeglm.core import checkpoint, sharding
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config
 from jpeglm.data.tokenizers import bpe
-from jpeglm.models import MODELS, llama, networks
+from jpeglm.models import llama, networks
 from tests.tiny_config import get_config
 
 SHAPES = {
@@ -83,7 +85,7 @@ def run_config():
 
 def restored(workdir: Path, step: int | None = None):
     """(model config, parameters) of a workdir, as sampling and scoring restore them."""
-    config = checkpoint.read_config(workdir)
+    config = read_config(workdir)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     params = checkpoint.restore_model(
         workdir, checkpoint.pick_step(workdir, step), networks.laid_out(MODELS.of(config), mesh)

@@ -14,7 +14,7 @@ import transformers
 import jpeglm
 from jpeglm.data import batches
 from jpeglm.data.codecs.jpeg import JpegCodec
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from tests.convert import llamas
 from tests.convert.test_sentencepiece import braille, train
 from tests.forks import run
@@ -126,8 +126,8 @@ def test_training_goes_on_from_imported_weights_with_the_imported_tokenizer(work
     assert trained.returncode == 0, trained.stderr
     (_, before), (_, after) = llamas.restored(workdir), llamas.restored(tmp_path / "run")
     np.testing.assert_allclose(after["layers"]["wq"], before["layers"]["wq"], atol=1e-6)
-    learnt = Tokenizer.load(tmp_path / "run" / "tokenizer.json")
-    assert learnt.sha256 == Tokenizer.load(workdir / "tokenizer.json").sha256
+    learnt = BpeTokenizer.load(tmp_path / "run" / "tokenizer.json")
+    assert learnt.sha256 == BpeTokenizer.load(workdir / "tokenizer.json").sha256
 
 
 @pytest.mark.parametrize(

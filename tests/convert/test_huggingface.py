@@ -18,7 +18,9 @@ from etils import epath
 from jpeglm.convert import huggingface, sentencepiece
 from jpeglm.core import checkpoint
 from jpeglm.core.errors import InputError
-from jpeglm.data.tokenizers.bpe import BOS, EOS, Tokenizer
+from jpeglm.core.workdir import read_config
+from jpeglm.data.tokenizers import BOS, EOS
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.sample.engine import Engine, Request, Settings
 from tests.commands import run
 from tests.convert import llamas
@@ -91,7 +93,7 @@ def test_a_tied_head_becomes_a_copy_of_the_embedding(tmp_path, text):
 def test_the_workdir_has_the_files_of_a_run_and_the_config_of_the_model(workdir, theirs):
     assert sorted(path.name for path in workdir.iterdir()) == ["checkpoints", "config.json", "tokenizer.json"]
     assert [path.name for path in workdir.parent.iterdir()] == ["run"]
-    config = checkpoint.read_config(epath.Path(workdir))
+    config = read_config(epath.Path(workdir))
     assert (config.model.num_layers, config.model.width, config.model.head_dim) == (3, 64, 16)
     assert (config.model.rope_theta, config.model.norm_eps) == (10_000.0, 1e-5)
     assert config.codec.width == 32 and config.data.seq_len == 256  # the config file's
@@ -119,7 +121,7 @@ def test_older_configs_and_rotary_tables_mean_the_same(shape, tmp_path, text):
     tables = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": table for layer in range(3)}
     torch.save(model.state_dict() | tables, source / "pytorch_model.bin")
     workdir = import_into(tmp_path, source)
-    assert checkpoint.read_config(epath.Path(workdir)).model.rope_theta == theta
+    assert read_config(epath.Path(workdir)).model.rope_theta == theta
     tables["model.layers.1.self_attn.rotary_emb.inv_freq"] = table / 2
     torch.save(model.state_dict() | tables, source / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"model\.layers\.1\.self_attn\.rotary_emb\.inv_freq does not fit rope_theta"):
@@ -353,7 +355,7 @@ def test_import_and_export_give_back_the_same_tensors(how, tmp_path, text):
     found, expected = safetensors.torch.load_file(export / "model.safetensors"), model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert Tokenizer(text).sha256 == huggingface.read_tokenizer(export).sha256
+    assert BpeTokenizer(text).sha256 == huggingface.read_tokenizer(export).sha256
 
 
 def test_bfloat16_weights_make_the_whole_way_unchanged(tmp_path, text):
@@ -395,7 +397,7 @@ def test_shards_are_cut_as_transformers_cuts_them(workdir, theirs, tmp_path, mon
 
 def test_auto_tokenizer_gives_our_ids_and_text(workdir, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(export_into(tmp_path, workdir))
-    ours = Tokenizer.load(workdir / "tokenizer.json")
+    ours = BpeTokenizer.load(workdir / "tokenizer.json")
     for data in (
         b"",
         bytes(range(256)),

@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 from jpeglm.convert import sentencepiece as converter
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs.jpeg import JpegCodec
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from tests.photographs import photographs
 
 CODEC = JpegCodec(height=64, width=96, mode="RGB", quality=25)
@@ -41,9 +41,9 @@ def train(documents, **settings) -> bytes:
     return written.getvalue()
 
 
-def convert(tmp_path, model: bytes) -> Tokenizer:
+def convert(tmp_path, model: bytes) -> BpeTokenizer:
     (tmp_path / "tokenizer.model").write_bytes(model)
-    return Tokenizer(converter.convert(tmp_path / "tokenizer.model"))
+    return BpeTokenizer(converter.convert(tmp_path / "tokenizer.model"))
 
 
 @pytest.fixture(
@@ -124,7 +124,7 @@ def test_a_dummy_prefix_without_its_piece_is_unknown(documents, tmp_path):
 def test_a_converted_tokenizer_is_saved_and_loaded(pair, documents, tmp_path):
     _, ours = pair
     ours.save(tmp_path / "tokenizer.json")
-    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    again = BpeTokenizer.load(tmp_path / "tokenizer.json")
     assert again.sha256 == ours.sha256
     assert np.array_equal(again.encode(documents[50]), ours.encode(documents[50]))
 
@@ -198,7 +198,7 @@ def test_a_file_of_our_own_kind_keeps_its_strict_order(pair):
     content = json.loads(ours.text)
     split = {"type": "Split", "pattern": {"Regex": "\u2800"}, "behavior": "MergedWithPrevious", "invert": False}
     with pytest.raises(InputError, match="ids 3 to 258"):
-        Tokenizer(json.dumps(content | {"pre_tokenizer": split}))
+        BpeTokenizer(json.dumps(content | {"pre_tokenizer": split}))
     content["model"]["vocab"][UNMARKED + "x"] = ours.vocab_size
     with pytest.raises(InputError, match="not written in the 256 Braille"):
-        Tokenizer(json.dumps(content))
+        BpeTokenizer(json.dumps(content))

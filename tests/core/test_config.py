@@ -51,6 +51,7 @@ BAD = {
     "codec.width": [*WHOLE, 0, -1, 65_501],
     "codec.mode": ["CMYK", None],
     "codec.quality": [*WHOLE, 0, 101],
+    "tokenizer.name": ["sentencepiece", None, 0],
     "tokenizer.vocab_size": [*WHOLE, 0, 258, 65_537],
     "tokenizer.documents": COUNT,
     "data.path": TEXT,

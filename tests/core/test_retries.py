@@ -23,10 +23,11 @@ from etils import epath
 
 from jpeglm.core import checkpoint, retries, sharding
 from jpeglm.core.errors import InputError
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import check_resumable, read_config, read_metrics
 from jpeglm.data import records as shards
 from jpeglm.data.batches import Chunks
-from jpeglm.models import MODELS, networks
-from jpeglm.train import monitor
+from jpeglm.models import networks
 from tests.runs import state
 from tests.tiny_config import get_config
 from tests.train.test_resume import abstract_state, content
@@ -290,7 +291,7 @@ def test_processes_agree_on_what_one_of_them_could_not_read_or_found_damaged(sav
         yield content
         yield answers.pop(0).encode()
 
-    monkeypatch.setattr(checkpoint.runtime, "from_each", from_each)
+    monkeypatch.setattr(checkpoint.distributed, "from_each", from_each)
     if says[0]:
         with pytest.raises(InputError, match=f"^{says[0]}$"):
             checkpoint.restore_newest(epath.Path(workdir), abstract_state())
@@ -304,8 +305,8 @@ def test_too_many_open_files_are_not_an_empty_folder_or_no_run(saved, monkeypatc
     workdir = epath.Path(saved)
     reads = {
         "steps": (lambda: checkpoint.saved_steps(workdir), [10, 20]),
-        "config": (lambda: checkpoint.read_config(workdir).steps, 20),
-        "metrics": (lambda: monitor.read_metrics(workdir), [{"step": 1, "loss": 5.5}]),
+        "config": (lambda: read_config(workdir).steps, 20),
+        "metrics": (lambda: read_metrics(workdir), [{"step": 1, "loss": 5.5}]),
     }
     for read, answer in reads.values():
         with no_more_open_files() as end:
@@ -339,7 +340,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(saved, tmp_path, wai
         with pytest.raises(InputError, match="checkpoints, tried 4 times: PermissionError"):
             checkpoint.saved_steps(epath.Path(workdir))
         with pytest.raises(InputError, match="tried 4 times: PermissionError"):
-            checkpoint.check_resumable(epath.Path(workdir), get_config(), {"splits": {}})
+            check_resumable(epath.Path(workdir), get_config(), {"splits": {}})
     finally:
         os.seteuid(user)
         (workdir / "checkpoints").chmod(0o755)

@@ -12,7 +12,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jpeglm.core.ranges import whole
-from jpeglm.models import MODELS, Model
+from jpeglm.core.registry import MODELS
+from jpeglm.models import Model
 
 
 @dataclasses.dataclass(frozen=True)

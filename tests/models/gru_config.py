@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from jpeglm.models import MODELS
+from jpeglm.core.registry import MODELS
 from tests import tiny_config
 from tests.models import gru  # noqa: F401  registers it
 

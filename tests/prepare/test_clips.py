@@ -11,7 +11,8 @@ from PIL import Image
 from jpeglm.core.config import avc as avc_section
 from jpeglm.core.config import base
 from jpeglm.core.errors import InputError, Refused
-from jpeglm.data import batches, codecs, sources
+from jpeglm.core.registry import CODECS
+from jpeglm.data import batches, sources
 from jpeglm.data.codecs.avc import AvcCodec
 from jpeglm.data.tokenizers import bpe
 from jpeglm.prepare import plan
@@ -62,7 +63,7 @@ def test_clips_are_prepared_as_pictures_are(prepared, windows):
     assert manifest["counts"]["passed_over"] == {".txt": 1}
     assert manifest["encoder_versions"]["x264"].startswith("x264 - core")
     verify(out, workers=1)
-    codec = codecs.make(config_of_clips().codec)
+    codec = CODECS.of(config_of_clips())
     expected = {codec.encode((windows / f"{number:02}.mp4").read_bytes()) for number in range(SCENES)}
     found = [*batches.documents(out, "train"), *batches.documents(out, "heldout")]
     assert len(found) == SCENES + 1 and expected < set(found)
@@ -80,9 +81,9 @@ def test_the_result_does_not_depend_on_workers_or_the_number_of_units(prepared, 
 def test_tokens_of_a_clip_cut_between_frames_or_slices_are_a_prefix(prepared, strip_headers):
     out, _ = prepared
     config = config_of_clips()
-    whole = codecs.make(config.codec)
+    whole = CODECS.of(config)
     config.codec.strip_headers = strip_headers
-    codec = codecs.make(config.codec)
+    codec = CODECS.of(config)
     clips = [codec.strip(document) for document in batches.documents(out, "train")]
     learnt = bpe.train(clips, 400, codec.separator_regex, codec.separator_behavior)
     assert whole.parse(codec.restore(clips[0])).starts[0] == 0
@@ -161,7 +162,7 @@ def films(tmp_path_factory):
 
 @pytest.mark.parametrize("film", FILM_LENGTHS)
 def test_a_window_is_what_the_paper_s_command_makes_of_the_film_from_that_frame_on(film, films, tmp_path):
-    codec = codecs.make(config_of_clips().codec)
+    codec = CODECS.of(config_of_clips())
     source = sources.open_anew(str(films))
     found = codec.items.documents(source, film, variants=100, stride=4)
     assert len(found) == 1 + (FILM_LENGTHS[film] - 15) // 4
@@ -204,7 +205,7 @@ def test_a_film_decoded_once_gives_the_windows_of_one_decoded_each_time(tmp_path
 
 
 def test_a_film_damaged_late_gives_the_windows_before_the_damage(tmp_path):
-    codec = codecs.make(config_of_clips().codec)
+    codec = CODECS.of(config_of_clips())
     ffmpeg("-i", FILMS / "bikes.mp4", "-c:v", "libx264", "-g", 25, "-an", tmp_path / "whole.ts")
     data = bytearray((tmp_path / "whole.ts").read_bytes())
     at = int(0.9 * len(data))
@@ -221,7 +222,7 @@ def test_a_film_damaged_late_gives_the_windows_before_the_damage(tmp_path):
 def test_windows_of_a_folder_of_frames(tmp_path):
     (tmp_path / "frames").mkdir()
     ffmpeg("-i", FILMS / "carphone_pristine.mp4", "-vf", "fps=5", "-frames:v", 19, tmp_path / "frames/%d.png")
-    codec = codecs.make(config_of_clips().codec)
+    codec = CODECS.of(config_of_clips())
     source = sources.open_anew(str(tmp_path))
     found = codec.items.documents(source, "frames/", variants=9, stride=2)
     assert len(found) == 3
@@ -246,7 +247,7 @@ def test_no_window_of_a_held_out_film_is_learnt(tmp_path):
     config.tokenizer.vocab_size = 300
     config.data.update({"augment": 99, "stride": 5})
     manifest = plan.prepare(config, str(tmp_path / "films"), tmp_path / "data", workers=1)
-    codec = codecs.make(config.codec)
+    codec = CODECS.of(config)
 
     def colours_of(split: str) -> list[tuple[int, ...]]:
         clips = [codec.decode(document) for document in batches.documents(tmp_path / "data", split)]

@@ -14,13 +14,13 @@ import skimage.data
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image, ImageOps
 
-from jpeglm.core.config import avc, base
+from jpeglm.core.config import BACKGROUNDS, avc, base
 from jpeglm.core.errors import InputError
-from jpeglm.data import augment, batches, codecs, documents
+from jpeglm.core.registry import CODECS
+from jpeglm.data import augment, batches, documents
 from jpeglm.data.sources.folders import Folder
-from jpeglm.data.sources.pictures import BACKGROUNDS
 from jpeglm.data.tokenizers import bpe
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
 from tests.photographs import photographs as photographs_of
@@ -141,7 +141,7 @@ def check_photographs(pictures: list[Image.Image], folder: Path) -> None:
     expected = list(map(pillow_bytes, pictures))
     assert sorted(detokenize(folder / "out")) == sorted(expected)
     assert sum(split["documents"] for split in manifest["splits"].values()) == len(pictures)
-    ids = Tokenizer.load(folder / "out" / "tokenizer.json").encode_batch(expected)
+    ids = BpeTokenizer.load(folder / "out" / "tokenizer.json").encode_batch(expected)
     assert 4000 < np.mean([len(document) + 2 for document in ids]) < 6000
 
 
@@ -251,7 +251,7 @@ def test_transparent_pictures_are_put_over_the_configs_background(tmp_path, back
     expected = [source.canonical(name, 32, 48, "RGB", background) for name in names]
     assert sorted(detokenize(tmp_path / "out")) == sorted(map(pillow_bytes, expected))
     assert manifest["counts"]["refused"] == ({"transparent": 8} if background == "refuse" else {})
-    found = documents.read(source.path, codecs.make(config.codec), background=background)
+    found = documents.read(source.path, CODECS.of(config), background=background)
     assert list(found.values()) == list(map(pillow_bytes, expected))
 
 
@@ -387,7 +387,7 @@ def test_variants_are_of_training_pictures_alone_and_hold_out_the_same(photograp
     assert held_out == list(batches.documents(prepared, "heldout"))
     originals = list(batches.documents(prepared, "train"))
     assert set(originals) < set(training)
-    codec = codecs.make(config.codec)
+    codec = CODECS.of(config)
     source = Folder(str(photographs))
     pictures = [source.canonical(name, 32, 48, "RGB") for name in usable(photographs)]
     made = [(codec.encode(picture), codec.encode(augment.variant(picture, n))) for picture in pictures for n in (1, 2)]
@@ -414,7 +414,7 @@ def test_the_tokenizer_is_learnt_from_training_documents_alone(photographs, prep
     config.tokenizer.documents = 20
     plan.prepare(config, str(photographs), tmp_path / "out", workers=1)
     in_order = sorted(batches.documents(prepared, "train"), key=lambda document: plan.document_key(0, document))
-    learnt = bpe.train(in_order[:20], 300, codecs.make(config.codec).separator_regex)
+    learnt = bpe.train(in_order[:20], 300, CODECS.of(config).separator_regex)
     assert learnt.sha256 == contents(tmp_path / "out")["tokenizer.json"] != contents(prepared)["tokenizer.json"]
 
 

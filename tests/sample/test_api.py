@@ -10,7 +10,8 @@ from PIL import Image
 
 import jpeglm
 from jpeglm.core.errors import InputError
-from jpeglm.data import codecs, sources
+from jpeglm.core.registry import CODECS
+from jpeglm.data import sources
 from jpeglm.sample.scoring import Scorer
 from tests.forks import run
 from tests.tiny_config import get_config
@@ -30,7 +31,7 @@ def digits():
 
 
 def test_completions_begin_with_what_was_given_and_are_files_and_images(model, digits):
-    codec = codecs.make(get_config().codec)
+    codec = CODECS.of(get_config())
     completed = model.complete(digits, ratio=0.25, samples=2, top_k=40, top_p=0.9)
     assert [len(pictures) for pictures in completed] == [2, 2]
     for digit, pictures in zip(digits, completed, strict=True):
@@ -44,7 +45,7 @@ def test_completions_begin_with_what_was_given_and_are_files_and_images(model, d
 
 def test_a_whole_picture_given_comes_back(model, digits):
     """With every MCU given only the end is missing; forced by the most probable token after a whole file."""
-    codec = codecs.make(get_config().codec)
+    codec = CODECS.of(get_config())
     (picture,) = model.complete(digits[:1], ratio=1.0, temperature=0)[0]
     prompt, units = codec.cut(codec.encode(digits[0]), 1.0)
     assert units == codec.units and picture.file.startswith(codec.restore(prompt))
@@ -194,7 +195,7 @@ def test_any_whole_number_is_a_seed_of_its_own(model):
 
 
 def test_scores_are_those_of_the_command(model, digits, tiny_run_of_256):
-    codec, scorer = codecs.make(get_config().codec), Scorer.load(tiny_run_of_256)  # as the command does
+    codec, scorer = CODECS.of(get_config()), Scorer.load(tiny_run_of_256)  # as the command does
     expected = [scorer.nats(codec.encode(digit)) / np.log(2) for digit in digits]
     np.testing.assert_allclose(model.score(digits), expected, rtol=1e-5)
 

@@ -15,9 +15,11 @@ from flax import nnx
 from PIL import Image
 
 from jpeglm.core import checkpoint, sharding
-from jpeglm.data import batches, codecs, sources
-from jpeglm.data.tokenizers.bpe import Tokenizer
-from jpeglm.models import MODELS, llama, networks
+from jpeglm.core.registry import CODECS, MODELS
+from jpeglm.core.workdir import read_config
+from jpeglm.data import batches, sources
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
+from jpeglm.models import llama, networks
 from tests.commands import finish
 from tests.forks import run
 from tests.runs import start_job
@@ -43,7 +45,7 @@ def files(out):
 
 
 def test_each_file_begins_with_its_prompt_and_is_in_the_log(completed, tiny_data):
-    codec = codecs.make(get_config().codec)
+    codec = CODECS.of(get_config())
     rows = {row["name"]: row for row in map(json.loads, (completed / "samples.jsonl").read_text().splitlines())}
     written = files(completed)
     assert sorted(rows) == [f"heldout-0000{i}-s{s}" for i in range(3) for s in range(2)]
@@ -96,13 +98,13 @@ def test_score_sums_the_models_own_log_probabilities(tiny_run, tiny_run_of_256, 
     rows = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows] == ["heldout-00000", "heldout-00001", "heldout-00002", "mean"]
 
-    stored = checkpoint.read_config(tiny_run)
+    stored = read_config(tiny_run)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
     params = checkpoint.restore_model(
         tiny_run, checkpoint.pick_step(tiny_run, None), networks.laid_out(MODELS.of(stored), mesh)
     )
     model = nnx.merge(networks.abstract(llama.LlamaConfig.of(stored))[0], params)
-    tokenizer = Tokenizer.load(tiny_run / "tokenizer.json")
+    tokenizer = BpeTokenizer.load(tiny_run / "tokenizer.json")
     for row, document in zip(rows, batches.documents(tiny_data, "heldout", 3), strict=False):
         ids = np.array([[tokenizer.BOS, *tokenizer.encode(document), tokenizer.EOS]])
         logits = np.asarray(model(ids, np.arange(ids.shape[1])[None], np.ones_like(ids)), np.float64)[0]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from jpeglm.core import checkpoint, files
 from jpeglm.core.errors import InputError
-from jpeglm.data import codecs
+from jpeglm.core.registry import CODECS
 from jpeglm.sample.__main__ import Job, generate, sample
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.folder import Samples
@@ -28,7 +28,7 @@ from jpeglm.sample.sampler import Completion, sampling_key
 from tests.photographs import photographs
 from tests.tiny_config import get_config
 
-CODEC = codecs.make(get_config().codec)
+CODEC = CODECS.of(get_config())
 DOCUMENTS = [CODEC.encode(picture) for picture in photographs(6, 32, 32, "L")]
 ORIGINALS = dict(zip(("a.png", "b.png", "c.png"), DOCUMENTS, strict=False))
 

@@ -16,8 +16,7 @@ from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.codecs.jpeg_grammar import JpegGrammar, Place
-from jpeglm.data.tokenizers import bpe
-from jpeglm.data.tokenizers.bpe import BOS, EOS
+from jpeglm.data.tokenizers import BOS, EOS, bpe
 from jpeglm.models import networks
 from jpeglm.models.llama import LlamaConfig
 from jpeglm.sample.engine import Engine, Request, Settings
@@ -37,7 +36,7 @@ def documents(codec: JpegCodec, count: int = 40) -> list[bytes]:
 
 
 @functools.cache
-def learnt(codec: JpegCodec, separator: str | None = None) -> bpe.Tokenizer:
+def learnt(codec: JpegCodec, separator: str | None = None) -> bpe.BpeTokenizer:
     if separator:  # flat pictures give merges of whole MCUs
         return bpe.train(documents(codec) + 40 * [codec.complete_with_flat(codec.header, 0)], 400, separator)
     return bpe.train(documents(codec), 320, codec.separator_regex)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from configs.eval import demo_avc
 from jpeglm.core.errors import InputError
-from jpeglm.data import batches, codecs
+from jpeglm.core.registry import CODECS
+from jpeglm.data import batches
 from jpeglm.fid.frechet import Moments, frechet_distance
 from jpeglm.sample.sampler import Sampler
 from jpeglm.tables import make, ngram, report
@@ -85,7 +86,7 @@ def test_every_row_is_there_and_a_floor_for_each_ratio(table):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_a_row_s_numbers_are_those_of_its_clips(table, heldout, ratio):
-    codec, kept = codecs.make(get_config().codec), KEPT[ratio]
+    codec, kept = CODECS.of(get_config()), KEPT[ratio]
     [row] = [row for row in table.rows if row.method == "last_frame" and row.ratio == ratio]
     documents = with_last_frame(codec, heldout[:NUM], ratio)
     clips, truth, reference = ([codec.decode(d) for d in side] for side in (documents, heldout[:NUM], heldout[NUM:]))
@@ -107,7 +108,7 @@ def test_a_row_s_numbers_are_those_of_its_clips(table, heldout, ratio):
 
 
 def test_a_model_s_row_describes_what_it_wrote(table, config, heldout):
-    codec = codecs.make(get_config().codec)
+    codec = CODECS.of(get_config())
     settings = make.Settings(**config.sampling, grammar=False)
     sampler = Sampler.load(config.workdir, settings)
     written = sorted(sampler.complete(heldout[:NUM], 10 / 15, seed=config.seed), key=lambda each: each.index)

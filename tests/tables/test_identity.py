@@ -13,10 +13,11 @@ import pytest
 from etils import epath
 
 from jpeglm.core import checkpoint, sharding
+from jpeglm.core.workdir import read_config
 from jpeglm.data import batches, records
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.tokenizers import bpe
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.models.llama_config import LlamaConfig
 from jpeglm.models.networks import laid_out
 from jpeglm.tables import make, ngram
@@ -39,7 +40,7 @@ def copied(folder: Path, target: Path) -> Path:
 def with_other_weights(workdir: Path) -> None:
     """Puts other parameters under the same step, saved at the same time by what the checkpoint says."""
     path = epath.Path(workdir)
-    config, step = checkpoint.read_config(path), checkpoint.pick_step(path, None)
+    config, step = read_config(path), checkpoint.pick_step(path, None)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     params = checkpoint.restore_model(path, step, laid_out(LlamaConfig.of(config), mesh))
     saved = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
@@ -51,7 +52,7 @@ def with_other_weights(workdir: Path) -> None:
     saved.write_bytes(time_of_saving)
 
 
-def rewrite(data: Path, documents: dict[str, list[bytes]], learnt: Tokenizer) -> None:
+def rewrite(data: Path, documents: dict[str, list[bytes]], learnt: BpeTokenizer) -> None:
     """Packs other documents into shards of the same names, as `jpeglm.prepare` would."""
     learnt.save(data / "tokenizer.json")
     manifest = json.loads((data / "manifest.json").read_text())
@@ -140,7 +141,7 @@ def test_other_training_data_of_the_same_names_make_their_rows_and_the_ngram_mod
     data = Path(table.config.data)
     documents = documents_of(data)
     documents["train"] = documents["train"][::-1][:200]
-    rewrite(data, documents, Tokenizer.load(data / "tokenizer.json"))
+    rewrite(data, documents, BpeTokenizer.load(data / "tokenizer.json"))
     assert table.make() == TRAINING | {"ngram"}
 
 
@@ -148,7 +149,7 @@ def test_other_held_out_data_of_the_same_names_make_everything_again(table):
     data = Path(table.config.data)
     documents = documents_of(data)
     documents["heldout"] = documents["heldout"][::-1]
-    rewrite(data, documents, Tokenizer.load(data / "tokenizer.json"))
+    rewrite(data, documents, BpeTokenizer.load(data / "tokenizer.json"))
     (Path(table.config.pretrained) / "manifest.json").write_text((data / "manifest.json").read_text())
     seen = NUM * (2 + len(ROWS) + len(NETWORKS))
     assert table.make() == {*ROWS, "ngram"} and 0 < table.extractor.seen <= seen
@@ -158,7 +159,7 @@ def test_another_tokenizer_makes_again_what_networks_write_and_the_ngram_model(t
     data, codec = Path(table.config.data), JpegCodec(32, 32, "L", 25)
     documents = documents_of(data)
     learnt = bpe.train(iter(documents["train"][:20]), 320, codec.separator_regex, codec.separator_behavior)
-    assert learnt.sha256 != Tokenizer.load(data / "tokenizer.json").sha256
+    assert learnt.sha256 != BpeTokenizer.load(data / "tokenizer.json").sha256
     rewrite(data, documents, learnt)
     for workdir in (table.config.workdir, table.config.pretrained):
         shutil.copy(data / "tokenizer.json", Path(workdir) / "tokenizer.json")

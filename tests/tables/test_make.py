@@ -19,12 +19,13 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jpeglm.core import checkpoint, distributed, files, sharding
+from jpeglm.core import distributed, files, sharding
 from jpeglm.core.errors import InputError
+from jpeglm.core.workdir import read_config
 from jpeglm.data import batches
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.codecs.pictures import PictureEvaluation
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.fid.frechet import Moments, frechet_distance
 from jpeglm.models import llama
 from jpeglm.models.networks import abstract
@@ -325,10 +326,10 @@ def controls(config) -> ConfigDict:
 @pytest.fixture(scope="module")
 def sampler(tiny_run) -> Sampler:
     """Of shapes instead of parameters: it checks prompts as any other, and nothing is compiled."""
-    config, mesh = checkpoint.read_config(epath.Path(tiny_run)), sharding.inference_mesh(4, is_batched=True)
+    config, mesh = read_config(epath.Path(tiny_run)), sharding.inference_mesh(4, is_batched=True)
     model = abstract(llama.LlamaConfig.of(config))[1]
     shapes = sharding.laid_out(nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh))
-    return Sampler(config, Tokenizer.load(tiny_run / "tokenizer.json"), shapes, mesh, Settings(256))
+    return Sampler(config, BpeTokenizer.load(tiny_run / "tokenizer.json"), shapes, mesh, Settings(256))
 
 
 @pytest.fixture

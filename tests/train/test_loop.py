@@ -14,9 +14,10 @@ from etils import epath
 from flax import nnx
 
 from jpeglm.core import checkpoint, sharding
+from jpeglm.core.registry import MODELS
+from jpeglm.core.workdir import read_config, read_metrics
 from jpeglm.data.batches import Chunks
-from jpeglm.models import MODELS, llama, networks
-from jpeglm.train import monitor
+from jpeglm.models import llama, networks
 from tests.commands import ROOT, finish, run, start
 from tests.runs import differences, losses, start_several, state, train_flags, without_speed
 from tests.tiny_config import get_config
@@ -82,7 +83,7 @@ def test_a_run_compiles_its_step_once(whole_run):
 
 def test_evaluation_is_the_mean_over_all_heldout_tokens(tiny_data, whole_run):
     workdir, _ = whole_run
-    config = checkpoint.read_config(epath.Path(workdir))
+    config = read_config(epath.Path(workdir))
     heldout = Chunks(tiny_data, "heldout", config.data.seq_len)
     assert len(heldout) % config.optim.batch_size  # so the last batch has empty rows
     batch = heldout.batch(range(len(heldout)))
@@ -102,7 +103,7 @@ def test_evaluation_is_the_mean_over_all_heldout_tokens(tiny_data, whole_run):
     split = heldout.manifest["splits"]["heldout"]
     assert count == split["tokens"] - len(heldout)  # all but the first token of each chunk
 
-    *_, reported = [row for row in monitor.read_metrics(workdir) if "heldout/nats_per_token" in row]
+    *_, reported = [row for row in read_metrics(workdir) if "heldout/nats_per_token" in row]
     assert reported["step"] == STEPS
     assert reported["heldout/nats_per_token"] == pytest.approx(nats / count, rel=1e-6)
     bits = nats / count / np.log(2) * split["tokens"]

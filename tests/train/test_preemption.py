@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 
 from jpeglm.core import checkpoint
+from jpeglm.core.workdir import read_metrics
 from jpeglm.data.batches import Chunks, chunk_numbers, train_batches
 from jpeglm.train import monitor
 from tests.commands import finish, start
@@ -149,7 +150,7 @@ def test_waiting_for_data_is_told_and_counted(tiny_data, tmp_path):
     flags = train_flags(tiny_data, tmp_path, **{"log.every": 10, "eval.every": 10, "checkpoint.every": 10})
     done = run("tests.planted", "slow:0.2", *flags)
     assert done.returncode == 0, done.stderr
-    [_, row] = [row for row in monitor.read_metrics(tmp_path) if "goodput" in row]
+    [_, row] = [row for row in read_metrics(tmp_path) if "goodput" in row]
     assert row["seconds/data"] > 10 * 0.2 > row["seconds/steps"]
     assert re.search(r"step 20/20 .* DATA WAIT [5-9]\d\.\d%", done.stderr)
     assert all(row[f"seconds/{part}"] > 0 for part in monitor.Stopwatch.PARTS)

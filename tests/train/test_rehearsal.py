@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jpeglm.core import checkpoint, files
 from jpeglm.core.errors import InputError
+from jpeglm.core.workdir import Claim, check_resumable, write_run
 from jpeglm.train import rehearsal
 from tests.commands import finish, start
 from tests.runs import differences, start_several, train_flags
@@ -49,7 +50,7 @@ def training(meanwhile: Callable[[], None] = lambda: None) -> Callable:
 
 def a_run(workdir: Path, data: Path) -> dict[Path, bytes]:
     """Makes what a training writes; returns it."""
-    checkpoint.write_run(epath.Path(workdir), config_of(data), epath.Path(data))
+    write_run(epath.Path(workdir), config_of(data), epath.Path(data))
     saver = checkpoint.Saver(epath.Path(workdir), get_config().checkpoint)
     saver.save(10, {"params": {"head": jax.numpy.arange(5.0)}, "opt_state": {"count": np.ones(1)}})
     saver.close()
@@ -92,7 +93,7 @@ def test_nothing_is_left_where_nothing_was(tiny_data, tmp_path, where):
 def test_a_run_in_use_keeps_its_files_and_its_owner(tiny_data, tmp_path):
     workdir = tmp_path / "run"
     before = a_run(workdir, tiny_data)
-    claim = checkpoint.Claim(epath.Path(workdir))
+    claim = Claim(epath.Path(workdir))
     before[Path("started.json")] = (workdir / "started.json").read_bytes()
     rehearse(training(), tiny_data, workdir)
     assert content(workdir) == before
@@ -155,7 +156,7 @@ def test_a_workdir_that_cannot_be_one_is_one_line(tiny_data, tmp_path):
         with pytest.raises(InputError, match=f"cannot write {tmp_path}/file.*Not a directory"):
             rehearse(training(), tiny_data, workdir)
     with pytest.raises(InputError, match=f"^{tmp_path}/file is a file; a run needs a folder$"):
-        checkpoint.check_resumable(epath.Path(tmp_path / "file"), config_of(tiny_data), {})
+        check_resumable(epath.Path(tmp_path / "file"), config_of(tiny_data), {})
     assert content(tmp_path) == {Path("file"): b"mine"}
 
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core.errors import InputError
+from jpeglm.core.workdir import check_resumable, read_config, write_run
 from jpeglm.data import records
 from jpeglm.models import llama, networks
 from jpeglm.train import optimizer as optim
@@ -158,9 +159,9 @@ def test_init_from_is_free_until_there_is_a_checkpoint_and_may_be_left_out_later
 
     def start_with(source: str) -> str:
         config = with_init_from(tiny_data, source)
-        checkpoint.check_resumable(workdir, config, manifest)
-        checkpoint.write_run(workdir, config, epath.Path(tiny_data))
-        return checkpoint.read_config(workdir).init_from
+        check_resumable(workdir, config, manifest)
+        write_run(workdir, config, epath.Path(tiny_data))
+        return read_config(workdir).init_from
 
     assert [start_with(source) for source in ("another", "", first)] == ["another", "", first]  # each begins anew
     saver = checkpoint.Saver(workdir, get_config().checkpoint)

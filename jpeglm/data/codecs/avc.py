@@ -31,11 +31,13 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from jpeglm.core.errors import InputError, Refused
+from jpeglm.core.ranges import INTEGER, SWITCH
+from jpeglm.core.registry import Section
 from jpeglm.data.codecs import avc_decoder, avc_header, avc_parser, ffmpeg, film
 from jpeglm.data.codecs.avc_decoder import Decoded
 from jpeglm.data.codecs.avc_header import IDR, PPS, SEI, SPS, AvcError, Nal
@@ -63,14 +65,13 @@ class AvcCodec(ClipCodec):
     extension: ClassVar[str] = ".h264"
     separator_behavior: ClassVar[str] = "merged_with_next"  # so before each slice and each frame
     has_grammar: ClassVar[bool] = False  # no automaton of all canonical documents yet: networks write alone
-    # AVC-LM, sections 3.1 and 4.2: the first 5 seconds of a film
-    defaults: ClassVar[dict[str, Any]] = {
-        "height": 144,
-        "width": 256,
-        "fps": 3,
-        "frames": 15,
-        "qp": 37,
-        "strip_headers": False,
+    SECTION: ClassVar[Section] = {  # AVC-LM, sections 3.1 and 4.2: the first 5 seconds of a film
+        "height": (144, INTEGER),
+        "width": (256, INTEGER),
+        "fps": (3, INTEGER),
+        "frames": (15, INTEGER),
+        "qp": (37, INTEGER),
+        "strip_headers": (False, SWITCH),
     }
 
     height: int  # pixels, a multiple of 16

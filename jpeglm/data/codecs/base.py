@@ -1,8 +1,8 @@
 """What a codec has to say: the protocol that all other code asks, whatever the codec.
 
-To add a codec, write one file with a frozen dataclass of it and add one line to `codecs.REGISTRY`. A codec of pictures
-inherits from `pictures.PictureCodec`, one of clips from `clips.ClipCodec`: these have all that is the same for every
-codec of their kind, and list what is left to write. Only an item of a third kind needs all of this file.
+To add a codec, write one file with a frozen dataclass of it and add one line to jpeglm/core/registry.py. A codec of
+pictures inherits from `pictures.PictureCodec`, one of clips from `clips.ClipCodec`: these have all that is the same
+for every codec of their kind, and list what is left to write. Only an item of a third kind needs all of this file.
 
 No codec imports JAX: documents are also made and read where there is none.
 """
@@ -11,16 +11,18 @@ import abc
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused
+from jpeglm.core.ranges import check_one
+from jpeglm.core.registry import Section
 from jpeglm.data.codecs.grammar import Grammar
 from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver
-from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND
 
 Seen = Image.Image | np.ndarray  # a picture; or frames, uint8 [frames, height, width, 3]
 
@@ -40,7 +42,7 @@ class Codec(abc.ABC):
       separator_behavior: where the tokenizer's merges end, at a match of `separator_regex` before it
         ("merged_with_next") or after it ("merged_with_previous").
       has_grammar: whether `grammar` can be asked.
-      defaults: the fields, as a config has them that says nothing else.
+      SECTION: the keys of `config.codec` but `name`, which are the fields, each with its default and its range.
       height: of what is seen, in pixels.
       width: likewise.
       frames: of an item; 1 of a still picture.
@@ -53,11 +55,26 @@ class Codec(abc.ABC):
     extension: ClassVar[str]
     separator_behavior: ClassVar[str]
     has_grammar: ClassVar[bool] = False
-    defaults: ClassVar[Mapping[str, Any]]
+    SECTION: ClassVar[Section]
     height: int
     width: int
     frames: int
     fps: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The codec of a config, a run's or a manifest's: of the section codec.
+
+        Raises:
+          InputError: missing or surplus keys, or a value of a type or range that the codec does not have.
+        """
+        settings = {key: value for key, value in config["codec"].items() if key != "name"}
+        for key in sorted(cls.SECTION.keys() ^ settings.keys()):
+            what = "is missing" if key in cls.SECTION else f"is nothing that the codec {cls.name} has"
+            raise InputError(f"config.codec.{key} {what}: its keys are {', '.join(sorted(cls.SECTION))}")
+        for key, (_, range_) in cls.SECTION.items():
+            check_one(f"config.codec.{key}", settings[key], range_)
+        return cls(**settings)
 
     ############################ Sizes ############################
 
@@ -228,7 +245,7 @@ class Items(abc.ABC, Generic[Kind]):
           name: one of `names`.
           variants: how many, of those that the codec has.
           stride: frames from the beginning of one variant of a clip to that of the next; 0: as many as a clip has.
-          background: what transparent pixels are put over, one of `BACKGROUNDS`.
+          background: what transparent pixels are put over, one of `config.BACKGROUNDS`.
 
         Raises:
           Refused: the item cannot be encoded.

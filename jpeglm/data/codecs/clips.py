@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused, printable
 from jpeglm.data import render
 from jpeglm.data.codecs import ffmpeg
@@ -28,7 +29,7 @@ from jpeglm.data.codecs.avc_decoder import Decoded
 from jpeglm.data.codecs.base import Codec, Display, Evaluation, Items, Judged, Words
 from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver
-from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND, upright
+from jpeglm.data.sources.pictures import upright
 
 
 class ClipCodec(Codec):

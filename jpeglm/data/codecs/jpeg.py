@@ -11,12 +11,14 @@ import io
 import re
 import struct
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import PIL
 from PIL import Image, features
 
 from jpeglm.core.errors import InputError
+from jpeglm.core.ranges import INTEGER, TEXT
+from jpeglm.core.registry import Section
 from jpeglm.data.codecs.jpeg_grammar import JpegGrammar
 from jpeglm.data.codecs.jpeg_header import (
     ANNEX_K,
@@ -60,8 +62,12 @@ class JpegCodec(PictureCodec):
     extension: ClassVar[str] = ".jpg"
     separator_behavior: ClassVar[str] = "merged_with_previous"
     has_grammar: ClassVar[bool] = True
-    # 256x256 in colour, JPEG-LM, section 4
-    defaults: ClassVar[dict[str, Any]] = {"height": 256, "width": 256, "mode": "RGB", "quality": 25}
+    SECTION: ClassVar[Section] = {  # 256x256 in colour, JPEG-LM, section 4
+        "height": (256, INTEGER),
+        "width": (256, INTEGER),
+        "mode": ("RGB", TEXT),
+        "quality": (25, INTEGER),
+    }
 
     height: int  # pixels
     width: int

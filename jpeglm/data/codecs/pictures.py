@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError
 from jpeglm.data import augment
 from jpeglm.data.codecs.base import Codec, Display, Evaluation, Items, Judged, Words
 from jpeglm.data.sources import listing
 from jpeglm.data.sources.base import Source
-from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND, open_picture, to_canonical
+from jpeglm.data.sources.pictures import open_picture, to_canonical
 
 
 class PictureCodec(Codec):

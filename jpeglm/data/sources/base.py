@@ -23,10 +23,11 @@ from typing import ClassVar
 
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import Refused, printable
 from jpeglm.data.sources import listing
 from jpeglm.data.sources.listing import PassedOver, Rule
-from jpeglm.data.sources.pictures import DEFAULT_BACKGROUND, open_picture, to_canonical
+from jpeglm.data.sources.pictures import open_picture, to_canonical
 
 
 class Source(abc.ABC):

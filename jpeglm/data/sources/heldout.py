@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from PIL import Image
 
 from jpeglm.core.errors import InputError, printable
-from jpeglm.data import batches, codecs, records
+from jpeglm.core.registry import CODECS
+from jpeglm.data import batches, records
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources.base import Files
 from jpeglm.data.sources.listing import PassedOver, Rule
@@ -38,7 +39,7 @@ class HeldOut(Files):
 
     @functools.cached_property
     def _codec(self) -> Codec:
-        return codecs.make(records.read_manifest(self.path)["config"]["codec"])
+        return CODECS.of(records.read_manifest(self.path)["config"])
 
     @functools.cached_property
     def _pictures(self) -> list[bytes]:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from PIL import Image
 
 from jpeglm.core.errors import InputError, printable
+from jpeglm.core.registry import CODECS
 
 START = 512  # bytes of a file that are looked at
 LINKED_FOLDER, NOT_A_SAMPLE, REPLACED, NAMELESS = "linked", "no sample", "replaced", "without a name"
@@ -187,10 +188,10 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
     Raises:
       InputError: its log is damaged, or names a sample that is not there.
     """
-    suffixes = _suffixes_of_samples()
     by_name = {posixpath.basename(name): name for name in names}
     if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
         return None
+    suffixes = [CODECS.kind(name).extension for name in CODECS.names]
     found, missing = set(), []
     for sample in _logged(folder, read(by_name[SAMPLES_LOG])):
         file = next((sample + suffix for suffix in suffixes if sample + suffix in by_name), None)
@@ -204,12 +205,6 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
             f"the first is {printable(missing[0])}"
         )
     return found
-
-
-def _suffixes_of_samples() -> list[str]:
-    from jpeglm.data import codecs  # they are built on this module
-
-    return [codec.extension for codec in codecs.REGISTRY.values()]
 
 
 def _logged(folder: str, log: bytes) -> dict[str, None]:

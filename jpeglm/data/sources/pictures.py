@@ -36,15 +36,13 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import Refused
 from jpeglm.data.sources import layouts, metadata
 from jpeglm.data.sources.reading import refusing
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
 warnings.filterwarnings("ignore", module=r"PIL\.")  # so, too; around a call it would not be safe for threads
-
-BACKGROUNDS = ("white", "black", "refuse")  # what transparent pictures are put over, if they are taken
-DEFAULT_BACKGROUND = "white"
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
 # What is opened; the layouts of each are compared with another reader. TGA has no signature, and so comes last.
@@ -153,7 +151,7 @@ def on_background(image: Image.Image, background: str) -> Image.Image:
 
     Args:
       image: of up to 8 bits a channel.
-      background: one of `BACKGROUNDS`.
+      background: one of `config.BACKGROUNDS`.
 
     Raises:
       Refused: some of its pixels are transparent, and `background` is "refuse".

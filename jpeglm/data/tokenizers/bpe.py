@@ -13,41 +13,36 @@ merges cross restart markers, and its bytes and merges have the ids 3, 4, ... in
 a "\u2581" before every text that is not empty; that character stands for no byte.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
-from etils import epath
 from tokenizers import Regex, models, pre_tokenizers, trainers
 
-from jpeglm.core import retries
 from jpeglm.core.errors import InputError
-from jpeglm.core.files import write_whole
+from jpeglm.core.ranges import whole
+from jpeglm.core.registry import Section
+from jpeglm.data.codecs import Codec
+from jpeglm.data.tokenizers import SPECIALS, UNK, Tokenizer
 
-UNK, BOS, EOS = 0, 1, 2
 BYTE_OFFSET = 3  # id of byte 0
-SPECIALS = ("<unk>", "<s>", "</s>")
 FIRST_MERGE = BYTE_OFFSET + 256
 DUMMY_PREFIX = "\u2581"  # SentencePiece's mark of a space, which it puts before a text
 _BRAILLE = 0x2800
+_MOST_IDS = 1 << 16
 ALPHABET = [chr(_BRAILLE + byte) for byte in range(256)]
 
 
-class Tokenizer:
-    """A trained tokenizer.
+class BpeTokenizer(Tokenizer):
+    """A byte-level BPE. SentencePiece's mark of a space has no bytes either, as the three specials."""
 
-    Attributes:
-      vocab_size: number of ids, specials and bytes included; ids are 0 .. vocab_size - 1 without gaps.
-      token_bytes: the bytes of each id, b"" for the three specials and SentencePiece's mark of a space.
-      text: the saved file.
-      sha256: hexadecimal digest of the saved file.
-    """
-
-    UNK, BOS, EOS, BYTE_OFFSET = UNK, BOS, EOS, BYTE_OFFSET
+    SECTION: ClassVar[Section] = {
+        "vocab_size": (320, whole(FIRST_MERGE, _MOST_IDS)),  # specials, bytes and merges together
+        "documents": (10_000, whole(1)),  # learnt from so many
+    }
+    BYTE_OFFSET = BYTE_OFFSET
 
     def __init__(self, text: str):
         """Reads the text of a `tokenizer.json`; `InputError` if it is none of the two kinds above."""
@@ -72,50 +67,30 @@ class Tokenizer:
                 raise InputError("tokenizer.json: not every byte has an id")
         elif entries[:256] != ALPHABET:
             raise InputError("tokenizer.json: ids 3 to 258 are not the 256 bytes")
-        if len(tokens) > 1 << 16:
+        if len(tokens) > _MOST_IDS:
             raise InputError(f"tokenizer.json: {len(tokens)} entries do not fit 16 bits")
         if any(not 0 <= ord(character) - _BRAILLE < 256 for token in entries for character in token):
             raise InputError("tokenizer.json: an entry is not written in the 256 Braille characters")
         self.vocab_size = len(tokens)
         self.token_bytes = [b""] * BYTE_OFFSET + [_to_bytes(token) for token in entries]
-        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         every_byte = bytes(range(256))
         if self.decode(self.encode(every_byte)) != every_byte:
             raise InputError("tokenizer.json: bytes do not come back from their ids")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Reads a saved tokenizer; `InputError` if the file is missing or breaks the contract above."""
-        try:
-            text = retries.read(lambda: epath.Path(path).read_text(encoding="utf-8"), path)
-        except retries.Damaged as error:
-            raise InputError(f"cannot read the tokenizer {path}: {error.why}") from error
-        try:
-            return cls(text)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes `tokenizer.json`, whole or not at all."""
-        write_whole(Path(path), self.text.encode())
-
-    def encode(self, data: bytes) -> np.ndarray:
-        """Ids of any byte string, uint16 [n], without `<s>` and `</s>`."""
-        return self.encode_batch([data])[0]
+    def learn(cls, settings: Mapping[str, Any], documents: Iterable[bytes], codec: Codec) -> "BpeTokenizer":
+        """See `Tokenizer` and `train`."""
+        return train(documents, settings["vocab_size"], codec.separator_regex, codec.separator_behavior)
 
     def encode_batch(self, batch: Sequence[bytes]) -> list[np.ndarray]:
         """Ids of each byte string, uint16 [n] each; all cores unless TOKENIZERS_PARALLELISM=false."""
         encodings = self._model.encode_batch_fast([_to_text(data) for data in batch], add_special_tokens=False)
         return [np.asarray(encoding.ids, np.uint16) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the ids; the three specials stand for no bytes and are passed over."""
-        return b"".join([self.token_bytes[token] for token in np.asarray(ids).tolist()])
-
 
 def train(
     documents: Iterable[bytes], vocab_size: int, separator_regex: str, separator_behavior: str = "merged_with_previous"
-) -> Tokenizer:
+) -> BpeTokenizer:
     """Learns the merges from documents, the same ones whatever their order and the number of threads.
 
     Args:
@@ -128,8 +103,8 @@ def train(
       InputError: vocab_size leaves no room for the bytes or exceeds 16 bits, or the documents hold too few
         different pairs for so many merges. Ids stay dense, so a smaller vocabulary is asked for, never padded.
     """
-    if not FIRST_MERGE <= vocab_size <= 1 << 16:
-        raise InputError(f"tokenizer.vocab_size must be {FIRST_MERGE} to {1 << 16}, not {vocab_size}")
+    if not FIRST_MERGE <= vocab_size <= _MOST_IDS:
+        raise InputError(f"tokenizer.vocab_size must be {FIRST_MERGE} to {_MOST_IDS}, not {vocab_size}")
     model = tokenizers.Tokenizer(models.BPE(unk_token=SPECIALS[UNK]))
     model.pre_tokenizer = pre_tokenizers.Split(Regex(separator_regex), behavior=separator_behavior)
     trainer = trainers.BpeTrainer(
@@ -145,7 +120,7 @@ def train(
             f"the documents give a tokenizer of {size} entries, tokenizer.vocab_size asks for {vocab_size}: "
             "more documents or a smaller vocabulary are needed"
         )
-    return Tokenizer(file_text(model))
+    return BpeTokenizer(file_text(model))
 
 
 def file_text(model: tokenizers.Tokenizer) -> str:

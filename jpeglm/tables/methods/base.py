@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jpeglm.data.codecs import Codec
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.sample.engine import Settings
 
 Arrays = dict[str, np.ndarray]

@@ -8,8 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jpeglm.core.registry import MODELS
 from jpeglm.data.codecs import Codec
-from jpeglm.models import MODELS
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
 from jpeglm.tables.methods.base import Bench, Completed, Method

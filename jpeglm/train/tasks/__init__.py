@@ -1,4 +1,4 @@
-"""Tasks: what a model learns of a batch. A new task is one file, and one line of `TASKS`."""
+"""Tasks: what a model learns of a batch. A new task is one file, and one line in jpeglm/core/registry.py."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -6,10 +6,8 @@ from typing import Any, ClassVar, Protocol
 
 from ml_collections import ConfigDict
 
-from jpeglm.core.registry import Registry, Section
+from jpeglm.core.registry import Section
 from jpeglm.models import Model
-
-TASKS = Registry("task", {"lm": "jpeglm.train.tasks.lm:LanguageModelling"})
 
 
 class Task(Protocol):

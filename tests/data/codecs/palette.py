@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jpeglm.core.errors import InputError
+from jpeglm.core.ranges import whole
 from jpeglm.data.codecs.pictures import PictureCodec
 
 PALETTE = bytes(range(0, 256, 17))  # the grey of each index; in files after the header, in documents nowhere
@@ -17,7 +18,7 @@ END = b"\xff"  # of the header and of each row
 class PaletteCodec(PictureCodec):
     name, unit, extension = "palette", "row", ".palette"
     separator_regex, separator_behavior = chr(0x28FF), "merged_with_previous"
-    mode, defaults = "L", {"height": 24, "width": 20}
+    mode, SECTION = "L", {"height": (24, whole(1, 999)), "width": (20, whole(1, 999))}
     height: int
     width: int
 

@@ -11,7 +11,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from jpeglm.core.config import base
 from jpeglm.core.errors import InputError
-from jpeglm.data import codecs
+from jpeglm.core.registry import CODECS
 from jpeglm.data.codecs.jpeg import JpegCodec, JpegError, parse
 from tests.data.codecs.jpeg_tools import save
 from tests.photographs import photographs
@@ -77,7 +77,7 @@ def picture(codec) -> Image.Image:
 
 
 def test_make_builds_the_codec_that_the_config_names():
-    codec = codecs.make(base().codec)
+    codec = CODECS.of(base())
     assert codec == JpegCodec(height=256, width=256, mode="RGB", quality=25)
     assert (codec.extension, codec.pixels, codec.units) == (".jpg", 65_536, 256)
 
@@ -89,7 +89,7 @@ def test_make_refuses_what_the_codec_has_not_and_names_the_key(key, value):
     config = ConfigDict(dict(name="jpeg", height=32, width=32, mode="L", quality=25))
     config[key] = value
     with pytest.raises(InputError, match=f"config.codec.{key}: .*{value}"):
-        codecs.make(config)
+        CODECS.of({"codec": config})
 
 
 def test_encode_writes_what_the_papers_call_of_pillow_writes(codec, picture):

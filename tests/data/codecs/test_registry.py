@@ -10,9 +10,10 @@ from PIL import Image
 
 from jpeglm.core.config import avc, base
 from jpeglm.core.errors import InputError, Refused
-from jpeglm.data import batches, codecs, documents, render, sources
+from jpeglm.core.registry import CODECS
+from jpeglm.data import batches, documents, records, render, sources
 from jpeglm.data.codecs.base import Codec
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.fid import images
 from jpeglm.prepare import plan, verify
 from jpeglm.sample.folder import Samples
@@ -29,48 +30,31 @@ NUM, HELDOUT = 6, 12
 
 
 def test_configs_begin_with_the_defaults_of_their_codecs():
-    assert codecs.defaults("jpeg") == base().codec.to_dict()
-    assert codecs.defaults("avc") == avc().to_dict()
-    for name, codec in codecs.REGISTRY.items():
-        assert isinstance(codecs.make(codecs.defaults(name)), codec) and codec.name == name
+    assert CODECS.defaults("jpeg") == base().codec.to_dict()
+    assert CODECS.defaults("avc") == avc().to_dict()
+    for name in CODECS.names:
+        codec = CODECS.of({"codec": CODECS.defaults(name)})
+        assert type(codec) is CODECS.kind(name) and codec.name == name
     with pytest.raises(InputError, match="unknown codec 'raw'; the codecs are: jpeg, avc"):
-        codecs.defaults("raw")
+        CODECS.defaults("raw")
 
 
 def test_no_file_but_its_own_and_the_registry_names_a_codec():
     own = {"JpegCodec": "jpeg.py", "AvcCodec": "avc.py"}
     for path in Path("jpeglm").rglob("*.py"):
         for name in re.findall(r"\b(JpegCodec|AvcCodec)\b", path.read_text()):
-            assert path in (Path("jpeglm/data/codecs/__init__.py"), Path("jpeglm/data/codecs") / own[name]), path
+            assert path in (Path("jpeglm/core/registry.py"), Path("jpeglm/data/codecs") / own[name]), path
         assert not re.search(r"isinstance\(.*(Codec|Method)\b", path.read_text()), path
 
 
 ############################ A third codec ############################
 
 
-class InProcess:
-    """A pool of no processes: those of the real one know the codecs of the registry alone."""
-
-    def __init__(self, workers):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map_unordered(self, function, tasks):
-        return (function(*task) for task in tasks)
-
-
 @pytest.fixture(scope="module")
 def codec():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(codecs.REGISTRY, PaletteCodec.name, PaletteCodec)
-        for module in (plan, verify):
-            monkeypatch.setattr(module, "Pool", InProcess)
-        yield codecs.make(codecs.defaults("palette"))
+        monkeypatch.setitem(CODECS.kinds, PaletteCodec.name, PaletteCodec)
+        yield CODECS.of({"codec": CODECS.defaults("palette")})
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +65,9 @@ def prepared(codec, tmp_path_factory) -> Path:
         picture.save(folder / f"{number}.png")
     picture.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", picture.size)])
     config = base()
-    config.codec = ConfigDict(codecs.defaults("palette"))
+    config.codec = ConfigDict(CODECS.defaults("palette"))
     config.data.update({"shards": 2, "holdout": HELDOUT, "seq_len": 512})
-    plan.prepare(config, str(folder), out)
+    plan.prepare(config, str(folder), out, workers=2, unit_items=10)
     return out
 
 
@@ -93,7 +77,7 @@ def heldout(codec, prepared) -> list[bytes]:
 
 
 def test_its_pictures_are_prepared_and_come_back(codec, prepared, heldout):
-    manifest = verify.verify(prepared)
+    manifest = verify.verify(prepared, workers=2)
     assert manifest["encoder_versions"] == {"palette": "1"}
     assert manifest["counts"]["kept"] == 40 and manifest["counts"]["refused"] == {"animated": 1}
     assert len(heldout) == HELDOUT and all(codec.is_valid(document) for document in heldout)
@@ -103,7 +87,7 @@ def test_its_pictures_are_prepared_and_come_back(codec, prepared, heldout):
 
 
 def test_the_tokens_of_its_cut_files_are_a_prefix_of_the_tokens_of_the_whole(codec, prepared, heldout):
-    learnt = Tokenizer.load(prepared / "tokenizer.json")
+    learnt = BpeTokenizer.load(prepared / "tokenizer.json")
     for document in heldout:
         whole = learnt.encode(document).tolist()
         for ratio in (0, 0.3, 0.5, 1):
@@ -205,6 +189,6 @@ def bench(codec: Codec, prepared: Path) -> Methods:
     """What controls complete with, without a run."""
     made = Methods.__new__(Methods)
     made.codec, made.data, made.seed, made.runs, made._pool = codec, str(prepared), 0, {}, None
-    made.run_config = ConfigDict({"codec": codecs.defaults("palette")})
-    made.manifest = plan.shards.read_manifest(prepared)
+    made.run_config = ConfigDict({"codec": CODECS.defaults("palette")})
+    made.manifest = records.read_manifest(prepared)
     return made

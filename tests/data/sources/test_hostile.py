@@ -20,7 +20,7 @@ from jpeglm.data import records
 from jpeglm.data.sources.folders import Folder
 from jpeglm.data.sources.pictures import to_canonical
 from jpeglm.data.sources.reading import read_file
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
 from tests.data.sources import hostile
@@ -55,7 +55,7 @@ def passed_over(out: Path) -> dict[str, str]:
 
 
 def documents(out: Path) -> collections.Counter:
-    manifest, learnt = records.read_manifest(out), Tokenizer.load(out / plan.TOKENIZER)
+    manifest, learnt = records.read_manifest(out), BpeTokenizer.load(out / "tokenizer.json")
     seq_len = manifest["config"]["data"]["seq_len"]
     listed = [shard for split in records.SPLITS for shard in manifest["splits"][split]["shards"]]
     return collections.Counter(

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from jpeglm.core.errors import InputError
-from jpeglm.data import codecs, documents
+from jpeglm.core.registry import CODECS
+from jpeglm.data import documents
 from jpeglm.data.codecs.avc import AvcCodec
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.sources import listing, open_anew, reading
@@ -417,16 +418,16 @@ def test_in_a_locale_without_its_characters_a_name_is_a_hash(tmp_path, monkeypat
 @pytest.mark.parametrize("key, value", [("quality", 75), ("height", 64), ("width", 16), ("mode", "RGB")])
 def test_prepared_data_of_another_codec_are_refused(tiny_data, key, value):
     made_by = json.loads((Path(tiny_data) / "manifest.json").read_text())["config"]["codec"]
-    codec = codecs.make(made_by)
+    codec = CODECS.of({"codec": made_by})
     assert len(documents.read(str(tiny_data), codec, 3)) == 3
     with pytest.raises(InputError, match=f"was prepared with .*{key}={made_by[key]!r}.*codec is .*{key}={value!r}"):
-        documents.read(str(tiny_data), codecs.make({**made_by, key: value}), 3)
+        documents.read(str(tiny_data), CODECS.of({"codec": {**made_by, key: value}}), 3)
     with pytest.raises(InputError, match="was prepared with JpegCodec.*codec is AvcCodec"):
         documents.read(str(tiny_data), CLIPS, 3)
 
 
 def test_the_evaluator_takes_the_held_out_pictures_of_prepared_data(tiny_data):
-    codec = codecs.make(json.loads((Path(tiny_data) / "manifest.json").read_text())["config"]["codec"])
+    codec = CODECS.of(json.loads((Path(tiny_data) / "manifest.json").read_text())["config"])
     expected = documents.read(str(tiny_data), codec)
     found = images.open_pictures(tiny_data)
     assert found.names == list(expected)

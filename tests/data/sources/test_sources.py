@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from jpeglm.core.config import BACKGROUNDS
 from jpeglm.core.errors import InputError, Refused
 from jpeglm.data.sources import open_source
-from jpeglm.data.sources.pictures import BACKGROUNDS, to_canonical
+from jpeglm.data.sources.pictures import to_canonical
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's

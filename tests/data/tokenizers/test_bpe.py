@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.tokenizers import bpe
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 
 COLOUR = JpegCodec(height=64, width=96, mode="RGB", quality=25)
 GREY = JpegCodec(height=32, width=32, mode="L", quality=25)
@@ -101,7 +101,7 @@ def test_training_does_not_depend_on_the_order_of_documents_or_on_threads(traine
 def test_a_saved_tokenizer_is_the_same_one(trained, tmp_path):
     _, documents, learnt = trained
     learnt.save(tmp_path / "tokenizer.json")
-    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    again = BpeTokenizer.load(tmp_path / "tokenizer.json")
     assert again.sha256 == learnt.sha256
     assert again.token_bytes == learnt.token_bytes
     assert np.array_equal(again.encode(documents[50]), learnt.encode(documents[50]))
@@ -132,14 +132,14 @@ def test_files_that_break_the_contract_are_refused(trained, tmp_path):
     _, _, learnt = trained
     path = tmp_path / "tokenizer.json"
     with pytest.raises(InputError, match="cannot read the tokenizer .*tokenizer.json"):
-        Tokenizer.load(path)
+        BpeTokenizer.load(path)
     path.write_text("{}")
     with pytest.raises(InputError, match="tokenizer.json: not a tokenizer.json"):
-        Tokenizer.load(path)
+        BpeTokenizer.load(path)
     learnt.save(path)
     content = json.loads(path.read_text(encoding="utf-8"))
     vocab = content["model"]["vocab"]
     vocab["\u2800"], vocab["\u2801"] = vocab["\u2801"], vocab["\u2800"]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="ids 3 to 258"):
-        Tokenizer.load(path)
+        BpeTokenizer.load(path)

@@ -13,11 +13,11 @@ from jpeglm.core import config as config_lib
 from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.ranges import real
+from jpeglm.core.registry import MODELS, TASKS
 from jpeglm.data import batches
-from jpeglm.models import MODELS, networks
+from jpeglm.models import networks
 from jpeglm.models.loss import cross_entropy
 from jpeglm.train import step
-from jpeglm.train.tasks import TASKS
 from jpeglm.train.tasks.lm import LanguageModelling
 from tests.tiny_config import get_config
 
