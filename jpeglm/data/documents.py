@@ -36,7 +36,8 @@ def read(path: str, codec: Codec, limit: int | None = None, background: str = DE
     Raises:
       InputError: there is none, or the documents are another codec's.
     """
-    source, found, left_out, passed_over = sources.open_source(path), {}, 0, PassedOver()
+    source, left_out, passed_over = sources.open_source(path), 0, PassedOver()
+    found: dict[str, bytes] = {}
     if (prepared := source.documents(codec, limit)) is not None:
         return {f"heldout-{number:05d}": document for number, document in enumerate(prepared)}
     check(source, codec)

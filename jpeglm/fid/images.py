@@ -5,7 +5,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 from absl import logging
@@ -28,7 +28,7 @@ _MOST_LOGGED = 10  # of each reason
 Converted = TypeVar("Converted")
 
 
-class Pictures(Sequence[np.ndarray]):
+class Pictures:
     """Pictures as uint8 [h, w] (grey) or [h, w, 3], read when they are asked for, by any number of threads.
 
     Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
@@ -82,9 +82,8 @@ def open_pictures(
 class _InMemory(Source):
     """Arrays as a source."""
 
-    path = "pictures in memory"
-
     def __init__(self, pictures: np.ndarray | Sequence[np.ndarray]):
+        super().__init__("pictures in memory")
         if isinstance(pictures, np.ndarray) and pictures.shape[2:] == (3,):
             raise InputError(f"one picture {list(pictures.shape)}; several are wanted, [n, h, w] or [n, h, w, 3]")
         for index, picture in enumerate(pictures):
@@ -102,8 +101,8 @@ class _InMemory(Source):
 
 
 def _pixels(image: Image.Image, background: str) -> np.ndarray:
-    if getattr(image, "n_frames", 1) > 1:
-        raise Refused("several frames", f"{image.format} of {image.n_frames} frames")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise Refused("several frames", f"{image.format} of {frames} frames")
     if image.mode not in _MODES | _MODES_WITH_ALPHA:
         raise Refused(f"mode {image.mode}", "not 8 bits a channel, or no colours that have one meaning")
     load_pixels(image)
@@ -122,7 +121,7 @@ class Reader(Generic[Converted]):
 
     def __init__(
         self,
-        pictures: Sequence[np.ndarray],
+        pictures: Pictures,
         convert: Callable[[np.ndarray], Converted],
         indices: range | None = None,
         *,
@@ -132,7 +131,7 @@ class Reader(Generic[Converted]):
         """Prepares to read.
 
         Args:
-          pictures: `Pictures`.
+          pictures: to read.
           convert: what the threads do with each picture, such as the resize; must be safe for threads.
           indices: which pictures; all if None.
           allow_unreadable: whether to go on with the others after a refusal.
@@ -160,7 +159,7 @@ class Reader(Generic[Converted]):
                 if isinstance(result, Refused):
                     self._refuse(self._pictures.names[index], str(result))
                 elif self._gives():
-                    yield result
+                    yield cast(Converted, result)  # a picture that was read is converted as long as any are given
         finally:
             executor.shutdown(cancel_futures=True)
         for reason, count in self._counts.items():

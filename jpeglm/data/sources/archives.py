@@ -25,7 +25,8 @@ class Archive(Named):
     def folders(self, passed_over: PassedOver) -> Iterator[tuple[str, list[str]]]:
         for name in self._replaced:
             passed_over.add(name, listing.REPLACED)
-        hidden, shown = {}, []
+        hidden: dict[str, None] = {}
+        shown: list[str] = []
         for name in listing.sorted_as_in_folders(self._members):
             if (part := listing.hidden_part(name)) is not None:
                 hidden[part] = None

@@ -33,7 +33,7 @@ class ArrayRecords(Files):
 
     def __init__(self, path: str):
         """`path`: a file, or a folder with such files in it."""
-        self.path = path
+        super().__init__(path)
         files, self._others = [path], []
         if os.path.isdir(path):
             names = sorted(os.listdir(path))
@@ -47,7 +47,8 @@ class ArrayRecords(Files):
                 self._data[os.path.basename(file)] = grain.sources.ArrayRecordDataSource(file)
 
     def names(self, rule: Rule | None = None, passed_over: PassedOver | None = None) -> Iterator[str]:
-        for name in self._others if passed_over else ():
+        passed_over = passed_over or PassedOver()
+        for name in self._others:
             passed_over.add(name, "hidden" if listing.is_hidden(name) else "")
         return (f"{file}:{index}" for file, data in self._data.items() for index in range(len(data)))
 

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from PIL import Image
 from jpeglm.core.errors import InputError, printable
 from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver, Rule
+from jpeglm.data.sources.pictures import too_many
 from jpeglm.data.sources.reading import CHUNK, check_end, naming, open_file, pread, refusing, to_nameless_file
 from jpeglm.data.sources.zips import BOUNDED, check_zip_is_alone
 
@@ -43,10 +44,10 @@ class Arrays(Source):
         return without_array(path) != path or super().takes(path)
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         found = None if os.path.exists(path) else _ARRAY_OF.fullmatch(path)
         file, wanted = found.groups() if found else (path, None)
-        self._file = open_file(file)
+        self._file: io.BufferedIOBase = open_file(file)
         with naming(file, "numpy file"):
             if file.lower().endswith(".npz"):
                 header = self._in_archive(path, wanted)
@@ -118,7 +119,8 @@ class _ArrayHeader:
             return False
         if self.shape[2:] in ((1,), (3,)):  # one picture, [h, w, colours]
             return False
-        return min(self.shape) >= 0 and 0 < self.shape[1] * self.shape[2] <= Image.MAX_IMAGE_PIXELS
+        pixels = self.shape[1] * self.shape[2]
+        return min(self.shape) >= 0 and pixels > 0 and not too_many(pixels)
 
     def check_pictures(self, where: str) -> None:
         """Raises `InputError` if it holds none."""
@@ -129,7 +131,7 @@ class _ArrayHeader:
         return f"{self.kind} {list(self.shape)}"
 
 
-def _array_header(file: io.BufferedIOBase, size: int | None = None) -> _ArrayHeader:
+def _array_header(file: IO[bytes], size: int | None = None) -> _ArrayHeader:
     """What stands before the values of a .npy file; `size`: bytes of the whole, if they are known."""
     start = io.BytesIO(file.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)

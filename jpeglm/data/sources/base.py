@@ -5,11 +5,12 @@ last of these that fits:
 
 | class | what it holds | what is left to write |
 |---|---|---|
-| `Source` | pixels | `takes`, `__init__`, `names`, `load` |
-| `Files` | files of pictures or clips | `takes`, `__init__`, `names`, `read` |
-| `Named` | files with names that somebody gave them, in folders | `takes`, `__init__`, `folders`, `start`, `read` |
+| `Source` | pixels | `takes`, `names`, `load` |
+| `Files` | files of pictures or clips | `takes`, `names`, `read` |
+| `Named` | files with names that somebody gave them, in folders | `takes`, `folders`, `start`, `read` |
 
-`takes` is inherited, too, by a source that is known by the suffix of its path: such a class sets `suffixes`.
+A source that is known by the suffix of its path sets `suffixes` in the place of `takes`. What has to be opened once,
+`__init__` opens.
 
 A source lists names cheaply, and loads one item by name. Prepared data depend on what is read alone: so names come in
 the same order in every process and on every machine. A source may be read by several threads at once, and each
@@ -31,7 +32,7 @@ from jpeglm.data.sources.pictures import open_picture, to_canonical
 
 
 class Source(abc.ABC):
-    """A set of pictures or clips, made from the path that names it; `__init__` raises `InputError` if it is damaged.
+    """A set of pictures or clips, made from the path that names it.
 
     Attributes:
       suffixes: of the paths that name such a source, in lower case with their dots; none if `takes` asks otherwise.
@@ -42,6 +43,10 @@ class Source(abc.ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     holds_files: ClassVar[bool] = False
     path: str
+
+    def __init__(self, path: str):
+        """Opens the source; raises `InputError` if it cannot be read."""
+        self.path = path
 
     @classmethod
     def takes(cls, path: str) -> bool:
@@ -145,6 +150,7 @@ class Named(Files):
         rule, passed_over = rule or listing.pictures(), passed_over or PassedOver()
         of_samples = None  # the last folder of samples; those below it follow it
         for folder, names in self.folders(passed_over):
+            sampled: set[str] | None
             if of_samples is not None and os.path.join(folder, "").startswith(os.path.join(of_samples, "")):
                 sampled = set()  # films and the like
             else:

@@ -14,7 +14,7 @@ class EmbeddedMnist(Source):
     """10,000 MNIST digits with 2 black pixels around each: 32x32 greyscale (see MNIST_LICENSE.txt)."""
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         with np.load(Path(__file__).parent / "mnist10k.npz") as file:
             self._images = np.pad(file["images"], ((0, 0), (2, 2), (2, 2)))  # uint8 [10000, 32, 32]
             self._labels = file["labels"]  # uint8 [10000]

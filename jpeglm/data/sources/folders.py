@@ -12,18 +12,17 @@ from jpeglm.data.sources.listing import PassedOver
 class Folder(Named):
     """The files below a folder, by relative name; sorted within each folder."""
 
-    def __init__(self, path: str):
-        self.path = path
-
     @classmethod
     def takes(cls, path: str) -> bool:
         return os.path.isdir(path)
 
     def folders(self, passed_over: PassedOver) -> Iterator[tuple[str, list[str]]]:
-        pending, listed = [""], set()
+        pending = [""]
+        listed: set[tuple[int, int]] = set()
         while pending:
             folder = pending.pop()
-            files, inside = [], []
+            files: list[str] = []
+            inside: list[str] = []
             if self._is_known(folder, listed):
                 passed_over.add(folder + "/", listing.LINKED_FOLDER)
                 continue
@@ -62,7 +61,7 @@ class Folder(Named):
                 found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries)
         except OSError as error:
             raise InputError(f"cannot list {printable(os.path.join(self.path, folder))}: {error.strerror}") from error
-        return [(os.path.join(folder, name), *kind) for name, *kind in found]
+        return [(os.path.join(folder, name), is_folder, is_link) for name, is_folder, is_link in found]
 
     def clips(self, passed_over: PassedOver | None = None) -> Iterator[str]:
         """Films by name, and each folder with frames in it, whose name ends with a slash."""

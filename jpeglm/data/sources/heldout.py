@@ -16,9 +16,6 @@ from jpeglm.data.sources.listing import PassedOver, Rule
 class HeldOut(Files):
     """The held-out pictures of a prepared folder, each an ordinary file; nothing is read before it is asked for."""
 
-    def __init__(self, path: str):
-        self.path = path
-
     @classmethod
     def takes(cls, path: str) -> bool:
         return records.is_prepared(path)

@@ -209,7 +209,7 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
 
 def _logged(folder: str, log: bytes) -> dict[str, None]:
     """The names in samples.jsonl, each once, in their order."""
-    names = {}
+    names: dict[str, None] = {}
     for number, line in enumerate(log.splitlines(), 1):
         try:
             row = json.loads(line)

@@ -51,7 +51,7 @@ _REFUSED_MODES = ("I", "F", "LAB")
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in a JPEG, without stuffed and fill bytes and RST
 # EXIF orientation and what makes such a picture upright
-_TURNS = {
+_TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -99,9 +99,13 @@ def load_pixels(image: Image.Image) -> None:
     _check_size(image)  # again: an icon's header need not tell the size of the picture inside
 
 
+def too_many(pixels: int) -> bool:
+    """Whether a picture has more pixels than are taken; Pillow itself only warns, and raises from twice as many."""
+    return Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS
+
+
 def _check_size(image: Image.Image) -> None:
-    """Pillow itself only warns of more than MAX_IMAGE_PIXELS, and raises from twice as much."""
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+    if too_many(image.width * image.height):
         raise Refused("too large", f"{image.width}x{image.height} pixels")
 
 
@@ -131,7 +135,7 @@ def upright(image: Image.Image, background: str = DEFAULT_BACKGROUND) -> Image.I
     """A Pillow image in its own size, of mode "L" or "RGB", by the table above. Raises `Refused`."""
     with refusing():
         if image.format not in _FIRST_OF_SEVERAL and getattr(image, "is_animated", False):
-            raise Refused("animated", f"{image.format} of {image.n_frames} frames")
+            raise Refused("animated", f"{image.format} of {getattr(image, 'n_frames', 0)} frames")
         # 16-bit grey: Pillow's own modes for it, and mode I where the format has no more than 16 bits
         is_wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
         if image.mode in _REFUSED_MODES and not is_wide_grey:

@@ -38,7 +38,7 @@ def read_file(path: str | os.PathLike, size: int | None = None) -> bytes:
                 raise Refused("too large", f"a file of {status.st_size >> 20} MiB")
             return file.read(status.st_size if size is None else size)
     except OSError as error:
-        raise Refused("unreadable", error.strerror) from error
+        raise Refused("unreadable", error.strerror or str(error)) from error
 
 
 def _without_waiting(path: str, mode: int) -> int:

@@ -38,7 +38,7 @@ class Tar(Archive):
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         file = open_file(path)
         with naming(path, "tar file"):
             self._file = _unpacked(file, path)
@@ -62,8 +62,8 @@ class Tar(Archive):
 class _Headers(io.FileIO):
     """A tar file from which its headers are read; tarfile alone would hold one of any length in memory."""
 
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _LONGEST_HEADER:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)
 
@@ -79,7 +79,7 @@ def _list_tar(descriptor: int) -> Iterator[tuple[str, tuple[int, int | None]]]:
             if tar.offset <= end:
                 raise tarfile.ReadError(f"it goes back at byte {end}")
             end = tar.offset
-            tar.members = []  # or it keeps them all
+            tar.members = []  # type: ignore[attr-defined]  # or it keeps them all; typeshed does not know it
             if not member.isdir():
                 is_plain = member.isreg() and not member.issparse()
                 yield member.name.removeprefix("./"), (member.offset_data, member.size if is_plain else None)

@@ -18,7 +18,7 @@ class TfdsDataset(Files):
         """`path`: tfds:NAME or tfds:NAME:SPLIT, where NAME may be name/config and SPLIT is "train" by default."""
         import tensorflow_datasets as tfds  # only here: the import takes about a second
 
-        self.path = path
+        super().__init__(path)
         _, name, *split = path.split(":", 2)
         try:
             builder = tfds.builder(name)

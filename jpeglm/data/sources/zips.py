@@ -22,7 +22,7 @@ class Zip(Archive):
     suffixes: ClassVar[tuple[str, ...]] = (".zip",)
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         with naming(path, "zip file"):
             self._zip = zipfile.ZipFile(open_file(path))
             check_zip_is_alone(self._zip)
@@ -68,6 +68,7 @@ def check_zip_is_alone(archive: zipfile.ZipFile) -> None:
     if start:
         raise zipfile.BadZipFile(f"{start} bytes stand in front of it: {JOINED}")
     file = archive.fp
+    assert file is not None  # it is open
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END - 0xFFFF))
     tail = file.read()

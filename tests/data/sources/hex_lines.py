@@ -13,7 +13,7 @@ class HexLines(Files):
     suffixes: ClassVar[tuple[str, ...]] = (".hex",)
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         with naming(path, "file of hexadecimal digits"), open_file(path) as file:
             self._lines = file.read().decode("ascii").splitlines()
 

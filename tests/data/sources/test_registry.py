@@ -23,9 +23,6 @@ JPEG, CLIPS = JpegCodec(32, 32, "L", 25), AvcCodec(32, 32, 3, 5, 37, False)
 class Greys(Source):
     """greys:N are N pictures of one grey each."""
 
-    def __init__(self, path: str):
-        self.path = path
-
     @classmethod
     def takes(cls, path: str) -> bool:
         return path.startswith("greys:")
