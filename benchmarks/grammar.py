@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
     codec = CODECS.of(FLAGS.config)
     digits = sources.open_source("embedded:mnist")
     size = codec.height, codec.width, codec.mode
-    pictures = (sources.canonical(digits, name, *size) for name, _ in zip(digits.names(), range(100), strict=False))
+    pictures = (digits.canonical(name, *size) for name, _ in zip(digits.names(), range(100), strict=False))
     learnt = bpe.train(map(codec.encode, pictures), config.vocab_size, codec.separator_regex)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
         built = report.seconds(codec.grammar)

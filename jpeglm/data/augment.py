@@ -34,7 +34,7 @@ def variant(image: Image.Image, number: int) -> Image.Image:
     knots = np.meshgrid(np.linspace(0, KNOTS - 1, height), np.linspace(0, KNOTS - 1, width), indexing="ij")
     smooth = np.stack([scipy.ndimage.map_coordinates(axis, knots, mode="nearest") for axis in bend])
 
-    places = np.stack(np.mgrid[:height, :width]).astype(np.float64)  # (row, column) of each pixel, [2, h, w]
+    places = np.mgrid[:height, :width].astype(np.float64)  # (row, column) of each pixel, [2, h, w]
     middle = np.array([height - 1, width - 1])[:, None, None] / 2
     shift = rng.uniform(-SHIFT, SHIFT, (2, 1, 1)) * side
     places = np.einsum("ij,jhw->ihw", matrix, places - middle) + middle + shift + smooth

@@ -1,20 +1,20 @@
-"""The canonical documents of a set of pictures or clips, by name, and held-out ones as files again.
+"""The canonical documents of a set of pictures or clips, by name.
 
 What an item of a source is, and how it becomes documents, the codec says: `Codec.items`.
 """
 
 import hashlib
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
 from absl import logging
-from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused, printable
-from jpeglm.core.registry import CODECS
 from jpeglm.data import records, sources
 from jpeglm.data.codecs import Codec
-from jpeglm.data.sources import Files, Source, listing
+from jpeglm.data.sources.base import Source
+from jpeglm.data.sources.listing import PassedOver
 
 
 def check(source: Source, codec: Codec) -> None:
@@ -24,13 +24,11 @@ def check(source: Source, codec: Codec) -> None:
     codec.items.check_source(source)
 
 
-def read(
-    path: str, codec: Codec, limit: int | None = None, background: str = sources.DEFAULT_BACKGROUND
-) -> dict[str, bytes]:
+def read(path: str, codec: Codec, limit: int | None = None, background: str = DEFAULT_BACKGROUND) -> dict[str, bytes]:
     """The canonical documents of a set of pictures or clips, by names that are good as those of files.
 
     Args:
-      path: what `sources.open_source` understands; or what `jpeglm.prepare` wrote, whose held-out documents they are.
+      path: what `sources.open_source` understands; of what `jpeglm.prepare` wrote, they are the held-out documents.
       codec: of the documents.
       limit: at most so many.
       background: of transparent pictures, as the run's config says (`data.background`).
@@ -38,10 +36,10 @@ def read(
     Raises:
       InputError: there is none, or the documents are another codec's.
     """
-    if records.is_prepared(path):
-        heldout = _heldout(path, codec, limit)
-        return {f"heldout-{number:05d}": document for number, document in enumerate(heldout)}
-    source, found, left_out, passed_over = sources.open_source(path), {}, 0, listing.PassedOver()
+    source, left_out, passed_over = sources.open_source(path), 0, PassedOver()
+    found: dict[str, bytes] = {}
+    if (prepared := source.documents(codec, limit)) is not None:
+        return {f"heldout-{number:05d}": document for number, document in enumerate(prepared)}
     check(source, codec)
     for name in codec.items.names(source, passed_over):
         if limit is not None and len(found) == limit:
@@ -60,36 +58,6 @@ def read(
     if not found:
         raise InputError(f"{printable(path)} holds no {codec.item} that can be read{passed_over.after('; ')}")
     return found
-
-
-def _heldout(path: str, codec: Codec, limit: int | None) -> Iterator[bytes]:
-    """The held-out documents of a prepared folder; `InputError` if another codec than this made them."""
-    from jpeglm.data import batches  # it is built on this module
-
-    made_by = CODECS.of(records.read_manifest(path)["config"])
-    if made_by != codec:
-        raise InputError(f"{printable(path)} was prepared with {made_by}, and the run's codec is {codec}")
-    return batches.documents(path, "heldout", limit)
-
-
-class HeldOut(Files):
-    """The held-out pictures of a prepared folder, each an ordinary file."""
-
-    def __init__(self, path: str):
-        self.path = path
-        self._codec = CODECS.of(records.read_manifest(path)["config"])
-        if self._codec.fps:
-            raise InputError(f"{printable(path)} holds prepared {self._codec.item}s, and pictures are needed")
-        self._documents = list(_heldout(path, self._codec, None))
-
-    def names(self, rule: listing.Rule | None = None, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
-        return (f"heldout-{number:05d}" for number in range(len(self._documents)))
-
-    def read(self, name: str) -> bytes:
-        return self._codec.restore(self._documents[int(name.removeprefix("heldout-"))])
-
-    def load(self, name: str) -> Image.Image:
-        return self._codec.open(self.read(name))
 
 
 def _file_name(name: str, taken: Container[str]) -> str:

@@ -28,7 +28,7 @@ from jpeglm.core import cli, distributed
 from jpeglm.core.config import BACKGROUNDS, DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, writing
 from jpeglm.core.files import check_outside, write_whole
-from jpeglm.data.sources import archives
+from jpeglm.data.sources.arrays import without_array
 from jpeglm.fid import images
 from jpeglm.fid.extractors.base import Extractor
 from jpeglm.fid.extractors.efficientnet import EfficientNetLite0
@@ -104,7 +104,7 @@ def _check_outputs() -> None:
         path = Path(FLAGS[name].value)
         if not path.parent.is_dir() or path.is_dir():
             raise InputError(f"--{name}={path}: {'is a folder' if path.is_dir() else 'no such folder'}")
-        check_outside(path, **{side: archives.without_array(FLAGS[side].value) for side in ("real", "fake")})
+        check_outside(path, **{side: without_array(FLAGS[side].value) for side in ("real", "fake")})
     if FLAGS.json and FLAGS.save_stats and Path(FLAGS.json).resolve() == Path(FLAGS.save_stats).resolve():
         raise InputError(f"--json and --save_stats name one file: {FLAGS.json}")
 

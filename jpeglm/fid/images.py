@@ -5,15 +5,19 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 from absl import logging
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused, printable
-from jpeglm.data import documents, records, sources
-from jpeglm.data.sources import listing
+from jpeglm.data.sources import open_anew
+from jpeglm.data.sources.base import Source
+from jpeglm.data.sources.listing import PassedOver, Rule
+from jpeglm.data.sources.pictures import load_pixels, on_background
+from jpeglm.data.sources.reading import refusing
 
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
 _MODES_WITH_ALPHA = {"LA", "La", "PA", "RGBA"}
@@ -24,14 +28,14 @@ _MOST_LOGGED = 10  # of each reason
 Converted = TypeVar("Converted")
 
 
-class Pictures(Sequence[np.ndarray]):
+class Pictures:
     """Pictures as uint8 [h, w] (grey) or [h, w, 3], read when they are asked for, by any number of threads.
 
     Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
     EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
-    CMYK and YCbCr are taken. Transparent pixels are put over the background, by the rule of `jpeglm.data.sources`;
-    an alpha channel that is opaque everywhere changes nothing. Refused are several frames, more than 8 bits of grey,
-    floating point and all that `jpeglm.data.sources` refuses.
+    CMYK and YCbCr are taken. Transparent pixels are put over the background, by the rule of
+    `jpeglm.data.sources.pictures`; an alpha channel that is opaque everywhere changes nothing. Refused are several
+    frames, more than 8 bits of grey, floating point and all that `jpeglm.data.sources` refuses.
 
     Attributes:
       path: where they come from, in words.
@@ -39,12 +43,11 @@ class Pictures(Sequence[np.ndarray]):
       passed_over: what else is there and is not taken, by the rule of `jpeglm.data.sources.listing`.
     """
 
-    def __init__(self, source: sources.Source, background: str = sources.DEFAULT_BACKGROUND):
+    def __init__(self, source: Source, background: str = DEFAULT_BACKGROUND):
         """Lists the source. `background`: one of `config.BACKGROUNDS`."""
         self.path = printable(source.path)
-        self.passed_over = listing.PassedOver()
-        is_of_files = isinstance(source, sources.Files)
-        self.names = list(source.names(passed_over=self.passed_over) if is_of_files else source.names())
+        self.passed_over = PassedOver()
+        self.names = list(source.names(passed_over=self.passed_over))
         if not self.names:
             raise InputError(f"{self.path}: holds no pictures{self.passed_over.after('; ')}")
         self._source, self._background = source, background
@@ -54,37 +57,33 @@ class Pictures(Sequence[np.ndarray]):
 
     def __getitem__(self, index: int) -> np.ndarray:
         """One picture; raises `Refused`."""
-        with self._source.load(self.names[index]) as image, sources.refusing():
+        with self._source.load(self.names[index]) as image, refusing():
             return _pixels(image, self._background)
 
 
 def open_pictures(
-    pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray], background: str = sources.DEFAULT_BACKGROUND
+    pictures: str | os.PathLike | np.ndarray | Sequence[np.ndarray], background: str = DEFAULT_BACKGROUND
 ) -> Pictures:
     """Opens pictures.
 
     Args:
-      pictures: what `jpeglm.data.sources.open_anew` understands; or a folder that `jpeglm.prepare` wrote, whose
-        held-out pictures they are; or arrays in memory: one uint8 [n, h, w] or [n, h, w, 3], or a list of [h, w] or
-        [h, w, 3] of any sizes.
+      pictures: what `jpeglm.data.sources.open_anew` understands; or arrays in memory: one uint8 [n, h, w] or
+        [n, h, w, 3], or a list of [h, w] or [h, w, 3] of any sizes.
       background: what transparent pixels are put over, or "refuse".
 
     Raises:
       InputError: there are none, or a file that cannot be read as what it is called.
     """
     if isinstance(pictures, str | os.PathLike):
-        path = os.fspath(pictures)
-        source = documents.HeldOut(path) if records.is_prepared(path) else sources.open_anew(path)
-        return Pictures(source, background)
+        return Pictures(open_anew(os.fspath(pictures)), background)
     return Pictures(_InMemory(pictures))
 
 
-class _InMemory:
+class _InMemory(Source):
     """Arrays as a source."""
 
-    path = "pictures in memory"
-
     def __init__(self, pictures: np.ndarray | Sequence[np.ndarray]):
+        super().__init__("pictures in memory")
         if isinstance(pictures, np.ndarray) and pictures.shape[2:] == (3,):
             raise InputError(f"one picture {list(pictures.shape)}; several are wanted, [n, h, w] or [n, h, w, 3]")
         for index, picture in enumerate(pictures):
@@ -94,7 +93,7 @@ class _InMemory:
                 )
         self._pictures = pictures
 
-    def names(self) -> Iterator[str]:
+    def names(self, rule: Rule | None = None, passed_over: PassedOver | None = None) -> Iterator[str]:
         return (str(index) for index in range(len(self._pictures)))
 
     def load(self, name: str) -> Image.Image:
@@ -102,13 +101,13 @@ class _InMemory:
 
 
 def _pixels(image: Image.Image, background: str) -> np.ndarray:
-    if getattr(image, "n_frames", 1) > 1:
-        raise Refused("several frames", f"{image.format} of {image.n_frames} frames")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise Refused("several frames", f"{image.format} of {frames} frames")
     if image.mode not in _MODES | _MODES_WITH_ALPHA:
         raise Refused(f"mode {image.mode}", "not 8 bits a channel, or no colours that have one meaning")
-    sources.load_pixels(image)
+    load_pixels(image)
     mode = "L" if image.mode in _GREY else "RGB"
-    return np.asarray(sources.on_background(image, background).convert(mode))
+    return np.asarray(on_background(image, background).convert(mode))
 
 
 class Reader(Generic[Converted]):
@@ -122,7 +121,7 @@ class Reader(Generic[Converted]):
 
     def __init__(
         self,
-        pictures: Sequence[np.ndarray],
+        pictures: Pictures,
         convert: Callable[[np.ndarray], Converted],
         indices: range | None = None,
         *,
@@ -132,7 +131,7 @@ class Reader(Generic[Converted]):
         """Prepares to read.
 
         Args:
-          pictures: `Pictures`.
+          pictures: to read.
           convert: what the threads do with each picture, such as the resize; must be safe for threads.
           indices: which pictures; all if None.
           allow_unreadable: whether to go on with the others after a refusal.
@@ -160,7 +159,7 @@ class Reader(Generic[Converted]):
                 if isinstance(result, Refused):
                     self._refuse(self._pictures.names[index], str(result))
                 elif self._gives():
-                    yield result
+                    yield cast(Converted, result)  # a picture that was read is converted as long as any are given
         finally:
             executor.shutdown(cancel_futures=True)
         for reason, count in self._counts.items():

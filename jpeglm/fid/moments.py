@@ -19,7 +19,7 @@ from absl import logging
 
 from jpeglm.core.errors import InputError, printable, writing
 from jpeglm.core.files import write_whole
-from jpeglm.data.sources.archives import check_zip_is_alone
+from jpeglm.data.sources.zips import check_zip_is_alone
 from jpeglm.fid.frechet import Moments
 
 _ROUNDING = 1e-5  # of the largest entry: an asymmetry that the sums of float32 explain

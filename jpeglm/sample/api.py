@@ -15,8 +15,9 @@ from jpeglm.core import distributed
 from jpeglm.core.errors import InputError, printable
 from jpeglm.core.registry import MODELS
 from jpeglm.core.workdir import read_config
-from jpeglm.data import render, sources
+from jpeglm.data import render
 from jpeglm.data.codecs import Codec
+from jpeglm.data.sources.reading import read_file
 from jpeglm.sample.engine import Settings, integer
 from jpeglm.sample.sampler import Completion, Sampler
 from jpeglm.sample.scoring import Scorer
@@ -72,7 +73,7 @@ class Model:
 
     Wherever pictures are taken, each is a Pillow image, a path (str or Path), the bytes of a file, or a uint8 array
     [height, width] or [height, width, 1, 3 or 4]. They are cropped and resized to the model's size by the
-    rules of `jpeglm.data.sources`. For a model of clips: a path, the bytes of a file (by the rules of
+    rules of `jpeglm.data.sources.pictures`. For a model of clips: a path, the bytes of a file (by the rules of
     `jpeglm.data.codecs.avc`) or frames, uint8 [frames, height, width, 3]. One alone counts as a list of one. An array
     with one axis more is a list along its first; of three axes, it is one picture if the last is 1, 3 or 4 long.
     """
@@ -176,7 +177,7 @@ class Model:
     def _document(self, image: Given) -> bytes:
         if isinstance(image, str | os.PathLike):
             try:
-                return self._document(sources.read_file(image))
+                return self._document(read_file(image))
             except InputError as error:
                 raise InputError(f"{printable(os.fspath(image))}: {error}") from error
         return self._sampler.codec.items.encode(image, self._sampler.config.data.background)

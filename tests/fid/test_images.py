@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jpeglm.core.errors import InputError, Refused
-from jpeglm.data import sources
+from jpeglm.data.sources.folders import Folder
+from jpeglm.data.sources.pictures import upright
 from jpeglm.fid import images
 from tests.fid import peers
 from tests.prepare.packing_tools import members, pack, write_records
@@ -190,8 +191,8 @@ def test_transparent_pictures_are_what_prepare_makes_of_them(tmp_path, name, ima
         found = found if found.ndim == 3 else np.stack([found] * 3, -1)
         opacity = rgba[..., 3:] / 255
         np.testing.assert_allclose(found, rgba[..., :3] * opacity + value * (1 - opacity), atol=1)
-        with sources.Folder(str(tmp_path)).load(name) as opened:
-            np.testing.assert_array_equal(found, sources.upright(opened, background).convert("RGB"))
+        with Folder(str(tmp_path)).load(name) as opened:
+            np.testing.assert_array_equal(found, upright(opened, background).convert("RGB"))
     np.testing.assert_array_equal(read(tmp_path / name), images.open_pictures(tmp_path, "white")[0])
     with pytest.raises(Refused, match="^transparent: "):
         images.open_pictures(tmp_path, "refuse")[0]

@@ -1,4 +1,4 @@
-"""Writes pictures into files of each kind that `jpeglm.data.sources.archives` reads."""
+"""Writes pictures into files of each kind that `jpeglm.data.sources` reads."""
 
 import bz2
 import gzip

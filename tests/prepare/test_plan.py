@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from jpeglm.core.config import BACKGROUNDS, avc, base
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import CODECS
-from jpeglm.data import augment, batches, documents, sources
+from jpeglm.data import augment, batches, documents
+from jpeglm.data.sources.folders import Folder
 from jpeglm.data.tokenizers import bpe
 from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.prepare import plan
@@ -243,11 +244,11 @@ def test_transparent_pictures_are_put_over_the_configs_background(tmp_path, back
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:02}.png")
     config, source = (
         small_config(background=background, seq_len=8192, holdout=2),
-        sources.Folder(f"{tmp_path}/pictures"),
+        Folder(f"{tmp_path}/pictures"),
     )
     manifest = plan.prepare(config, source.path, tmp_path / "out", workers=1)
     names = [name for name in source.names() if background != "refuse" or int(name[:2]) % 2 == 0]
-    expected = [sources.canonical(source, name, 32, 48, "RGB", background) for name in names]
+    expected = [source.canonical(name, 32, 48, "RGB", background) for name in names]
     assert sorted(detokenize(tmp_path / "out")) == sorted(map(pillow_bytes, expected))
     assert manifest["counts"]["refused"] == ({"transparent": 8} if background == "refuse" else {})
     found = documents.read(source.path, CODECS.of(config), background=background)
@@ -387,8 +388,8 @@ def test_variants_are_of_training_pictures_alone_and_hold_out_the_same(photograp
     originals = list(batches.documents(prepared, "train"))
     assert set(originals) < set(training)
     codec = CODECS.of(config)
-    source = sources.Folder(str(photographs))
-    pictures = [sources.canonical(source, name, 32, 48, "RGB") for name in usable(photographs)]
+    source = Folder(str(photographs))
+    pictures = [source.canonical(name, 32, 48, "RGB") for name in usable(photographs)]
     made = [(codec.encode(picture), codec.encode(augment.variant(picture, n))) for picture in pictures for n in (1, 2)]
     boundary = max(plan.document_key(0, document) for document in held_out)
     expected = [variant for original, variant in made if original not in held_out]

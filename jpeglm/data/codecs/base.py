@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import numpy as np
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused
 from jpeglm.core.ranges import check_one
 from jpeglm.core.registry import Section
 from jpeglm.data.codecs.grammar import Grammar
-from jpeglm.data.sources import DEFAULT_BACKGROUND, Source
+from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver
 
 Seen = Image.Image | np.ndarray  # a picture; or frames, uint8 [frames, height, width, 3]

@@ -5,7 +5,7 @@ A codec of clips is a frozen dataclass that inherits from `ClipCodec`. What it h
 
 Clips are files; `listing` says which. Beside them, a folder with pictures in it (but for gif, webp and apng, which are
 clips) is one clip. Its frames are all the pictures that lie in it directly, in the order of their names, numbers in
-them compared as numbers, `codec.fps` of them a second; each becomes RGB by the rules of `sources`.
+them compared as numbers, `codec.fps` of them a second; each becomes RGB by the rules of `sources.pictures`.
 
 A clip is the first frames of its film, as many as the codec has. Its variants are later windows, which begin at frame
 `stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. They lie in memory until the film is
@@ -13,7 +13,6 @@ done, and ffmpeg has five minutes for it: of hours of film, cut scenes first.
 """
 
 import abc
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,12 +21,15 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError, Refused, printable
-from jpeglm.data import render, sources
+from jpeglm.data import render
 from jpeglm.data.codecs import ffmpeg
 from jpeglm.data.codecs.avc_decoder import Decoded
 from jpeglm.data.codecs.base import Codec, Display, Evaluation, Items, Judged, Words
-from jpeglm.data.sources import Files, Folder, Source, listing
+from jpeglm.data.sources.base import Source
+from jpeglm.data.sources.listing import PassedOver
+from jpeglm.data.sources.pictures import upright
 
 
 class ClipCodec(Codec):
@@ -147,33 +149,21 @@ class ClipItems(Items[ClipCodec]):
     """Clips of files, and of folders of frames, whose names end with a slash."""
 
     def check_data(self, data: Mapping[str, Any]) -> None:
-        if data["background"] != sources.DEFAULT_BACKGROUND:
+        if data["background"] != DEFAULT_BACKGROUND:
             raise InputError(
-                f"data.background={data['background']}: transparent clips are put over {sources.DEFAULT_BACKGROUND} "
-                "alone"
+                f"data.background={data['background']}: transparent clips are put over {DEFAULT_BACKGROUND} alone"
             )
 
     def check_source(self, source: Source) -> None:
-        if not isinstance(source, Files):
+        if not source.holds_files:
             raise InputError(f"{source.path} holds pixels, and the codec {self.codec.name} reads files of clips")
         self.codec.check_encoder()
 
     def a_minute(self, variants: int) -> int:
         return max(16, 512 // (1 + variants))  # a tenth of a second for a window; each unit of work is three files
 
-    def names(self, source: Source, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
-        if not isinstance(source, Files):
-            yield from source.names()
-        elif not isinstance(source, Folder):
-            yield from source.names(listing.films_and_png(), passed_over)
-        else:
-            clip = None
-            for name in source.names(listing.films_and_frames(), passed_over):  # files of one folder follow each other
-                if not listing.is_frame(name, source.start):
-                    yield name
-                elif (folder := os.path.join(os.path.dirname(name), "")) != clip:
-                    clip = folder
-                    yield clip or "./"
+    def names(self, source: Source, passed_over: PassedOver | None = None) -> Iterator[str]:
+        return source.clips(passed_over)
 
     def documents(
         self,
@@ -181,7 +171,7 @@ class ClipItems(Items[ClipCodec]):
         name: str,
         variants: int = 0,
         stride: int = 0,
-        background: str = sources.DEFAULT_BACKGROUND,
+        background: str = DEFAULT_BACKGROUND,
     ) -> list[bytes]:
         """See `Items.documents`: at most so many variants, and transparent clips are always put over white."""
         codec, found = self.codec, []
@@ -205,24 +195,24 @@ class ClipItems(Items[ClipCodec]):
     def _windows(self, source: Source, name: str, count: int, stride: int) -> Iterator[bytes]:
         """The documents of a clip and of its later windows, `count` in all, unless `Refused` ends them."""
         codec = self.codec
-        if isinstance(source, Folder) and name.endswith("/"):
+        if (stills := source.stills(name)) is not None:
+            stills.sort(key=_by_number)
             for number in range(count):
-                yield codec.encode_frames(self._frames(source, name, number * stride))
+                yield codec.encode_frames(self._frames(source, stills[number * stride :]))
             return
         data = source.read(name)
         yield codec.encode(data)
         if count > 1:
             yield from codec.encode_windows(data, count - 1, stride)
 
-    def _frames(self, source: Folder, name: str, first: int) -> Iterator[np.ndarray]:
-        """Frames of a folder, as many as a clip has, uint8 [height, width, 3]."""
+    def _frames(self, source: Source, stills: list[str]) -> Iterator[np.ndarray]:
+        """The first of the pictures of these names, as many as a clip has, uint8 [height, width, 3] each."""
         frames = self.codec.frames
-        stills = sorted(source.stills(name), key=_by_number)[first:]
         if len(stills) < frames:
             raise Refused("short", f"{len(stills)} of {frames} frames")
         for still in stills[:frames]:
             with source.load(still) as image:
-                yield np.asarray(sources.upright(image).convert("RGB"))
+                yield np.asarray(upright(image).convert("RGB"))
 
 
 def _from_array(frames: np.ndarray) -> list[np.ndarray]:

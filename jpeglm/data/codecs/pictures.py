@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from jpeglm.core.config import DEFAULT_BACKGROUND
 from jpeglm.core.errors import InputError
-from jpeglm.data import augment, sources
+from jpeglm.data import augment
 from jpeglm.data.codecs.base import Codec, Display, Evaluation, Items, Judged, Words
-from jpeglm.data.sources import Files, Source, listing
+from jpeglm.data.sources import listing
+from jpeglm.data.sources.base import Source
+from jpeglm.data.sources.pictures import open_picture, to_canonical
 
 
 class PictureCodec(Codec):
@@ -61,7 +64,7 @@ class PictureCodec(Codec):
 
     def open(self, file: bytes) -> Image.Image:
         """Opens an ordinary file that is whole, lazily; raises `Refused`."""
-        return sources.open_picture(file)
+        return open_picture(file)
 
     def is_valid(self, document: bytes) -> bool:
         """Says whether `parse` accepts the document."""
@@ -109,7 +112,7 @@ class PictureCodec(Codec):
 
 
 class PictureItems(Items[PictureCodec]):
-    """Pictures of any source, in the codec's size and mode by the rules of `sources`; variants by `augment`."""
+    """Pictures of any source, in the codec's size and mode as `Source.canonical` says; variants by `augment`."""
 
     def check_data(self, data: Mapping[str, Any]) -> None:
         if data["stride"]:
@@ -122,7 +125,7 @@ class PictureItems(Items[PictureCodec]):
         return 1024
 
     def names(self, source: Source, passed_over: listing.PassedOver | None = None) -> Iterator[str]:
-        return source.names(listing.pictures(), passed_over) if isinstance(source, Files) else source.names()
+        return source.names(listing.pictures(), passed_over)
 
     def documents(
         self,
@@ -130,20 +133,20 @@ class PictureItems(Items[PictureCodec]):
         name: str,
         variants: int = 0,
         stride: int = 0,
-        background: str = sources.DEFAULT_BACKGROUND,
+        background: str = DEFAULT_BACKGROUND,
     ) -> list[bytes]:
         codec = self.codec
-        image = sources.canonical(source, name, codec.height, codec.width, codec.mode, background)
+        image = source.canonical(name, codec.height, codec.width, codec.mode, background)
         images = (augment.variant(image, number) if number else image for number in range(1 + variants))
         return [codec.checked(codec.encode(image)) for image in images]
 
     def encode(self, given: Image.Image | np.ndarray | bytes, background: str) -> bytes:
         codec = self.codec
         if isinstance(given, bytes):
-            given = sources.open_picture(given)
+            given = open_picture(given)
         elif not isinstance(given, Image.Image):
             given = _from_array(np.asarray(given))
-        return codec.encode(sources.to_canonical(given, codec.height, codec.width, codec.mode, background))
+        return codec.encode(to_canonical(given, codec.height, codec.width, codec.mode, background))
 
     def axes(self, shape: Sequence[int]) -> int:
         return 3 if tuple(shape[2:]) in ((1,), (3,), (4,)) else 2

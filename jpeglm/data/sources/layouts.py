@@ -44,11 +44,18 @@ and with other readers. The middle column is what Pillow gives without a rule.
 import io
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image, ImageChops, ImagePalette
 
 from jpeglm.core.errors import Refused
+
+if TYPE_CHECKING:  # the import of a reader would register it, in another order than Pillow does
+    from PIL.GifImagePlugin import GifImageFile
+    from PIL.IcoImagePlugin import IcoImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
 
 _TIFF_PLANES = ("L", "P", "I;16", "I;16B", "RGB", "RGBA", "CMYK", "YCbCr", "LAB")  # modes whose planes can be read
 _TIFF_COMMON_YCBCR = ((), (0, 255, 128, 255, 128, 255))  # ReferenceBlackWhite
@@ -60,7 +67,7 @@ def right(image: Image.Image, data: bytes) -> Image.Image:
 
     The image itself is given back where Pillow reads it right, and is decoded already where it must be mended.
     """
-    rule = _RULES.get(image.format)
+    rule = _RULES.get(image.format or "")
     return rule(image, data) if rule else image
 
 
@@ -68,7 +75,7 @@ def png_inside(image: Image.Image, data: bytes) -> bytes | None:
     """The PNG that an icon shows, or None."""
     if image.format != "ICO":
         return None
-    entry = image.ico.entry[0]
+    entry = cast("IcoImageFile", image).ico.entry[0]
     inner = data[entry.offset : entry.offset + entry.size]
     return inner if inner.startswith(b"\x89PNG\r\n\x1a\n") else None
 
@@ -77,15 +84,17 @@ def grey_range(image: Image.Image) -> tuple[int, int]:
     """The numbers of black and white of a picture of 16-bit grey."""
     if image.format != "TIFF":
         return 0, 65_535
-    most = (1 << image.tag_v2.get(258, (16,))[0]) - 1
-    return (most, 0) if image.tag_v2.get(262) == 0 else (0, most)
+    tags = cast("TiffImageFile", image).tag_v2
+    most = (1 << tags.get(258, (16,))[0]) - 1
+    return (most, 0) if tags.get(262) == 0 else (0, most)
 
 
 def check_palette(image: Image.Image) -> None:
     """`Refused` if a decoded picture has a number for which its palette has no colour."""
     if image.mode == "P" and image.palette:
         colours = len(image.palette.palette) // len(image.palette.mode)
-        if (most := image.getextrema()[1]) >= colours:
+        _, most = cast("tuple[int, int]", image.getextrema())  # of the one channel
+        if most >= colours:
             raise Refused("broken", f"colour {most} of a palette of {colours}")
 
 
@@ -105,7 +114,7 @@ def _opaque_if_blank(image: Image.Image) -> Image.Image:
     return _make_opaque(image) if is_blank else image
 
 
-def _png(image: Image.Image, data: bytes) -> Image.Image:
+def _png(image: "PngImageFile", data: bytes) -> Image.Image:
     bits, colour_type = data[24], data[25]
     transparent = image.info.get("transparency")
     if transparent is None:
@@ -126,22 +135,22 @@ def _png_chunk(data: bytes, kind: bytes) -> bytes:
     return data[start + 8 : start + 8 + int.from_bytes(data[start : start + 4])]
 
 
-def _png_of_wide_colours(image: Image.Image, data: bytes, transparent: tuple[int, int, int]) -> Image.Image:
+def _png_of_wide_colours(image: "PngImageFile", data: bytes, transparent: tuple[int, int, int]) -> Image.Image:
     """Pillow keeps the high bytes alone, so that close colours look the same: the low ones are read, too."""
     low = Image.open(io.BytesIO(data), formats=["PNG"])
     low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
-    differs = None
+    differs = Image.new("L", image.size)
     for half, shift in ((image, 8), (low, 0)):
         for channel, value in zip(half.split(), transparent, strict=True):
             wanted = Image.new("L", image.size, value >> shift & 255)
             difference = ImageChops.difference(channel, wanted)
-            differs = difference if differs is None else ImageChops.lighter(differs, difference)
+            differs = ImageChops.lighter(differs, difference)
     del image.info["transparency"]
     image.putalpha(differs.point(lambda value: 255 if value else 0))
     return image
 
 
-def _tiff(image: Image.Image, data: bytes) -> Image.Image:
+def _tiff(image: "TiffImageFile", data: bytes) -> Image.Image:
     tags = image.tag_v2
     bits = tags.get(258, (1,))
     if 262 not in tags:
@@ -163,7 +172,7 @@ def _tiff(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
-def _check_plain_ycbcr(image: Image.Image) -> None:
+def _check_plain_ycbcr(image: "TiffImageFile") -> None:
     tags = image.tag_v2
     is_common = (
         tags.get(530, (2, 2)) == (1, 1)
@@ -174,13 +183,13 @@ def _check_plain_ycbcr(image: Image.Image) -> None:
         raise _refuse(image, "of uncompressed YCbCr with reduced chroma or coefficients of its own")
 
 
-def _tiff_planes(image: Image.Image, data: bytes) -> Image.Image:
+def _tiff_planes(image: "TiffImageFile", data: bytes) -> Image.Image:
     """Planes of one sample are no planes; several are left to libtiff, as Pillow does where they are compressed."""
     tags = image.tag_v2
     bits, photometric = tags.get(258, (1,))[0], tags[262]
     if tags.get(277, 1) == 1:
         chunky = _with_tag(data, 284, 1)
-        return _tiff(Image.open(io.BytesIO(chunky), formats=["TIFF"]), chunky)
+        return _tiff(cast("TiffImageFile", Image.open(io.BytesIO(chunky), formats=["TIFF"])), chunky)
     if image.mode not in _TIFF_PLANES:
         raise _refuse(image, f"of mode {image.mode} in planes")
     if image.use_load_libtiff or (image.mode in ("L", "P") and bits == 8 and photometric != 0):
@@ -218,9 +227,10 @@ def _tga(image: Image.Image, data: bytes) -> Image.Image:
     if descriptor & 0xC0:
         raise _refuse(image, "of interleaved rows")
     if image.mode == "P":
-        if image.palette.mode == "RGBA" and (map_depth == 16 or not descriptor & 15):
+        palette = image.palette
+        if palette and palette.mode == "RGBA" and (map_depth == 16 or not descriptor & 15):
             rawmode = {16: "BGR;15", 32: "BGRX"}[map_depth]
-            image.palette = ImagePalette.raw(rawmode, image.palette.palette)
+            image.palette = ImagePalette.raw(rawmode, palette.palette)
         return image
     if image.mode not in ("LA", "RGBA"):
         return image
@@ -262,7 +272,7 @@ def _bmp(image: Image.Image, data: bytes) -> Image.Image:
     return _opaque_if_blank(image) if image.mode == "RGBA" else image
 
 
-def _ico(image: Image.Image, data: bytes) -> Image.Image:
+def _ico(image: "IcoImageFile", data: bytes) -> Image.Image:
     entry = image.ico.entry[0]
     stored = int.from_bytes(data[entry.offset + 14 : entry.offset + 16], "little")
     if stored != entry.bpp and not (entry.bpp == 0 and stored < 32):
@@ -325,14 +335,14 @@ def _jpeg2000(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
-def _gif(image: Image.Image, data: bytes) -> Image.Image:
-    fills = not image.tile or tuple(image.tile[0].extents) == (0, 0, *image.size)
+def _gif(image: "GifImageFile", data: bytes) -> Image.Image:
+    fills = not image.tile or image.tile[0].extents == (0, 0, *image.size)
     if not fills and "transparency" not in image.info and not image.is_animated:
         raise _refuse(image, "whose opaque picture does not fill its screen")
     return image
 
 
-_RULES: dict[str, Callable[[Image.Image, bytes], Image.Image]] = {
+_RULES: dict[str, Callable[[Any, bytes], Image.Image]] = {  # each is given its own format's class of image
     "BMP": _bmp,
     "GIF": _gif,
     "ICO": _ico,

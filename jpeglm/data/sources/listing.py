@@ -188,10 +188,10 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
     Raises:
       InputError: its log is damaged, or names a sample that is not there.
     """
-    suffixes = [CODECS.kind(name).extension for name in CODECS.names]
     by_name = {posixpath.basename(name): name for name in names}
     if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
         return None
+    suffixes = [CODECS.kind(name).extension for name in CODECS.names]
     found, missing = set(), []
     for sample in _logged(folder, read(by_name[SAMPLES_LOG])):
         file = next((sample + suffix for suffix in suffixes if sample + suffix in by_name), None)
@@ -209,7 +209,7 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
 
 def _logged(folder: str, log: bytes) -> dict[str, None]:
     """The names in samples.jsonl, each once, in their order."""
-    names = {}
+    names: dict[str, None] = {}
     for number, line in enumerate(log.splitlines(), 1):
         try:
             row = json.loads(line)
@@ -226,7 +226,7 @@ def _logged(folder: str, log: bytes) -> dict[str, None]:
 
 
 def sorted_as_in_folders(names: Iterable[str]) -> Sequence[str]:
-    """The order of `sources.Folder`: in each folder its files come first, and each folder is followed by its own."""
+    """The order of `folders.Folder`: in each folder its files come first, and each folder is followed by its own."""
 
     def key(name: str) -> list[tuple[bool, str]]:
         *folders, last = name.split("/")

@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 
 from jpeglm.core.errors import Refused, printable
-from jpeglm.data import records, sources
+from jpeglm.data import records
+from jpeglm.data.sources.folders import Folder
+from jpeglm.data.sources.pictures import to_canonical
+from jpeglm.data.sources.reading import read_file
 from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.prepare import plan
 from jpeglm.prepare.verify import verify
@@ -146,7 +149,7 @@ source = sources.open_source(sys.argv[1])
 for turn in range(5):
     for name in source.names():
         try:
-            sources.canonical(source, name, 32, 32, "L")
+            source.canonical(name, 32, 32, "L")
         except Refused:
             pass
     print(Path("/proc/self/statm").read_text().split()[1])
@@ -179,10 +182,11 @@ def test_the_largest_pictures_stay_below_2_gib(tmp_path, kind):
     code = """
 import re, sys
 from pathlib import Path
-from jpeglm.data import packing, sources
+from jpeglm.data import sources
+from jpeglm.prepare import plan  # which a worker has loaded, too
 source = sources.open_source(sys.argv[1])
 (name,) = source.names()
-sources.canonical(source, name, 256, 256, "RGB")
+source.canonical(name, 256, 256, "RGB")
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])  # ru_maxrss counts the parent's
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, timeout=300)
@@ -195,7 +199,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 def read(folder: Path, name: str) -> np.ndarray:
-    return np.asarray(sources.canonical(sources.Folder(str(folder)), name, 32, 32, "RGB"))
+    return np.asarray(Folder(str(folder)).canonical(name, 32, 32, "RGB"))
 
 
 def test_every_name_survives_json_and_leads_back_to_its_file(tmp_path):
@@ -203,7 +207,7 @@ def test_every_name_survives_json_and_leads_back_to_its_file(tmp_path):
     hostile.KINDS["odd name"].make(os.fsencode(tmp_path / "odd name" / "x"), np.random.default_rng(0), 0)
     for number in range(1, 20):
         hostile.KINDS["odd name"].make(os.fsencode(tmp_path / "odd name" / "x"), np.random.default_rng(0), number)
-    names = list(sources.Folder(str(tmp_path)).names())
+    names = list(Folder(str(tmp_path)).names())
     assert len(names) == 18 and any("\n" in name for name in names) and any("\udcff" in name for name in names)
     for name in names:
         line = json.dumps(name)
@@ -215,7 +219,7 @@ def test_every_name_survives_json_and_leads_back_to_its_file(tmp_path):
 
 def test_a_file_that_vanishes_or_becomes_something_else_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
-    source = sources.Folder(str(tmp_path))
+    source = Folder(str(tmp_path))
     (name,) = source.names()
     as_listed = os.stat(tmp_path / name)
     (tmp_path / name).unlink()
@@ -232,9 +236,9 @@ def test_a_file_that_is_shortened_while_it_is_decoded_gives_the_picture_that_it_
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / f"a.{suffix}")
     before = read(tmp_path, f"a.{suffix}")
-    with sources.Folder(str(tmp_path)).load(f"a.{suffix}") as image:
+    with Folder(str(tmp_path)).load(f"a.{suffix}") as image:
         os.truncate(tmp_path / f"a.{suffix}", 100)
-        np.testing.assert_array_equal(np.asarray(sources.to_canonical(image, 32, 32, "RGB")), before)
+        np.testing.assert_array_equal(np.asarray(to_canonical(image, 32, 32, "RGB")), before)
 
 
 def test_an_error_while_reading_is_a_refusal(tmp_path, monkeypatch):
@@ -244,7 +248,7 @@ def test_an_error_while_reading_is_a_refusal(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(Refused, match="unreadable: Input/output error"), monkeypatch.context() as patch:
         patch.setattr(os, "fstat", fail)
-        sources.read_file(tmp_path / "a.png")
+        read_file(tmp_path / "a.png")
 
 
 def test_a_folder_that_cannot_be_listed_ends_the_command_in_one_line(tmp_path):

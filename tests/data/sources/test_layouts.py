@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jpeglm.core.errors import Refused
-from jpeglm.data import sources
+from jpeglm.data.sources import pictures
 from tests.data.sources.picture_files import bmp, ico, pcx, png, png_chunk, psd, sgi, sun, tga, tiff
 
 pytestmark = pytest.mark.filterwarnings(
@@ -46,7 +46,7 @@ def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def read(file: bytes) -> np.ndarray:
     """What `prepare` makes of a file: int64 [height, width, 3]; raises `Refused`."""
-    return np.asarray(sources.upright(sources.open_picture(file)).convert("RGB")).astype(np.int64)
+    return np.asarray(pictures.upright(pictures.open_picture(file)).convert("RGB")).astype(np.int64)
 
 
 def read_by_ffmpeg(file: bytes, codec: str, folder) -> np.ndarray:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import CODECS
-from jpeglm.data import documents, sources
+from jpeglm.data import documents
 from jpeglm.data.codecs.avc import AvcCodec
 from jpeglm.data.codecs.jpeg import JpegCodec
-from jpeglm.data.sources import listing, open_anew
+from jpeglm.data.sources import listing, open_anew, reading
 from jpeglm.fid import images
 from jpeglm.fid import moments as statistics
 from jpeglm.fid.frechet import Moments
@@ -246,8 +246,8 @@ def test_many_kinds_and_odd_suffixes_are_counted_in_few_words(tmp_path):
 def test_only_files_whose_names_are_silent_are_opened(tmp_path, monkeypatch):
     write(tmp_path, *(f"{n}.JPEG" for n in range(50)), *(f".{n}.txt" for n in range(50)), "a", "b.txt")
     opened = []
-    read_file = sources.read_file
-    monkeypatch.setattr(sources, "read_file", lambda path, *size: opened.append(path) or read_file(path, *size))
+    read_file = reading.read_file
+    monkeypatch.setattr(reading, "read_file", lambda path, *size: opened.append(path) or read_file(path, *size))
     assert len(listed(tmp_path)[0]) == 52
     assert sorted(map(os.path.basename, opened)) == ["a", "b.txt"]
 

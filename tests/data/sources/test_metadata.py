@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jpeglm.core.errors import Refused
-from jpeglm.data import sources
+from jpeglm.data.sources import pictures
 from tests.data.sources.picture_files import png, png_chunk, tiff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's
@@ -31,7 +31,7 @@ def encoded(format: str, **options) -> bytes:
 
 
 def read(file: bytes) -> np.ndarray:
-    return np.asarray(sources.upright(sources.open_picture(file)).convert("RGB")).astype(np.int64)
+    return np.asarray(pictures.upright(pictures.open_picture(file)).convert("RGB")).astype(np.int64)
 
 
 def wrong_sum(chunk: bytes) -> bytes:

@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 
 from jpeglm.core.config import BACKGROUNDS
 from jpeglm.core.errors import InputError, Refused
-from jpeglm.data import sources
-from jpeglm.data.sources import canonical, open_source
+from jpeglm.data.sources import open_source
+from jpeglm.data.sources.pictures import to_canonical
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes what `sources` ignores of Pillow's
@@ -28,7 +28,7 @@ def through_file(tmp_path, image: Image.Image, name: str, mode="RGB", size=(32, 
 
 def read(tmp_path, name: str, mode="RGB", size=(32, 32)) -> np.ndarray:
     height, width = size
-    result = canonical(open_source(str(tmp_path)), name, height, width, mode)
+    result = open_source(str(tmp_path)).canonical(name, height, width, mode)
     assert (result.mode, result.size) == (mode, (width, height))
     return np.asarray(result)
 
@@ -125,12 +125,12 @@ def test_the_background_of_transparent_pictures_is_chosen(tmp_path, kind):
     opacity = 0.2 if kind in ("RGBA", "LA", "palette") else 0
     source = open_source(str(tmp_path))
     for background, value in (("white", 255), ("black", 0)):
-        found = np.asarray(canonical(source, "a.png", 32, 32, "RGB", background))
+        found = np.asarray(source.canonical("a.png", 32, 32, "RGB", background))
         expected = np.broadcast_to(np.multiply(colour, opacity) + value * (1 - opacity), found.shape)
         np.testing.assert_allclose(found, expected, atol=1)
-    np.testing.assert_array_equal(read(tmp_path, "a.png"), canonical(source, "a.png", 32, 32, "RGB", "white"))
+    np.testing.assert_array_equal(read(tmp_path, "a.png"), source.canonical("a.png", 32, 32, "RGB", "white"))
     with pytest.raises(Refused, match="^transparent: "):
-        canonical(source, "a.png", 32, 32, "RGB", "refuse")
+        source.canonical("a.png", 32, 32, "RGB", "refuse")
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
@@ -138,7 +138,7 @@ def test_opaque_pictures_have_no_background(tmp_path, background):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
     pixels[..., 3] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = canonical(open_source(str(tmp_path)), "a.png", 32, 32, "RGB", background)
+    found = open_source(str(tmp_path)).canonical("a.png", 32, 32, "RGB", background)
     np.testing.assert_array_equal(found, pixels[..., :3])
 
 
@@ -169,7 +169,7 @@ def test_ycbcr_is_converted(tmp_path):
 
 
 def test_hsv_is_converted():
-    found = np.asarray(sources.to_canonical(Image.new("RGB", (8, 8), RED).convert("HSV"), 32, 32, "RGB"))
+    found = np.asarray(to_canonical(Image.new("RGB", (8, 8), RED).convert("HSV"), 32, 32, "RGB"))
     np.testing.assert_allclose(found, np.broadcast_to(RED, found.shape), atol=2)
 
 
@@ -295,7 +295,7 @@ def test_damaged_bytes_never_do_more_than_refuse(tmp_path):
                 damaged[place] = random.integers(256)
             (tmp_path / "a").write_bytes(damaged)
             try:
-                assert canonical(source, "a", 16, 16, "RGB").size == (16, 16)
+                assert source.canonical("a", 16, 16, "RGB").size == (16, 16)
             except Refused as refused:
                 assert refused.reason and refused.detail
 
@@ -340,12 +340,12 @@ def test_embedded_digits_have_two_black_pixels_around(tmp_path):
     assert len(set(names)) == 10_000
     assert {name[-6:] for name in names} == {f"digit{digit}" for digit in range(10)}
     for name in names[::500]:
-        pixels = np.asarray(canonical(source, name, 32, 32, "L"))
+        pixels = np.asarray(source.canonical(name, 32, 32, "L"))
         assert pixels[2:30, 2:30].max() > 200
         pixels = pixels.copy()
         pixels[2:30, 2:30] = 0
         assert not pixels.any()
-    assert canonical(source, names[0], 64, 48, "RGB").size == (48, 64)
+    assert source.canonical(names[0], 64, 48, "RGB").size == (48, 64)
 
 
 # TensorFlow Datasets
@@ -357,10 +357,10 @@ def test_a_prepared_tfds_dataset_is_a_source_without_tensorflow(tmp_path):
     code = (
         "import sys\n"
         "import numpy as np\n"
-        "from jpeglm.data.sources import canonical, open_source\n"
+        "from jpeglm.data.sources import open_source\n"
         "for path in ('tfds:stripes', 'tfds:stripes:test'):\n"
         "    source = open_source(path)\n"
-        "    pictures = [np.asarray(canonical(source, name, 32, 32, 'RGB')) for name in source.names()]\n"
+        "    pictures = [np.asarray(source.canonical(name, 32, 32, 'RGB')) for name in source.names()]\n"
         "    assert all((picture == picture[0, 0]).all() for picture in pictures)\n"
         "    print(sorted(picture[0, 0, 0].item() for picture in pictures))\n"
         "sys.exit('tensorflow' in sys.modules)\n"
