@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs import Codec
@@ -150,8 +149,3 @@ class Table:
     def all_rows(self) -> list[Row]:
         """Floors, then methods."""
         return [*self.floors, *self.rows]
-
-
-def methods_of(config: ConfigDict) -> list[str]:
-    """The methods that a table's config asks for."""
-    return [row for row in config.rows if row != "pretrained" or config.pretrained]
