@@ -19,15 +19,16 @@ from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, Row, Shown
 from jpeglm.tables.store import Store
 
 SHOWN = 8  # pictures of each cell that a report shows
-Measures = dict[str, np.ndarray]  # features float32 [pictures, dim], perhaps video [n, dim], and scores float64 [n]
+# `features` float32 [pictures, dim], `video` float32 [n, dim] if whole clips are measured, and scores float64 [n].
+Measures = dict[str, np.ndarray]
 
 
 class Cells:
     """The cells of one table, each made once and kept in the store.
 
     Attributes:
-      given: units given, by ratio.
-      shown: for the report, as `Table.shown`; filled by the way.
+      given: how many units are given, by ratio.
+      shown: pictures for the report, as `Table.shown`; filled while the rows are made.
     """
 
     def __init__(
@@ -39,13 +40,22 @@ class Cells:
         extractor: Extractor,
         video_extractor: Extractor | None = None,
     ):
-        """`documents`: the prompts' originals, and as many for the reference."""
+        """Measures the reference, or takes it from the store.
+
+        Args:
+          config: of the table.
+          context: its run and data.
+          store: keeps what is made.
+          documents: the originals of the prompts, then as many for the reference.
+          extractor: of pictures; of clips it takes each frame.
+          video_extractor: of whole clips, or None.
+        """
         self._config, self._context, self._codec, self._store = config, context, context.codec, store
         self._originals, self._reference = documents[: config.num], documents[config.num :]
         self._extractor, self._video_extractor = extractor, video_extractor
         self._evaluation = context.codec.evaluation
         self.given = {ratio: self._codec.cut(self._originals[0], ratio)[1] for ratio in config.ratios}
-        # What is measured begins after the given units, ratio by ratio; or is the whole item, once.
+        # Units before what is measured, by ratio: the given ones, or none where whole items are measured.
         self._places = self.given if self._evaluation.measures_rest else dict.fromkeys(self.given, 0)
         self._targets = {
             kept: self._measure("reference", "reference", self._reference, kept) for kept in self._places.values()
@@ -54,7 +64,7 @@ class Cells:
         self.shown: dict[tuple[float | None, str, bool], Shown] = {}
 
     def floors(self) -> list[Row]:
-        """Of the originals themselves; to be called before `row`."""
+        """The rows of the originals themselves; to be called before `row`."""
         floors = []
         for ratio, kept in self._places.items() if self._evaluation.measures_rest else [(None, 0)]:
             measured = self._truths[kept] = self._measure(FLOOR, FLOOR_TITLE, self._originals, kept)
@@ -75,7 +85,7 @@ class Cells:
         return floors
 
     def row(self, method: str, ratio: float) -> Row:
-        """One method at one ratio; a network with the grammar, too, where the codec has one."""
+        """One method at one ratio; of a network also with the grammar, if the codec has one."""
         completed, measured = self._fill(method, ratio)
         wrote = completed.ended is not None
         row = Row(
@@ -101,7 +111,7 @@ class Cells:
         return row
 
     def show_prompts(self) -> None:
-        """What was given of pictures, over grey; a clip shows it by itself."""
+        """Adds the prompts to `shown`, over grey; of clips, each completion shows its prompt."""
         for ratio in self.given:
             prompts = [self._codec.cut(original, ratio) for original in self._originals[:SHOWN]]
             shown = [self._evaluation.show_prompt(*prompt) for prompt in prompts]
@@ -133,7 +143,15 @@ class Cells:
     def _measure(
         self, name: str, title: str, documents: Sequence[bytes], kept: int, has_truth: bool = False
     ) -> Measures:
-        """Features and scores of documents, of which `kept` units were given; `has_truth`: of the originals."""
+        """Features and scores of documents.
+
+        Args:
+          name: of the cell.
+          title: for progress bars and messages.
+          documents: what is measured.
+          kept: how many of their units were given.
+          has_truth: whether the documents are completions of the prompts' originals, and are compared with these.
+        """
         measures_rest = self._evaluation.measures_rest
         part = f"-from-{kept}" if measures_rest and not has_truth else ""  # the originals serve all ratios
         truth = self._originals if has_truth and measures_rest else None
@@ -174,7 +192,7 @@ class Cells:
         return _features(self._video_extractor, clips, len(documents), f"{title}, {self._video_extractor.name}")
 
     def _distances(self, measured: Measures, kept: int) -> dict[str, float | None]:
-        """By the names of `Row`."""
+        """Distances to the reference, by the fields of `Row`."""
         pairs = {"distance": "features", "video_distance": "video"}
         return {
             name: frechet_distance(*(Moments([side[key]]) for side in (measured, self._targets[kept])))
@@ -193,7 +211,7 @@ def _identity_of(extractor: Extractor) -> list[Any]:
 
 
 def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, title: str) -> np.ndarray:
-    """float32 [n, dim]; `InputError` where one is not a finite number, before it is kept."""
+    """float32 [n, dim]. Raises InputError, before anything is stored, if one is not a finite number."""
     features = np.concatenate(list(extract(extractor, map(extractor.prepare, pictures), total, title)))
     if not np.isfinite(features).all():
         raise InputError(f"{title}: features of {extractor.name} are not finite numbers: its weights are damaged")
@@ -201,7 +219,7 @@ def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, 
 
 
 def _more_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
-    """What not every codec has, by the names of `Row`; `truth`: of the originals, for what was made of them."""
+    """Scores that not every codec has, by the fields of `Row`; `truth`: what is measured of the originals."""
     scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
     if "squared_error" in measured:
         error = float(measured["squared_error"].mean())

@@ -1,13 +1,13 @@
-"""A completion table: methods by ratios, each judged on the same number of pictures against the same reference.
+"""A completion table: each method at each ratio, measured on equally many pictures against the same reference.
 
-Prompts come from the first held-out documents in the order of the shards, which is by a hash of their bytes: a random
-choice, not one by hand. The reference is as many documents that follow. Nothing is dropped: a file that does not
+Prompts come from the first held-out documents in the order of the shards. That order is by a hash of their bytes, so
+they were not chosen by hand. The reference is as many documents that follow. Nothing is dropped: a file that does not
 decode strictly counts as invalid and enters the distance as it is leniently decoded. What a network writes with the
-codec's grammar is always valid and says nothing of the network's own grasp of the format: so it stands beside what the
-network writes without, and beside the probability that the grammar took away.
+codec's grammar is always valid, so it does not show how well the network knows the format. A table therefore also has
+what the network writes without the grammar, and the probability that the grammar took away.
 
-Of clips, the frames after the given ones are what is measured: each of them as a picture in the distance, against the
-frames at the same places of the reference, and against the clip's own as PSNR and SSIM.
+Of clips, the frames after the given ones are measured: each as a picture in the distance, against the frames at the
+same places of the reference, and against the clip's own frames as PSNR and SSIM.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from jpeglm.train.monitor import read_metrics
 
 
 def check(config: ConfigDict) -> None:
-    """`InputError` for a config that names no table."""
+    """Raises InputError for a config that is not that of a table, before any run or data is opened."""
     config_lib.check_table(config)
     for key in ("workdir", "data", "out"):
         if not config[key]:
@@ -71,7 +71,7 @@ def _check_extractors(config: ConfigDict) -> None:
 
 
 def _check_fits(config: ConfigDict, context: Context) -> None:
-    """`InputError` for a table that this run and these data cannot give."""
+    """Raises InputError for a table that cannot be made of this run and these data."""
     codec, least = context.codec, context.codec.evaluation.least_given
     _check_rows(config.rows, _rows_for(codec))
     if any(codec.units_of(ratio) < least for ratio in config.ratios):
@@ -99,8 +99,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
 
     Args:
       config: of the table.
-      extractor: another one than `config.extractor` names.
-      video_extractor: another one than `config.video_weights` asks for.
+      extractor: in the place of the one that `config.extractor` names.
+      video_extractor: in the place of the one that `config.video_extractor` names, if `config.video_weights` is set.
 
     Raises:
       InputError: a key, run or data that the user can mend, numbers that are not finite, or an output folder that

@@ -16,16 +16,21 @@ Arrays = dict[str, np.ndarray]
 
 
 class Store:
-    """Named arrays in a folder, each with the identity of what made them: made once, made again where it changed."""
+    """Named arrays in a folder, each with the identity of what made them. When that changes, they are made again."""
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def get(self, name: str, identity: dict, make: Callable[[], Arrays]) -> Arrays:
-        """The arrays of `name` if they are there with this identity, else those of `make()`, which are then kept.
+        """The arrays of `name` if they are there with this identity; otherwise those of `make()`, which are then kept.
+
+        Args:
+          name: of the file, without its suffix.
+          identity: all that the arrays depend on; JSON types.
+          make: makes the arrays.
 
         Raises:
-          InputError: they cannot be written, or not be read for another reason than damage.
+          InputError: they cannot be written, or cannot be read for another reason than damage.
         """
         path = self._folder / f"{name}.npz"
         fingerprint = json.dumps(identity, sort_keys=True)

@@ -9,7 +9,8 @@ import importlib
 from jpeglm.core.errors import InputError
 from jpeglm.fid.extractors.base import Extractor
 
-# A new extractor is one line here. The first of pictures is taken where none is named.
+# A new extractor is one line here. The first one is taken where none is named. A table asks for the one of clips by
+# its weights (config.video_weights): it has a file of weights and no modes.
 PICTURES: dict[str, type[Extractor] | str] = {
     "efficientnet_lite0": "jpeglm.fid.extractors.efficientnet:EfficientNetLite0",
     "inception": "jpeglm.fid.extractors.inception:Inception",

@@ -1,8 +1,8 @@
 """The methods of completion tables, which are their rows.
 
-Each method is given the same cut documents and gives back as many whole ones. The controls say what a distance is
-worth: the model before its first step, and the prompt with something simple after it. A network can complete by the
-plain sampling or, where the codec has a grammar, among its legal tokens.
+Each method is given the same cut documents and gives back as many whole ones. The controls show what a distance means:
+the model before its first step, and the prompt with something simple after it. A network can complete by the plain
+sampling or, if the codec has a grammar, among the legal tokens alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -85,6 +85,6 @@ def complete(context: Context, row: str, originals: Sequence[bytes], ratio: floa
 
 
 def identity(context: Context, row: str, grammar: bool = False) -> dict[str, Any]:
-    """All that the completions of `row` depend on beside the originals and the ratio, by content; JSON types."""
+    """All that the completions of `row` depend on besides the originals and the ratio, by content; JSON types."""
     codec = {"codec": context.run_config.codec.to_dict(), "versions": context.codec.encoder_versions()}
     return {"row": row} | codec | REGISTRY[row].identity(context, grammar)

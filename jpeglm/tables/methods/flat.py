@@ -11,7 +11,7 @@ from jpeglm.tables.methods.base import Completed, Method
 
 
 class Flat(Method):
-    """The plainest rest of a picture that is valid."""
+    """The simplest valid rest of a picture."""
 
     name = "flat"
     title = "prompt + flat blocks"

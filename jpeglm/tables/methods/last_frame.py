@@ -1,4 +1,4 @@
-"""The control of a film that stops."""
+"""The control that repeats the last given frame."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jpeglm.tables.methods.base import Completed, Method
 
 
 class LastFrame(Method):
-    """A still picture: what a model has to beat that knows nothing of motion."""
+    """What a model that knows nothing of motion would give."""
 
     name = "last_frame"
     title = "prompt + last frame repeated"

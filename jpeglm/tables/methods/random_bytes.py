@@ -11,7 +11,7 @@ from jpeglm.tables.methods.base import Completed, Method, random_of
 
 
 class RandomBytes(Method):
-    """What a model is worth that knows nothing of the format."""
+    """What a model that knows nothing of the format would give."""
 
     name = "random_bytes"
     title = "prompt + random bytes"

@@ -1,4 +1,4 @@
-"""The controls that go on with other pictures: the mean of training pictures, or a random one of them."""
+"""The controls that continue with other pictures: the mean of training pictures, or a random one of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jpeglm.tables.methods.base import Completed, Method, documents_identity, ra
 
 
 class TrainingMean(Method):
-    """What a model is worth that knows the pictures and nothing of the prompt."""
+    """What a model that knows the mean picture and ignores the prompt would give."""
 
     name = "training_mean"
     title = "prompt + training mean"
@@ -34,7 +34,7 @@ class TrainingMean(Method):
 
 
 class TrainingPicture(Method):
-    """What a model is worth that knows one picture by heart."""
+    """What a model that recites a training picture and ignores the prompt would give."""
 
     name = "training_picture"
     title = "prompt + rest of a random training picture"
@@ -62,7 +62,7 @@ def _count(context: Context) -> str:
 def with_rest_of(
     codec: PictureCodec, documents: Sequence[bytes], ratio: float, others: Sequence[bytes]
 ) -> list[bytes]:
-    """The prompt, then the units that its one of `others`, canonical too, has in the missing places: a valid file.
+    """Each prompt, then the units that its partner in `others`, canonical too, has in the missing places: valid files.
 
     Each MCU of a JPEG predicts its DC values from nothing, so those of another document look as they do there.
     """
