@@ -17,7 +17,8 @@ def get_config():
         config.ratios = (10 / 15,)  # of the frames that are given
         config.rows = ("trained", "untrained", "last_frame", "random_bytes")
         config.pretrained = ""
-        config.video_weights = ""  # of the Inception-I3D, for FVD (docs/evaluation.md)
+        config.video_extractor = "i3d"  # of the distance between whole clips: the Inception-I3D, for FVD
+        config.video_weights = ""  # its weights (docs/evaluation.md); "" leaves this distance out
         config.sampling.temperature = 0.7
         config.sampling.max_tokens = 1_536  # a file, prompt included: the longest held-out clip takes 1,395
         config.sampling.slots = 16

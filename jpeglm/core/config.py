@@ -188,10 +188,12 @@ TABLE = {
     "extractor": TEXT,
     "weights": TEXT,
     "mode": TEXT,
+    "video_extractor": TEXT,
     "video_weights": TEXT,
     "seed": SEED,
 } | {f"sampling.{key}": range_ for key, range_ in SAMPLING.items() if key != "grammar"}
-_OPTIONAL_IN_TABLES = {"weights", "mode", "video_weights", "ngram_tokens"}  # older configs lack them
+# Older configs lack these.
+_OPTIONAL_IN_TABLES = {"weights", "mode", "video_extractor", "video_weights", "ngram_tokens"}
 _OPTIONAL_IN_TABLES |= {key for key in TABLE if key.startswith("sampling.") and key != "sampling.max_tokens"}
 
 

@@ -3,9 +3,9 @@
     d = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
 (Heusel et al. 2017, equation 6). With factors S = F^T F the trace of the root is the nuclear norm of F1 F2^T, the sum
-of its singular values: no matrix root is taken, nothing turns complex, and no eigenvalue is squared on the way, so
-that those far below the largest keep their digits. For n pictures of n < d features the factor is just the n centred
-rows, and the decomposition is n x n; from n = d on it is a Cholesky factor of the covariance.
+of its singular values. So no matrix root is taken, nothing becomes complex, and no eigenvalue is squared, which would
+cost digits of those far below the largest. For n pictures and d features, if n < d, the factor is the n centred rows,
+scaled, and the decomposition is n x n; from n = d on it is a Cholesky factor of the covariance.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ _ROUNDING = 1e-3  # share of the trace that rounding to float32 may bring into a
 class Moments:
     """Mean and unbiased covariance of feature vectors that arrive in batches, in float64.
 
-    The vectors are kept until there are as many as dimensions; then these are folded into a mean and a scatter matrix
-    around it, block after block, merged around their own means (Chan, Golub and LeVeque 1979), so a large common
-    offset costs no digits. Blocks are counted on the stream: how it was cut into batches changes no bit of the result.
+    Vectors are kept until there are as many as dimensions. Such a block is then folded into a mean and a scatter
+    matrix around that mean (merged as in Chan, Golub and LeVeque 1979), so that a large common offset costs no digits.
+    Blocks are counted over all batches together: how vectors are divided into batches changes no bit of the result.
     """
 
     def __init__(self, batches: Iterable[np.ndarray] = ()):
@@ -66,7 +66,7 @@ class Moments:
         """All that these moments are, for another process.
 
         Returns:
-          `folded` int64 [], the vectors in the next two, -1 where that is unknown; `mean` float64 [dim]; `scatter`
+          `folded` int64 [], the number of vectors in the next two, -1 if unknown; `mean` float64 [dim]; `scatter`
           float64 [dim, dim]; `rows` float64 [kept, dim], the vectors not yet folded. Where nothing is folded, or no
           row is kept, the first dimension of these is 0.
         """

@@ -1,8 +1,8 @@
 """The kernel distance between two sets of features (KID), in float64.
 
 The unbiased estimate of the squared maximum mean discrepancy by the kernel (x.y / d + 1)^3 (Bińkowski et al. 2018,
-section 4), over subsets of equal size. Unlike the Fréchet distance it has no bias of the number of pictures: it says
-something of a few hundred, and it may fall a little below 0.
+section 4), over subsets of equal size. Unlike the Fréchet distance it has no bias that depends on the number of
+pictures: a few hundred are enough to compare sets, and the estimate may be a little below 0.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ LONGEST = 30 * 24 * 3600  # seconds that one process waits for another's share
 
 @dataclasses.dataclass
 class Measured:
-    """What was found out about a set of pictures.
+    """What is measured of a set of pictures.
 
     Attributes:
       moments: of the network's own features.
@@ -70,18 +70,9 @@ def measure(
             kept.append(features[:, : extractor.dim])
     whole.refused = reader.refused
     if jax.process_count() > 1:
-        # Whoever has met a picture that cannot be used, or easier ones, is here long before the others.
+        # A process that met a picture it cannot use, or smaller ones, arrives here long before the others.
         distributed.wait_for_all(f"features of {description}", LONGEST)
-        packed, whole = _packed(whole, kept), _nothing(extractor)
-        kept = []
-        for content in distributed.from_each(packed):
-            part, features = _unpacked(content)
-            whole.moments.merge(part.moments)
-            if whole.spatial:
-                whole.spatial.merge(part.spatial)
-            whole.refused += part.refused
-            if len(features):
-                kept.append(features)
+        whole, kept = _merged(distributed.from_each(_packed(whole, kept)), _nothing(extractor))
     if whole.refused and not allow_unreadable:
         raise images.unreadable(pictures.path, whole.refused, len(pictures))
     if keep_features:
@@ -90,7 +81,7 @@ def measure(
 
 
 def _check_same(pictures: images.Pictures) -> None:
-    """Raises `InputError` in every process if one has listed other pictures: parts of two lists are no whole."""
+    """Raises InputError in every process if one of them has listed other pictures."""
     distributed.wait_for_all(f"names of {pictures.path}", LONGEST)
     names = json.dumps(list(pictures.names)).encode()
     if len(set(distributed.from_each(hashlib.sha256(names).digest()))) > 1:
@@ -99,6 +90,20 @@ def _check_same(pictures: images.Pictures) -> None:
 
 def _nothing(extractor: Extractor) -> Measured:
     return Measured(Moments(), Moments() if extractor.spatial_dim else None)
+
+
+def _merged(parts: Iterable[bytes], whole: Measured) -> tuple[Measured, list[np.ndarray]]:
+    """Adds what all processes have measured, in their order, to `whole`; and the features that they kept."""
+    kept = []
+    for content in parts:
+        part, features = _unpacked(content)
+        whole.moments.merge(part.moments)
+        if whole.spatial:
+            whole.spatial.merge(part.spatial)
+        whole.refused += part.refused
+        if len(features):
+            kept.append(features)
+    return whole, kept
 
 
 def _packed(part: Measured, features: Sequence[np.ndarray]) -> bytes:

@@ -69,39 +69,14 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
     Raises:
       InputError: the file is missing, damaged, or holds no such statistics.
     """
+    mu, sigma = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
     name = printable(path)
-    keys = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("one array, and no npz")
-        with file:
-            check_zip_is_alone(file.zip)
-            absent = [key for key in keys if key not in file]
-            if absent:
-                held = ", ".join(printable(key) for key in file.files)
-                raise InputError(f"{name}: lacks {' and '.join(absent)}; it holds {held or 'nothing'}")
-            wanted = [key for key in (*keys, "count", "facts") if key in file]
-            if any(file.zip.getinfo(f"{key}.npy").file_size > _MOST_BYTES for key in wanted):
-                raise ValueError(f"an array of more than {_MOST_BYTES >> 30} GiB")
-            arrays = {key: file[key] for key in wanted}
-        strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if strange:  # NumPy gives the bytes of an entry that does not begin as an array
-            raise ValueError(f"{strange[0]} is no array")
-        facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {}
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file") from error
-    except _DAMAGE as error:
-        why = printable(str(error) or type(error).__name__)
-        raise InputError(f"{name}: cannot be read as a statistics file: {why}") from error
+    arrays, facts = _read_arrays(path, (mu, sigma))
 
     def check(holds: bool, what: str) -> None:
         if not holds:
             raise InputError(f"{name}: {what}")
 
-    mu, sigma = keys
     mean, covariance, count = arrays[mu], arrays[sigma], arrays.get("count")
     for key, array, ndim in ((mu, mean, 1), (sigma, covariance, 2)):
         check(array.dtype in (np.float64, np.float32), f"{key} is {array.dtype}, not float64 or float32")
@@ -122,6 +97,36 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
     right = isinstance(facts, dict) and all(isinstance(value, str) for value in facts.values())
     check(right, "facts are not names with strings")
     return Moments.from_statistics(mean, (covariance + covariance.T) / 2, count), facts
+
+
+def _read_arrays(path: str | os.PathLike, keys: tuple[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of these keys and, if it is there, `count`; and the facts."""
+    name = printable(path)
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("one array, and no npz")
+        with file:
+            check_zip_is_alone(file.zip)
+            absent = [key for key in keys if key not in file]
+            if absent:
+                held = ", ".join(printable(key) for key in file.files)
+                raise InputError(f"{name}: lacks {' and '.join(absent)}; it holds {held or 'nothing'}")
+            wanted = [key for key in (*keys, "count", "facts") if key in file]
+            if any(file.zip.getinfo(f"{key}.npy").file_size > _MOST_BYTES for key in wanted):
+                raise ValueError(f"an array of more than {_MOST_BYTES >> 30} GiB")
+            arrays = {key: file[key] for key in wanted}
+        strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if strange:  # NumPy gives the bytes of an entry that does not begin as an array
+            raise ValueError(f"{strange[0]} is no array")
+        return arrays, json.loads(str(arrays["facts"])) if "facts" in arrays else {}
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file") from error
+    except _DAMAGE as error:
+        why = printable(str(error) or type(error).__name__)
+        raise InputError(f"{name}: cannot be read as a statistics file: {why}") from error
 
 
 def holds_statistics(path: str | os.PathLike) -> bool:

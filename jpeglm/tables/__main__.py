@@ -1,10 +1,10 @@
-r"""Completes held-out pictures or clips by a trained model and by controls, and tells how far each is from real ones.
+r"""Completes held-out pictures or clips by a trained model and by controls, and measures their distance to real ones.
 
     python -m jpeglm.tables --config=configs/eval/demo.py \
         --config.workdir=WORKDIR --config.data=DATA --config.out=OUT
 
-Prints the table; writes OUT/table.md, table.csv, table.json and report.html. Finished cells are kept in OUT/cells, so
-that a table which was broken off goes on, and one whose settings changed does only what they change.
+Prints the table; writes OUT/table.md, table.csv, table.json and report.html. Finished cells are kept in OUT/cells: a
+table that was interrupted continues, and after a change of settings only the cells that they concern are made again.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""What there is to see and to say of completed documents, however damaged, also beside their originals."""
+"""Scores and pictures of completed documents, however damaged they are, and comparison with their originals."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +18,13 @@ def judge(
     Args:
       codec: of the documents.
       documents: any bytes.
-      kept: units (MCUs, frames) that were given, fewer than there are.
-      originals: valid documents that they began as, of a codec whose evaluation `measures_rest`; None where there is
-        nothing to compare with. Then there are two more scores:
-        squared_error: the mean over the values, 0..255, of the pictures that were completed.
-        ssim: the mean structural similarity (Wang et al. 2004, Gaussian windows of 11x11) of these pictures.
+      kept: how many units (MCUs, frames) were given; fewer than there are.
+      originals: the valid documents whose beginnings were given, to compare with; or None.
+
+    Yields:
+      what the codec's evaluation says of each. With originals, and if the evaluation `measures_rest`, there are two
+      more scores of the completed pictures: `squared_error`, the mean over all values 0..255, and `ssim`, the mean
+      structural similarity (Wang et al. 2004, Gaussian windows of 11x11).
     """
     for number, document in enumerate(documents):
         judged = codec.evaluation.judge(document, kept)

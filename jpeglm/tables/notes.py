@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from jpeglm.fid.extractors.base import Extractor
 from jpeglm.fid.frechet import RELIABLE_PICTURES
 from jpeglm.tables import ngram
-from jpeglm.tables.completion import Methods
-from jpeglm.tables.methods import REGISTRY, title_of, trained
-from jpeglm.tables.rows import NGRAM_ORDER, Table, methods_of
+from jpeglm.tables.context import Context
+from jpeglm.tables.methods import REGISTRY, rows_of, title_of, trained
+from jpeglm.tables.rows import NGRAM_ORDER, Table
 from jpeglm.tables.text import columns, given, number, with_grammar
 
 _DIGITS = 2  # of distances in the table
@@ -31,7 +31,7 @@ def verdicts(table: Table) -> list[str]:
 def _against_controls(table: Table) -> Iterator[str]:
     """Of each trained network, which controls are nearer to real pictures than it is, or as near, and where.
 
-    By the plain sampling, then by that with the grammar, where there is one: then the untrained network has it, too.
+    First by the plain sampling, then by the one with the grammar, if there is one: every network has it then.
     """
     real = table.codec.evaluation.words.real
     for method, grammar in itertools.product(trained(), (False, True)):
@@ -79,7 +79,7 @@ def _against_floor(table: Table) -> Iterator[str]:
 
 
 def _against_still_frames(table: Table) -> Iterator[str]:
-    """How the trained networks stand to the last given frame again and again, by each number that both have."""
+    """How the trained networks compare with still frames, by each number that both have."""
     measures = (
         ("distance", "distance", _DIGITS),
         ("to true frames", "true_distance", 3),
@@ -87,7 +87,7 @@ def _against_still_frames(table: Table) -> Iterator[str]:
         ("SSIM", "ssim", 4),
     )
     for row, still in itertools.product(table.rows, table.rows):
-        if row.method in trained() and still.method == "last_frame" and still.ratio == row.ratio:
+        if row.method in trained() and REGISTRY[still.method].is_compared_in_full and still.ratio == row.ratio:
             both = [(what, getattr(still, name), getattr(row, name), digits) for what, name, digits in measures]
             compared = [
                 f"{what} {number(theirs, digits)} against {number(ours, digits)}"
@@ -100,7 +100,7 @@ def _against_still_frames(table: Table) -> Iterator[str]:
 def notes(
     table: Table,
     config: ConfigDict,
-    methods: Methods,
+    context: Context,
     extractor: Extractor,
     video_extractor: Extractor | None = None,
 ) -> list[str]:
@@ -120,20 +120,15 @@ def notes(
     lines += [words for header, words in _about_columns(table).items() if header in columns_shown]
     if by_grammar:
         lines += _about_grammar(table)
-    about = [REGISTRY[row].note(methods, config) for row in methods_of(config)]
-    return [*lines, *(sentence for sentence in about if sentence), *_about_losses(table, methods)]
+    about = [REGISTRY[row].note(context, config) for row in rows_of(config)]
+    return [*lines, *(sentence for sentence in about if sentence), *_about_losses(table, context)]
 
 
 def _about_distances(table: Table, extractor: Extractor, video_extractor: Extractor | None) -> list[str]:
     evaluation = table.codec.evaluation
     lines = [
         f"{extractor.metric} is the Fréchet distance between {extractor.dim:,} features of {extractor.name}, "
-        f"{evaluation.words.completed} stretched to {extractor.size}x{extractor.size}. "
-        + (
-            f"The weights are those of FID, the mode is {extractor.mode}: numbers of other modes are no peers."
-            if extractor.metric.startswith("FID")
-            else "It is not FID and is not to be set beside one."
-        ),
+        f"{evaluation.words.completed} stretched to {extractor.size}x{extractor.size}. {extractor.caveat}",
         "Both sides were compressed by the same codec at the same quality. The floor is the distance that the "
         "prompts' originals themselves have to the reference.",
         "Compare methods within one ratio: a larger share given leaves less to complete.",
@@ -141,7 +136,7 @@ def _about_distances(table: Table, extractor: Extractor, video_extractor: Extrac
     if video_extractor:
         lines.append(
             f"{video_extractor.metric} is the Fréchet distance between {video_extractor.dim:,} features of "
-            f"{video_extractor.name} of whole clips, the given frames too; it is FVD with FVD's weights alone."
+            f"{video_extractor.name} of whole clips, the given frames too. {video_extractor.caveat}"
         )
     num = table.floors[0].num
     counts = sorted({num * evaluation.num_pictures(kept) for kept in table.kept.values()})
@@ -161,7 +156,7 @@ def _biased(metric: str, size: str) -> str:
 
 
 def _about_columns(table: Table) -> dict[str, str]:
-    """What columns mean that do not speak for themselves, by header."""
+    """What the columns mean whose headers do not say it, by header."""
     unit = table.codec.unit
     return {
         f"{unit}s readable": f"“{unit}s readable”: of the {unit}s to be completed, the share that a tolerant decoder "
@@ -190,20 +185,20 @@ def _about_grammar(table: Table) -> list[str]:
     ]
 
 
-def _about_losses(table: Table, methods: Methods) -> list[str]:
-    """What the losses were taken on: the n-gram model may have a limit, a network's evaluation too."""
+def _about_losses(table: Table, context: Context) -> list[str]:
+    """Which tokens the losses are of: the n-gram model may have a limit, and so may a network's evaluation."""
     lines = []
     if table.ngram:
-        fitted, there = table.ngram.fitted_tokens, ngram.training_tokens(methods.manifest)
+        fitted, there = table.ngram.fitted_tokens, ngram.training_tokens(context.manifest)
         part = f"the first {fitted:,} of {there:,} tokens of " if fitted < there else ""
         lines.append(
             f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on {part}the training split. It is scored "
             "on every held-out token that follows another within a chunk."
         )
-    heldout = methods.manifest["splits"]["heldout"]["chunks"]
+    heldout = context.manifest["splits"]["heldout"]["chunks"]
     for row in trained():
-        if row in methods.runs:
-            run = methods.runs[row].config
+        if REGISTRY[row].run in context.runs:
+            run = context.runs[REGISTRY[row].run].config
             scored = run.eval.batches * run.optim.batch_size
             which = f"all {heldout:,}" if scored >= heldout else f"the first {scored:,} of {heldout:,}"
             lines.append(f"The loss of “{REGISTRY[row].title}” is of {which} held-out chunks.")

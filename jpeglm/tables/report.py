@@ -26,7 +26,7 @@ from jpeglm.core.files import write_whole
 from jpeglm.core.registry import CODECS
 from jpeglm.core.workdir import read_config
 from jpeglm.data import render
-from jpeglm.tables.methods import REGISTRY, title_of
+from jpeglm.tables.methods import REGISTRY, title_of, trained
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
 from jpeglm.tables.text import Column, columns, fine_percent, given, number, percent
 
@@ -103,6 +103,7 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
     page = environment.get_template("report.html").render(
         table=table,
         methods=REGISTRY,
+        main_row=trained()[0],
         facts=facts,
         columns=shown,
         share_given=functools.partial(_share_given, table),
@@ -211,8 +212,8 @@ def _loss_chart(table: Table) -> str:
         figure = _figure(lines=3)
         axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
         if training:
-            axes.plot(*zip(*training, strict=True), color=_colour("trained"), alpha=0.45, label="training")
-        axes.plot(*zip(*heldout, strict=True), color=_colour("trained"), marker="o", markersize=4, label="held-out")
+            axes.plot(*zip(*training, strict=True), color=_colour(trained()[0]), alpha=0.45, label="training")
+        axes.plot(*zip(*heldout, strict=True), color=_colour(trained()[0]), marker="o", markersize=4, label="held-out")
         if table.ngram:
             label = "\n".join(textwrap.wrap(f"{table.ngram.title}, held-out", 45))
             axes.axhline(table.ngram.nats_per_token, color=_FLOOR, linestyle=(0, (4, 3)), linewidth=1.2, label=label)

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs import Codec
@@ -16,7 +15,7 @@ NGRAM_ORDER = 4
 
 
 def _check_finite(record: Any) -> None:
-    """`InputError` for a NaN or an infinity in a line of a table: None is what says that there is no number."""
+    """Raises InputError for a NaN or an infinity in a line of a table; None stands for a number that is not there."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -26,7 +25,7 @@ def _check_finite(record: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table. Of a network, all but the last three tell of the plain sampling, without the grammar.
+    """One line of the table. Of a network, it is about plain sampling, but for the three fields about the grammar.
 
     Attributes:
       method: a key of `methods.REGISTRY`, or "heldout" for the originals themselves.
@@ -39,16 +38,17 @@ class Row:
       distance: between the features of these pictures, or completed frames, and of the reference.
       tokens: mean number that the model wrote; None where no model wrote.
       valid_with_grammar: share of the files written with the grammar that decode strictly; None where no model wrote.
-      distance_with_grammar: between the features of those files' pictures and of the reference; None likewise.
+      distance_with_grammar: between the features of those files' pictures and of the reference; None where no model
+        wrote.
       removed: the share of its probability that the grammar took away from the model at a token, the mean over each
-        file's tokens and then over the files; None likewise.
+        file's tokens and then over the files; None where no model wrote.
       concealed: of clips, the mean share of the macroblocks to be completed that a decoder made up or never gave.
       true_distance: of clips, the mean Euclidean distance between the features of each completed frame and of the true
         one; None for originals.
       psnr: of clips, decibels of the squared error of all their completed frames together, against the originals';
         None where there is no error.
       ssim: of clips, the mean structural similarity of these frames; None for originals, as the two before.
-      video_distance: of clips, between I3D's features of whole clips and of the reference; None without its weights.
+      video_distance: between the features of whole clips and of the reference; None without `config.video_weights`.
 
     Raises:
       InputError: a number is not finite.
@@ -76,7 +76,7 @@ class Row:
         _check_finite(self)
 
     def distance_by(self, grammar: bool) -> float:
-        """The distance by the sampling with the grammar, or by the plain one; what no model wrote has only one."""
+        """The distance with or without the grammar; where no model wrote, there is only one distance."""
         return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
 
 
@@ -111,13 +111,14 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What `make` found out.
+    """All that a table shows.
 
     Attributes:
       metric: what the distance is called.
       codec: of the documents.
       kept: how many of its units are given, by ratio.
-      floors: of the originals themselves; of clips one a ratio, since their frames' places depend on it.
+      floors: the rows of the originals themselves. Of clips there is one for each ratio, since it decides which frames
+        are measured.
       rows: of the methods, ratio by ratio.
       language_models: the trained model at `step`, the n-gram model and the pretrained model where there is one.
       history: the rows of the run's metrics up to `step`.
@@ -150,8 +151,3 @@ class Table:
     def all_rows(self) -> list[Row]:
         """Floors, then methods."""
         return [*self.floors, *self.rows]
-
-
-def methods_of(config: ConfigDict) -> list[str]:
-    """The methods that a table's config asks for."""
-    return [row for row in config.rows if row != "pretrained" or config.pretrained]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jpeglm.core.errors import InputError
 from jpeglm.core.weights.torch_file import load_state_dict
-from jpeglm.fid.extractors import base, efficientnet
+from jpeglm.fid.extractors import base, efficientnet, resize
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def torch_peer(size):
 
 @pytest.mark.parametrize("size", [224, 129])
 def test_features_equal_those_of_the_torch_peer(extractor, pictures, size):
-    images = np.stack([base.resize(picture, size) for picture in pictures])
+    images = np.stack([resize.bicubic(picture, size) for picture in pictures])
     with torch.no_grad():
         normalised = torch.from_numpy((images.transpose(0, 3, 1, 2) - np.float32(127)) / np.float32(128))
         expected = torch_peer(size).extract_features(normalised).mean((2, 3)).numpy()
@@ -55,7 +55,7 @@ def test_features_equal_those_of_the_torch_peer(extractor, pictures, size):
 
 
 def test_the_logits_of_the_loaded_classifier_equal_those_of_the_torch_peer(extractor, pictures):
-    images = np.stack([base.resize(picture, 224) for picture in pictures])
+    images = np.stack([resize.bicubic(picture, 224) for picture in pictures])
     with torch.no_grad():
         expected = torch_peer(224)(torch.from_numpy((images.transpose(0, 3, 1, 2) - 127) / 128)).numpy()
     params = efficientnet.load(efficientnet.weights_path())
@@ -85,7 +85,7 @@ def test_pictures_of_several_sizes_go_through_together(extractor, pictures):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (300, 400), (224, 224)])
 def test_resizing_is_antialiased_bicubic_unrounded_and_clipped(height, width):
     picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = base.resize(picture, 224)
+    found = resize.bicubic(picture, 224)
     shape = (224, 224, 3)
     expected = jax.image.resize(picture.astype(np.float32), shape, "cubic", antialias=True, precision="highest")
     assert found.shape == shape and found.dtype == np.float32
@@ -97,7 +97,7 @@ def test_resizing_is_antialiased_bicubic_unrounded_and_clipped(height, width):
 )
 def test_arrays_that_are_no_pictures_are_refused(picture):
     with pytest.raises(ValueError, match="a picture is uint8"):
-        base.resize(picture, 224)
+        resize.bicubic(picture, 224)
 
 
 def test_extraction_streams_in_order(extractor):

@@ -16,12 +16,13 @@ from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.codecs.pictures import PictureEvaluation
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
-from jpeglm.tables.completion import Methods, Store
+from jpeglm.tables.context import Context
 from jpeglm.tables.judges import judge
-from jpeglm.tables.methods import Completed, networks
+from jpeglm.tables.methods import Completed, complete, identity, networks
 from jpeglm.tables.methods.flat import with_flat_blocks
 from jpeglm.tables.methods.random_bytes import with_random_bytes
 from jpeglm.tables.methods.training import mean_document, random_others, with_rest_of
+from jpeglm.tables.store import Store
 
 ROWS = (*networks(), *PictureEvaluation.controls)
 CODECS = [JpegCodec(32, 32, "L", 25), JpegCodec(50, 70, "RGB", 25)]
@@ -133,8 +134,8 @@ def test_completions_come_back_from_their_arrays():
 
 
 @pytest.fixture(scope="module")
-def methods(tiny_run, tiny_data):
-    return Methods(tiny_run, str(tiny_data), SETTINGS, seed=0, pretrained=tiny_run)
+def context(tiny_run, tiny_data):
+    return Context(tiny_run, str(tiny_data), SETTINGS, seed=0, pretrained=tiny_run)
 
 
 @pytest.fixture(scope="module")
@@ -143,46 +144,46 @@ def originals(tiny_data):
 
 
 @pytest.fixture(scope="module")
-def completed(methods, originals):
+def completed(context, originals):
     """By row and whether with the grammar; the trained model comes last and stays loaded."""
     return {
-        (row, grammar): methods.complete(row, originals, 0.5, grammar)
+        (row, grammar): complete(context, row, originals, 0.5, grammar)
         for row in reversed(ROWS)
         for grammar in ((False, True) if row in networks() else (False,))
     }
 
 
-def test_every_method_of_a_run_completes_every_prompt(methods, originals, completed):
+def test_every_method_of_a_run_completes_every_prompt(context, originals, completed):
     for row in ROWS:
         assert len(completed[row, False].documents) == len(originals), row
         for document, original in zip(completed[row, False].documents, originals, strict=True):
-            assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
+            assert document.startswith(context.codec.cut(original, 0.5)[0]), row
     for grammar in (False, True):
         trained = completed["trained", grammar].documents
         assert trained != completed["untrained", grammar].documents
         assert trained == completed["pretrained", grammar].documents  # here the same run
     for row in ("training_mean", "training_picture"):
-        assert all(methods.codec.is_valid(document) for document in completed[row, False].documents)
+        assert all(context.codec.is_valid(document) for document in completed[row, False].documents)
     assert len(set(completed["training_picture", False].documents)) == len(originals)
 
 
-def test_with_the_grammar_every_network_completes_every_prompt_to_a_valid_file(methods, originals, completed):
+def test_with_the_grammar_every_network_completes_every_prompt_to_a_valid_file(context, originals, completed):
     for row in networks():
         written = completed[row, True]
         for document, original in zip(written.documents, originals, strict=True):
-            assert document.startswith(methods.codec.cut(original, 0.5)[0]), row
-            assert methods.codec.is_valid(document), row
+            assert document.startswith(context.codec.cut(original, 0.5)[0]), row
+            assert context.codec.is_valid(document), row
         assert written.removed.dtype == np.float64
         assert ((written.removed > 0) & (written.removed < 1)).all()
         assert completed[row, False].removed is None
-    assert not any(methods.codec.is_valid(document) for document in completed["untrained", False].documents)
+    assert not any(context.codec.is_valid(document) for document in completed["untrained", False].documents)
 
 
-def test_one_set_of_parameters_serves_both_samplings(methods, originals, completed, monkeypatch):
-    plain = methods.complete("trained", originals[:2], 0.5)
+def test_one_set_of_parameters_serves_both_samplings(context, originals, completed, monkeypatch):
+    plain = complete(context, "trained", originals[:2], 0.5)
     monkeypatch.setattr(Sampler, "load", lambda *_: pytest.fail("loaded again"))
-    with_grammar = methods.complete("trained", originals[:2], 0.5, grammar=True)
-    assert methods.complete("trained", originals[:2], 0.5).documents == plain.documents
+    with_grammar = complete(context, "trained", originals[:2], 0.5, grammar=True)
+    assert complete(context, "trained", originals[:2], 0.5).documents == plain.documents
     assert plain.documents == completed["trained", False].documents[:2]
     assert with_grammar.documents == completed["trained", True].documents[:2]
 
@@ -202,32 +203,32 @@ def test_a_pretrained_run_that_held_out_other_files_is_refused(tiny_run, tiny_da
     manifest["splits"]["heldout"]["shards"][0]["sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="held out other files"):
-        Methods(tiny_run, str(tiny_data), SETTINGS, seed=0, pretrained=other)
+        Context(tiny_run, str(tiny_data), SETTINGS, seed=0, pretrained=other)
 
 
-def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(methods, originals, completed):
-    backwards = methods.complete("trained", originals[::-1], 0.5)
+def test_a_models_completions_do_not_depend_on_the_order_of_the_prompts(context, originals, completed):
+    backwards = complete(context, "trained", originals[::-1], 0.5)
     assert backwards.documents[::-1] == completed["trained", False].documents
     assert backwards.tokens[::-1].tolist() == completed["trained", False].tokens.tolist()
 
 
-def test_identities_tell_apart_what_would_give_other_completions(methods, tiny_run, tiny_data):
-    identities = [methods.identity(row) for row in ROWS]
-    assert all(identities.count(identity) == 1 for identity in identities)
-    other = Methods(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0, pretrained=tiny_run)
-    changed = [row for row in ROWS if other.identity(row) != methods.identity(row)]
+def test_identities_tell_apart_what_would_give_other_completions(context, tiny_run, tiny_data):
+    identities = [identity(context, row) for row in ROWS]
+    assert all(identities.count(each) == 1 for each in identities)
+    other = Context(tiny_run, str(tiny_data), dataclasses.replace(SETTINGS, top_p=1.0), seed=0, pretrained=tiny_run)
+    changed = [row for row in ROWS if identity(other, row) != identity(context, row)]
     assert changed == ["trained", "pretrained", "untrained"]
-    assert [row for row in ROWS if methods.identity(row, grammar=True) != methods.identity(row)] == list(networks())
+    assert [row for row in ROWS if identity(context, row, grammar=True) != identity(context, row)] == list(networks())
 
 
-def test_data_of_another_tokenizer_is_refused(methods, tiny_run, tiny_data, tmp_path):
+def test_data_of_another_tokenizer_is_refused(context, tiny_run, tiny_data, tmp_path):
     for path in tiny_data.iterdir():
         (tmp_path / path.name).symlink_to(path)
     manifest = (tiny_data / "manifest.json").read_text()
     (tmp_path / "manifest.json").unlink()
-    (tmp_path / "manifest.json").write_text(manifest.replace(methods.tokenizer.sha256, "0" * 64))
+    (tmp_path / "manifest.json").write_text(manifest.replace(context.tokenizer.sha256, "0" * 64))
     with pytest.raises(InputError, match="another tokenizer"):
-        Methods(tiny_run, str(tmp_path), SETTINGS, 0)
+        Context(tiny_run, str(tmp_path), SETTINGS, 0)
 
 
 def test_the_store_makes_once_and_again_only_for_another_identity(tmp_path):

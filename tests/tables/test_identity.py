@@ -20,8 +20,8 @@ from jpeglm.data.tokenizers import bpe
 from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.models.llama_config import LlamaConfig
 from jpeglm.models.networks import laid_out
-from jpeglm.tables import make, ngram
-from jpeglm.tables.completion import Methods
+from jpeglm.tables import make, methods, ngram
+from jpeglm.tables.context import Context
 from jpeglm.tables.methods import Completed, networks
 from jpeglm.tables.methods.flat import with_flat_blocks
 from tests.fid.projection import Projection
@@ -80,15 +80,15 @@ class Table:
         self.asked: list[str] = []
         self.extractor = Projection()
 
-        def complete(methods, row, originals, ratio, grammar=False):
+        def complete(context, row, originals, ratio, grammar=False):
             self.asked.append(row)
-            flat = with_flat_blocks(methods.codec, originals, ratio)
+            flat = with_flat_blocks(context.codec, originals, ratio)
             wrote = (np.ones(NUM, bool), np.ones(NUM, np.int64)) if row in networks() else (None, None)
             return Completed(flat, *wrote, np.zeros(NUM) if grammar else None)
 
         fit = ngram.fit_and_score
-        monkeypatch.setattr(Methods, "complete", complete)
-        monkeypatch.setattr(Methods, "check_prompts", lambda *_: None)
+        monkeypatch.setattr(methods, "complete", complete)
+        monkeypatch.setattr(Context, "check_prompts", lambda *_: None)
         monkeypatch.setattr(ngram, "fit_and_score", lambda *a: self.asked.append("ngram") or fit(*a))
 
     def make(self) -> set[str]:

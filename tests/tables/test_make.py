@@ -31,11 +31,12 @@ from jpeglm.models import llama
 from jpeglm.models.networks import abstract
 from jpeglm.sample.engine import Engine, Settings
 from jpeglm.sample.sampler import Completion, Sampler
-from jpeglm.tables import completion, make, ngram, report
+from jpeglm.tables import context as context_lib
+from jpeglm.tables import make, methods, ngram, report
 from jpeglm.tables import rows as table_rows
 from jpeglm.tables import text as table_text
-from jpeglm.tables.completion import Methods
-from jpeglm.tables.methods import REGISTRY, Completed, networks
+from jpeglm.tables.context import Context
+from jpeglm.tables.methods import REGISTRY, Completed, networks, runs_of
 from jpeglm.tables.methods.random_bytes import with_random_bytes
 from tests.fid import inceptions
 from tests.fid.projection import Projection
@@ -148,13 +149,13 @@ def test_the_grammar_makes_every_networks_files_valid_and_removes_less_of_a_trai
 
 
 def test_an_invalid_file_written_with_the_grammar_is_an_error(config, projection, monkeypatch):
-    def complete(self, row, originals, ratio, grammar=False):
-        documents = with_random_bytes(self.codec, originals, ratio, 0)
+    def complete(context, row, originals, ratio, grammar=False):
+        documents = with_random_bytes(context.codec, originals, ratio, 0)
         if grammar:
             documents = originals[:-1] + documents[-1:]
         return Completed(documents, np.ones(NUM, bool), np.ones(NUM, np.int64), np.zeros(NUM) if grammar else None)
 
-    monkeypatch.setattr(Methods, "complete", complete)
+    monkeypatch.setattr(methods, "complete", complete)
     with pytest.raises(RuntimeError, match="cell trained-0.25-grammar: 1 of 10 files") as caught:
         make.make(config, projection)
     assert "\n" not in str(caught.value)
@@ -236,18 +237,18 @@ def test_another_extractor_measures_again_without_sampling_again(made, config, m
 
 def test_a_table_that_was_broken_off_goes_on_to_the_same_numbers(made, config, projection, monkeypatch):
     config.rows = ("random_bytes", "flat", "training_mean")
-    complete = Methods.complete
+    complete = methods.complete
 
-    def break_off(self, row, originals, ratio, grammar=False):
+    def break_off(context, row, originals, ratio, grammar=False):
         if (row, ratio) == ("flat", 0.75):
             raise KeyboardInterrupt
-        return complete(self, row, originals, ratio, grammar)
+        return complete(context, row, originals, ratio, grammar)
 
-    monkeypatch.setattr(Methods, "complete", break_off)
+    monkeypatch.setattr(methods, "complete", break_off)
     with pytest.raises(KeyboardInterrupt):
         make.make(config, projection)
     seen = projection.seen
-    monkeypatch.setattr(Methods, "complete", complete)
+    monkeypatch.setattr(methods, "complete", complete)
     resumed = make.make(config, projection)
     assert projection.seen == seen + 3 * NUM
     undisturbed = [row for row in made.table.rows if row.method in ("heldout", *config.rows)]
@@ -333,17 +334,17 @@ def sampler(tiny_run) -> Sampler:
 
 
 @pytest.fixture
-def methods(tiny_run, tiny_data, sampler, monkeypatch) -> Methods:
+def context(tiny_run, tiny_data, sampler, monkeypatch) -> Context:
     """With the sampler's own grammar, which takes a while to make."""
-    monkeypatch.setattr(completion, "TokenGrammar", lambda *_: sampler._grammar)
-    return Methods(tiny_run, str(tiny_data), Settings(256), seed=0, pretrained=tiny_run)
+    monkeypatch.setattr(context_lib, "TokenGrammar", lambda *_: sampler._grammar)
+    return Context(tiny_run, str(tiny_data), Settings(256), seed=0, pretrained=tiny_run)
 
 
-def least_max_tokens(methods: Methods, rows: tuple, originals: list[bytes], ratios: tuple) -> int:
+def least_max_tokens(context: Context, rows: tuple, originals: list[bytes], ratios: tuple) -> int:
     """As the refusal of too few tells it."""
-    methods.settings = Settings(2)
+    context.settings = Settings(2)
     with pytest.raises(InputError, match="config.sampling.max_tokens=2: held-out picture") as caught:
-        methods.check_prompts(rows, originals, ratios)
+        context.check_prompts(runs_of(context, rows), originals, ratios)
     assert "\n" not in str(caught.value)
     return int(re.search(r"wants (\d+) or more", str(caught.value))[1])
 
@@ -359,17 +360,17 @@ def least_max_tokens(methods: Methods, rows: tuple, originals: list[bytes], rati
     ],
 )
 def test_max_tokens_is_checked_for_every_prompt_of_every_ratio_by_the_rule_of_the_sampler(
-    methods, sampler, tiny_data, monkeypatch, ratios, rows
+    context, sampler, tiny_data, monkeypatch, ratios, rows
 ):
     originals = list(batches.documents(str(tiny_data), "heldout", 4))
-    least = least_max_tokens(methods, rows, originals, ratios)
-    methods.settings = Settings(least - 1)
+    least = least_max_tokens(context, rows, originals, ratios)
+    context.settings = Settings(least - 1)
     with pytest.raises(InputError, match=f"max_tokens={least - 1}: .* wants {least} or more"):
-        methods.check_prompts(rows, originals, ratios)
-    methods.settings = Settings(least)
-    methods.check_prompts(rows, originals, ratios)
-    methods.settings = Settings(2)
-    methods.check_prompts(("flat", "random_bytes"), originals, ratios)  # which no network writes
+        context.check_prompts(runs_of(context, rows), originals, ratios)
+    context.settings = Settings(least)
+    context.check_prompts(runs_of(context, rows), originals, ratios)
+    context.settings = Settings(2)
+    context.check_prompts(runs_of(context, ("flat", "random_bytes")), originals, ratios)  # which no network writes
     # The sampler says the same of these prompts: nothing is drawn here.
     monkeypatch.setattr(Engine, "generate", lambda *_: iter(()))
     for ratio in ratios:
@@ -380,15 +381,15 @@ def test_max_tokens_is_checked_for_every_prompt_of_every_ratio_by_the_rule_of_th
 
 
 def test_a_table_that_would_fail_at_a_later_ratio_fails_before_the_first_file(
-    config, methods, projection, tiny_data, monkeypatch
+    config, context, projection, tiny_data, monkeypatch
 ):
-    monkeypatch.setattr(Methods, "complete", lambda *_: pytest.fail("something is made"))
+    monkeypatch.setattr(methods, "complete", lambda *_: pytest.fail("something is made"))
     monkeypatch.setattr(ngram, "fit_and_score", lambda *_: pytest.fail("something is counted"))
     originals = list(batches.documents(str(tiny_data), "heldout", NUM))
-    least = least_max_tokens(methods, ("trained",), originals, (0.75,))
+    least = least_max_tokens(context, ("trained",), originals, (0.75,))
     config.sampling.max_tokens = least - 1
-    methods.settings = Settings(least - 1)
-    methods.check_prompts(("trained",), originals, (0.25,))  # which would be sampled first
+    context.settings = Settings(least - 1)
+    context.check_prompts(runs_of(context, ("trained",)), originals, (0.25,))  # which would be sampled first
     with pytest.raises(InputError, match=f"held-out picture .* at ratio 0.75 wants {least} or more"):
         make.make(config, projection)
 
@@ -398,8 +399,8 @@ def test_a_table_that_would_fail_at_a_later_ratio_fails_before_the_first_file(
 def test_a_run_without_a_held_out_loss_or_with_one_that_is_no_number_is_refused_first(
     config, tiny_run, tmp_path, projection, monkeypatch, key, loss
 ):
-    monkeypatch.setattr(Methods, "complete", lambda *_: pytest.fail("something is made"))
-    monkeypatch.setattr(Methods, "check_prompts", lambda *_: None)
+    monkeypatch.setattr(methods, "complete", lambda *_: pytest.fail("something is made"))
+    monkeypatch.setattr(Context, "check_prompts", lambda *_: None)
     run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("programs")))
     row = f'"heldout/nats_per_token": {loss}, "heldout/bits_per_byte": 1, "heldout/bits_per_pixel": 1'
     (run / "metrics.jsonl").write_text(f'{{"step": 20, {row if loss else chr(34) + "loss" + chr(34) + ": 1"}}}\n')

@@ -258,18 +258,18 @@ def stub_of(table: Table, config: ConfigDict) -> tuple[SimpleNamespace, SimpleNa
     """What the notes take from a run and an extractor."""
     run = SimpleNamespace(config=base())
     split = {"documents": 50, "chunks": 8, "tokens": 1_500}
-    runs = {row.method: run for row in table.rows if row.method in networks()} | {"trained": run}
-    methods = SimpleNamespace(codec=table.codec, manifest={"splits": {"train": split, "heldout": split}}, runs=runs)
-    return methods, SimpleNamespace(metric=METRIC, dim=1_280, name="a network", size=224, mode="")
+    runs = {REGISTRY[row.method].run: run for row in table.rows if row.method in networks()} | {"workdir": run}
+    context = SimpleNamespace(codec=table.codec, manifest={"splits": {"train": split, "heldout": split}}, runs=runs)
+    return context, SimpleNamespace(metric=METRIC, dim=1_280, name="a network", size=224, caveat="It is not FID.")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_notes_speak_of_rows_and_columns_that_are_there(seed):
     table = random_table(seed)
     methods_there = dict.fromkeys(row.method for row in table.rows)
-    config = ConfigDict({"num": 7, "rows": tuple(methods_there), "pretrained": "elsewhere"})
-    methods, extractor = stub_of(table, config)
-    notes = table_notes.notes(table, config, methods, extractor)
+    config = ConfigDict({"num": 7, "rows": tuple(methods_there), "workdir": "run", "pretrained": "elsewhere"})
+    context, extractor = stub_of(table, config)
+    notes = table_notes.notes(table, config, context, extractor)
     header = Printed(table).header
     titles = {REGISTRY[method].title for method in [*methods_there, "trained"]}  # this one has a loss in any case
     if "pretrained" in methods_there:

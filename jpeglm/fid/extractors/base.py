@@ -1,53 +1,85 @@
-"""What every feature extractor shares: a network on all devices of the process, the resize rule, the progress bar."""
+"""What a feature extractor is, and what all of them share: a network on all devices of the process, a progress bar.
+
+To add one, write one file with a class that inherits from `Extractor`, and add one line to
+`jpeglm.fid.extractors.PICTURES`, or to `CLIPS` there.
+"""
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 from tqdm import tqdm
+
+from jpeglm.fid.extractors import resize
+
+NO_FID = "It is not FID and is not to be set beside one."
 
 
 class Extractor:
-    """Turns pictures into feature vectors, a batch spread over the devices of this process at a time.
+    """Turns pictures, or clips, into feature vectors, a batch spread over the devices of this process at a time.
+
+    A class of extractors declares the class attributes below. Its constructor takes these arguments by name:
+    `weights` if it `wants_weights`; `mode` if it has `modes`; `spatial` if it `has_spatial`; and `batch_size` in any
+    case, which has a default. It calls this class's constructor with what it is and what it computes. It raises
+    InputError for weights or a mode that are not its own. Where pictures are not to be resized by `resize.bicubic`,
+    the class also has its own `prepare`.
+
+    Class attributes:
+      wants_weights: whether its weights come from a file that the user names.
+      modes: names of the ways to resize and normalise, of which the user chooses one; () where there is one way only.
+      has_spatial: whether it can also give features that stand for places in the picture, for sFID.
+      min_frames: the fewest frames that a clip needs; of no meaning for extractors of pictures.
 
     Attributes:
       name: of the network.
       metric: what a Fréchet distance of its features is called.
-      mode: of resizing and normalising; "" where there is only one.
-      dim: features a picture.
-      spatial_dim: further features after them, which stand for places in the picture; mostly 0.
+      caveat: a sentence for readers of a table: what this distance may be compared with.
+      mode: one of `modes`; "" where there are none.
+      dim: features a picture or clip.
+      spatial_dim: number of the spatial features, which come after the others; 0 unless they were asked for.
       size: pixels a side that pictures are resized to.
-      weights_sha256: of the file that the weights come from.
-      batch_size: pictures computed at once.
+      weights_sha256: of the file that the weights come from. Results are kept under it.
+      batch_size: pictures or clips computed at once.
     """
+
+    wants_weights: ClassVar[bool] = False
+    modes: ClassVar[tuple[str, ...]] = ()
+    has_spatial: ClassVar[bool] = False
+    min_frames: ClassVar[int] = 1
 
     def __init__(
         self,
         *,
         name: str,
         metric: str,
-        mode: str,
+        caveat: str = NO_FID,
+        mode: str = "",
         dim: int,
         spatial_dim: int = 0,
         size: int,
         weights_sha256: str,
         params: Any,
         apply: Callable[[Any, jax.Array], jax.Array],
-        batch_size: int | None,
+        batch_size: int | None = None,
         compiler_options: dict[str, str] | None = None,
     ):
-        """`apply(params, float32 [batch, size, size, 3])` gives float32 [batch, dim + spatial_dim].
+        """See the attributes of the class; and
 
-        `batch_size`: made a multiple of the devices; None: on a CPU few pictures, whose widest activations stay in
-        its cache, on accelerators many.
+        Args:
+          params: a pytree of arrays, the weights.
+          apply: the network, traced by JAX: `apply(params, batch)` of a batch of what `prepare` gives, float32
+            [batch, size, size, 3] of pictures or [batch, frames, size, size, 3] of clips, is float32
+            [batch, dim + spatial_dim]. Extractors whose `apply` is the same function share one compiled program.
+          batch_size: made a multiple of the devices; None: on a CPU few pictures, whose widest activations stay in
+            its cache, on accelerators many.
+          compiler_options: of XLA, for this network.
         """
-        self.name, self.metric, self.mode, self.size = name, metric, mode, size
-        self.dim, self.spatial_dim = dim, spatial_dim
+        self.name, self.metric, self.caveat, self.mode = name, metric, caveat, mode
+        self.dim, self.spatial_dim, self.size = dim, spatial_dim, size
         self.weights_sha256 = weights_sha256
         devices = jax.local_devices()
         batch_size = batch_size or len(devices) * (4 if jax.default_backend() == "cpu" else 64)
@@ -59,8 +91,11 @@ class Extractor:
         self._run = _compiled(apply, everywhere, self._rows, tuple((compiler_options or {}).items()))
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
-        """One picture, uint8 [h, w, 3] or [h, w], as the network takes it: float32 [size, size, 3]."""
-        return resize(picture, self.size)
+        """One picture, uint8 [h, w, 3] or [h, w], as the network takes it: float32 [size, size, 3], here 0..255.
+
+        Of clips: one clip, uint8 [frames, h, w, 3], as float32 [frames, size, size, 3]. Called by several threads.
+        """
+        return resize.bicubic(picture, self.size)
 
     def compute(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Features float32 [n, dim + spatial_dim] of prepared pictures or clips, in order, a batch at a time."""
@@ -76,7 +111,7 @@ class Extractor:
             yield np.asarray(under_way[0])[: under_way[1]]
 
     def __call__(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Features float32 [n, dim + spatial_dim] of uint8 pictures [h, w, 3] or [h, w]: an array, or any sizes."""
+        """Features float32 [n, dim + spatial_dim] of pictures or clips as `prepare` takes them, of any sizes."""
         empty = np.zeros((0, self.dim + self.spatial_dim), np.float32)
         return np.concatenate([empty, *self.compute(self.prepare(picture) for picture in pictures)])
 
@@ -105,36 +140,16 @@ def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.stack(batch)
 
 
-def resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resizes one picture to float32 [size, size, 3], values 0..255 that are not rounded.
-
-    Pillow's bicubic filter on each channel in float32 (mode F), antialiased where it shrinks, clipped to 0..255: the
-    "clean" rule of Parmar et al. 2022. A grey picture becomes three equal channels.
-
-    Args:
-        picture: uint8 [height, width, 3] or [height, width].
-    """
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
-        raise ValueError(f"a picture is uint8 [h, w] or [h, w, 3], not {picture.dtype} {list(picture.shape)}")
-
-    def channel(values: np.ndarray) -> np.ndarray:
-        plane = Image.fromarray(values.astype(np.float32))
-        return np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)).clip(0.0, 255.0)
-
-    planes = [channel(picture)] * 3 if picture.ndim == 2 else [channel(picture[..., c]) for c in range(3)]
-    return np.stack(planes, axis=-1)
-
-
 def extract(
     extractor: Extractor, images: Iterable[np.ndarray], total: int, description: str = ""
 ) -> Iterator[np.ndarray]:
     """Yields features float32 [n, dim + spatial_dim] of prepared pictures, by batches in order, with a progress bar.
 
     Args:
-        extractor: the network.
-        images: what its `prepare` made of pictures.
-        total: the number of pictures, for the bar.
-        description: what the bar is called.
+      extractor: the network.
+      images: what its `prepare` made of pictures.
+      total: the number of pictures, for the bar.
+      description: what the bar is called.
     """
     quiet = jax.process_index() > 0
     with tqdm(total=total, desc=description, unit=" pictures", dynamic_ncols=True, disable=quiet) as bar:

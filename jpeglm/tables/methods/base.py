@@ -1,25 +1,20 @@
 """What completes cut documents in a table: the protocol of a row's method.
 
-To add one, write one file with a class of it and add one line to `methods.REGISTRY`.
+To add one, write one file with a class that inherits from `Method`, and add one line to `jpeglm.tables.methods`.
 """
 
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from jpeglm.data.codecs import Codec
-from jpeglm.data.tokenizers import Tokenizer
-from jpeglm.sample.engine import Settings
-
-Arrays = dict[str, np.ndarray]
-# The mean of so many training pictures is within a grey level or two of the mean of all; a random one is one of them.
-TRAINING_PICTURES = 2_000
+from jpeglm.tables.context import Context
+from jpeglm.tables.store import Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +23,10 @@ class Completed:
 
     Attributes:
       documents: canonical bytes, valid or not.
-      ended: bool [n], whether the model ended the file itself within its budget; None for what no model wrote.
-      tokens: int64 [n], how many the model wrote; None likewise.
-      removed: float64 [n], the mean share of its probability that the grammar took away at a token; None without one.
+      ended: bool [n], whether the model ended the file itself within its budget; None where no model wrote.
+      tokens: int64 [n], how many the model wrote; None where no model wrote.
+      removed: float64 [n], the share of its probability that the grammar took away at a token, on average over the
+        file's tokens; None without the grammar.
     """
 
     documents: list[bytes]
@@ -39,6 +35,7 @@ class Completed:
     removed: np.ndarray | None = None
 
     def to_arrays(self) -> Arrays:
+        """What a store keeps."""
         arrays = {
             "bytes": np.frombuffer(b"".join(self.documents), np.uint8),
             "lengths": np.array([len(document) for document in self.documents], np.int64),
@@ -48,42 +45,10 @@ class Completed:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Completed":
+        """What `to_arrays` gave."""
         ends = np.cumsum(arrays["lengths"])
         documents = [part.tobytes() for part in np.split(arrays["bytes"], ends[:-1])]
         return cls(documents, arrays.get("ended"), arrays.get("tokens"), arrays.get("removed"))
-
-
-class Run(Protocol):
-    """A run at one of its checkpoints. `weights`: a hash of its parameters."""
-
-    workdir: epath.Path
-    config: ConfigDict
-    tokenizer: Tokenizer
-    step: int
-    weights: str
-
-
-class Bench(Protocol):
-    """What the methods of one table complete with.
-
-    Attributes:
-      codec: of the documents.
-      manifest: of the prepared data.
-      seed: of all that is drawn.
-      settings: how networks draw, with or without the grammar.
-      runs: by the names of networks, those that there are.
-      held: of a network, what is expensive to load; it is dropped when another one is asked.
-    """
-
-    codec: Codec
-    manifest: dict[str, Any]
-    seed: int
-    settings: Settings
-    runs: Mapping[str, Run]
-    held: tuple[str, Any] | None
-
-    def training_documents(self) -> list[bytes]:
-        """The first `TRAINING_PICTURES` training documents in the order of the shards, which is by a hash."""
 
 
 class Method(abc.ABC):
@@ -92,36 +57,45 @@ class Method(abc.ABC):
     Attributes:
       name: by which a table's config asks for it; also in the names of its cells.
       title: what tables call it.
+      run: of a network, the key of a table's config that names its run: "workdir" or "pretrained"; "" of others.
       is_network: whether it draws tokens: then there is also its sampling with the grammar, if the codec has one.
-      is_trained: whether it is one of the networks that the others are set beside.
+      is_trained: whether it is one of the networks that the table is about; the others are controls.
+      is_compared_in_full: whether the notes compare it with the trained networks by each measure of clips, and not by
+        the distance alone.
       colours: of the report, on a light page and on a dark one.
       marker: of its points in charts, as matplotlib names them.
     """
 
     name: str
     title: str
+    run: str = ""
     is_network: ClassVar[bool] = False
     is_trained: bool = False
+    is_compared_in_full: ClassVar[bool] = False
     colours: tuple[str, str]
     marker: str
 
     def fits(self, codec: Codec) -> bool:
-        """Whether it completes documents of this codec."""
+        """Whether it completes documents of this codec: here, whether it is among the codec's controls."""
         return self.name in codec.evaluation.controls
 
+    def is_available(self, config: ConfigDict) -> bool:
+        """Whether the config of a table that asks for this row names what it needs; without, the row is left out."""
+        return True
+
     @abc.abstractmethod
-    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+    def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
         """Completes each original from its first `ratio` of units.
 
         `grammar`: whether a network draws among legal tokens alone; other methods draw no tokens.
         """
 
     @abc.abstractmethod
-    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
+    def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
         """All that the completions depend on beside originals, ratio and codec, by content; JSON types."""
 
     @abc.abstractmethod
-    def note(self, bench: Bench, config: ConfigDict) -> str | None:
+    def note(self, context: Context, config: ConfigDict) -> str | None:
         """A sentence below the table of this config, if its title does not say it all."""
 
 

@@ -1,4 +1,4 @@
-"""The control of a film that stops."""
+"""The control that repeats the last given frame."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,24 +6,26 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jpeglm.data.codecs.clips import ClipCodec
-from jpeglm.tables.methods.base import Bench, Completed, Method
+from jpeglm.tables.context import Context
+from jpeglm.tables.methods.base import Completed, Method
 
 
 class LastFrame(Method):
-    """What a model of clips is worth that knows nothing of motion."""
+    """What a model that knows nothing of motion would give."""
 
     name = "last_frame"
     title = "prompt + last frame repeated"
     colours = "#2f8068", "#6cc9ab"
     marker = "*"
+    is_compared_in_full = True
 
-    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
-        return Completed(with_last_frame(bench.codec, originals, ratio))
+    def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        return Completed(with_last_frame(context.codec, originals, ratio))
 
-    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
+    def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
         return {}
 
-    def note(self, bench: Bench, config: ConfigDict) -> str:
+    def note(self, context: Context, config: ConfigDict) -> str:
         return f"“{self.title}” copies the last frame that was given, in skipped slices."
 
 

@@ -12,7 +12,8 @@ from jpeglm.core.registry import MODELS
 from jpeglm.data.codecs import Codec
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
-from jpeglm.tables.methods.base import Bench, Completed, Method
+from jpeglm.tables.context import Context
+from jpeglm.tables.methods.base import Completed, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Network(Method):
     """The network of a run: what `jpeglm.sample` writes.
 
     Attributes:
-      is_trained: whether with the weights of the run's checkpoint; else those that training began with.
+      run: key of a table's config: "workdir" or "pretrained".
+      is_trained: whether with the weights of the run's checkpoint; otherwise with those that training began with.
       about: the sentence below a table; `{pretrained}` becomes the config's.
     """
 
@@ -28,6 +30,7 @@ class Network(Method):
     title: str
     colours: tuple[str, str]
     marker: str
+    run: str
     is_trained: bool
     about: str | None = None
     is_network: ClassVar[bool] = True
@@ -35,10 +38,13 @@ class Network(Method):
     def fits(self, codec: Codec) -> bool:
         return True
 
-    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
-        generated = self._samplers(bench)[grammar].complete(originals, ratio, seed=bench.seed)
+    def is_available(self, config: ConfigDict) -> bool:
+        return bool(config[self.run])
+
+    def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        generated = self._samplers(context)[grammar].complete(originals, ratio, seed=context.seed)
         title = f"{self.title}{' with grammar' if grammar else ''}, ratio {ratio:g}"
-        bar = tqdm(generated, title, len(originals), unit=bench.codec.item, dynamic_ncols=True)
+        bar = tqdm(generated, title, len(originals), unit=context.codec.item, dynamic_ncols=True)
         in_order = sorted(bar, key=lambda completion: completion.index)
         return Completed(
             [completion.document for completion in in_order],
@@ -47,40 +53,45 @@ class Network(Method):
             np.array([completion.removed for completion in in_order], np.float64) if grammar else None,
         )
 
-    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
-        run, settings = bench.runs[self.name], dataclasses.asdict(_settings(bench, grammar))
+    def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
+        run, settings = context.runs[self.run], dataclasses.asdict(_settings(context, grammar))
         del settings["slots"]  # changes no file
-        identity = {"tokenizer": run.tokenizer.sha256, "seed": bench.seed, "model": MODELS.identity(run.config.model)}
+        identity = {
+            "tokenizer": run.tokenizer.sha256,
+            "seed": context.seed,
+            "model": MODELS.identity(run.config.model),
+        }
         weights = {"weights": run.weights} if self.is_trained else {"parameters": run.config.seed}
         return identity | settings | weights
 
-    def note(self, bench: Bench, config: ConfigDict) -> str | None:
+    def note(self, context: Context, config: ConfigDict) -> str | None:
         about = self.about and self.about.format(pretrained=config.pretrained)
         return f"“{self.title}” {about}" if about else None
 
-    def _samplers(self, bench: Bench) -> dict[bool, Sampler]:
+    def _samplers(self, context: Context) -> dict[bool, Sampler]:
         """Without and with the grammar, of one set of parameters; of all networks only the last one is held."""
-        if bench.held is None or bench.held[0] != self.name:
-            bench.held = None  # before the next one is loaded
-            run, settings = bench.runs[self.name], _settings(bench, False)
+        if context.held is None or context.held[0] != self.name:
+            context.held = None  # before the next one is loaded
+            run, settings = context.runs[self.run], _settings(context, False)
             if self.is_trained:
                 plain = Sampler.load(run.workdir, settings, run.step)
             else:
                 plain = Sampler.untrained(run.workdir, settings)
-            bench.held = self.name, {False: plain, True: plain.with_settings(_settings(bench, True))}
-        return bench.held[1]
+            context.held = self.name, {False: plain, True: plain.with_settings(_settings(context, True))}
+        return context.held[1]
 
 
-def _settings(bench: Bench, grammar: bool) -> Settings:
-    return dataclasses.replace(bench.settings, grammar=grammar)
+def _settings(context: Context, grammar: bool) -> Settings:
+    return dataclasses.replace(context.settings, grammar=grammar)
 
 
-TRAINED = Network("trained", "trained model", ("#2563c9", "#7fb0ff"), "o", is_trained=True)
+TRAINED = Network("trained", "trained model", ("#2563c9", "#7fb0ff"), "o", "workdir", is_trained=True)
 PRETRAINED = Network(
     "pretrained",
     "pretrained model",
     ("#0f8fa8", "#63d2e6"),
     "P",
+    "pretrained",
     is_trained=True,
     about="is another run's, {pretrained}; it held out the same files.",
 )
@@ -89,6 +100,7 @@ UNTRAINED = Network(
     "untrained model",
     ("#b8641b", "#eda766"),
     "s",
+    "workdir",
     is_trained=False,
     about="is the run's network before its first step, sampled alike.",
 )

@@ -6,27 +6,28 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jpeglm.data.codecs import Codec
-from jpeglm.tables.methods.base import Bench, Completed, Method, random_of
+from jpeglm.tables.context import Context
+from jpeglm.tables.methods.base import Completed, Method, random_of
 
 
 class RandomBytes(Method):
-    """What a model is worth that knows nothing of the format."""
+    """What a model that knows nothing of the format would give."""
 
     name = "random_bytes"
     title = "prompt + random bytes"
     colours = "#b5336b", "#f086b1"
     marker = "D"
 
-    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
-        return Completed(with_random_bytes(bench.codec, originals, ratio, bench.seed))
+    def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        return Completed(with_random_bytes(context.codec, originals, ratio, context.seed))
 
-    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
-        return {"seed": bench.seed}
+    def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
+        return {"seed": context.seed}
 
-    def note(self, bench: Bench, config: ConfigDict) -> str:
+    def note(self, context: Context, config: ConfigDict) -> str:
         return (
             f"“{self.title}” has uniformly random bytes after the prompt, as many as the original has there, "
-            f"{bench.codec.evaluation.words.random}."
+            f"{context.codec.evaluation.words.random}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The controls that go on with other pictures: the mean of training pictures, or a random one of them."""
+"""The controls that continue with other pictures: the mean of training pictures, or a random one of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,58 +8,61 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jpeglm.data.codecs.pictures import PictureCodec
-from jpeglm.tables.methods.base import TRAINING_PICTURES, Bench, Completed, Method, documents_identity, random_of
+from jpeglm.tables.context import TRAINING_PICTURES, Context
+from jpeglm.tables.methods.base import Completed, Method, documents_identity, random_of
 
 
 class TrainingMean(Method):
-    """What a model is worth that knows the pictures and nothing of the prompt."""
+    """What a model that knows the mean picture and ignores the prompt would give."""
 
     name = "training_mean"
     title = "prompt + training mean"
     colours = "#7450b4", "#b99cf0"
     marker = "v"
 
-    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
-        mean = mean_document(bench.codec, bench.training_documents())
-        return Completed(with_rest_of(bench.codec, originals, ratio, [mean] * len(originals)))
+    def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        mean = mean_document(context.codec, context.training_documents())
+        return Completed(with_rest_of(context.codec, originals, ratio, [mean] * len(originals)))
 
-    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
-        return {"pictures": documents_identity(bench.training_documents())}
+    def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
+        return {"pictures": documents_identity(context.training_documents())}
 
-    def note(self, bench: Bench, config: ConfigDict) -> str:
-        return f"“{self.title}” has the {bench.codec.unit}s of the mean of {_count(bench)} training pictures there."
+    def note(self, context: Context, config: ConfigDict) -> str:
+        return (
+            f"“{self.title}” has the {context.codec.unit}s of the mean of {_count(context)} training pictures there."
+        )
 
 
 class TrainingPicture(Method):
-    """What a model is worth that knows one picture by heart."""
+    """What a model that recites a training picture and ignores the prompt would give."""
 
     name = "training_picture"
     title = "prompt + rest of a random training picture"
     colours = "#8a6d3b", "#d9bd8b"
     marker = "X"
 
-    def complete(self, bench: Bench, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
-        others = random_others(originals, bench.training_documents(), bench.seed)
-        return Completed(with_rest_of(bench.codec, originals, ratio, others))
+    def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
+        others = random_others(originals, context.training_documents(), context.seed)
+        return Completed(with_rest_of(context.codec, originals, ratio, others))
 
-    def identity(self, bench: Bench, grammar: bool) -> dict[str, Any]:
-        return {"seed": bench.seed, "pictures": documents_identity(bench.training_documents())}
+    def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
+        return {"seed": context.seed, "pictures": documents_identity(context.training_documents())}
 
-    def note(self, bench: Bench, config: ConfigDict) -> str:
+    def note(self, context: Context, config: ConfigDict) -> str:
         return (
-            f"“{self.title}” has the {bench.codec.unit}s of one of {_count(bench)} training pictures there, drawn "
+            f"“{self.title}” has the {context.codec.unit}s of one of {_count(context)} training pictures there, drawn "
             "without regard to the prompt."
         )
 
 
-def _count(bench: Bench) -> str:
-    return f"{min(TRAINING_PICTURES, bench.manifest['splits']['train']['documents']):,}"
+def _count(context: Context) -> str:
+    return f"{min(TRAINING_PICTURES, context.manifest['splits']['train']['documents']):,}"
 
 
 def with_rest_of(
     codec: PictureCodec, documents: Sequence[bytes], ratio: float, others: Sequence[bytes]
 ) -> list[bytes]:
-    """The prompt, then the units that its one of `others`, canonical too, has in the missing places: a valid file.
+    """Each prompt, then the units that its partner in `others`, canonical too, has in the missing places: valid files.
 
     Each MCU of a JPEG predicts its DC values from nothing, so those of another document look as they do there.
     """

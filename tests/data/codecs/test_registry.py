@@ -18,10 +18,12 @@ from jpeglm.fid import images
 from jpeglm.prepare import plan, verify
 from jpeglm.sample.folder import Samples
 from jpeglm.tables import make, notes, report, text
-from jpeglm.tables.completion import Methods, Store
+from jpeglm.tables.cells import Cells
+from jpeglm.tables.context import Context
 from jpeglm.tables.judges import judge
 from jpeglm.tables.methods import REGISTRY, Completed, Method
 from jpeglm.tables.rows import LanguageModel, Table
+from jpeglm.tables.store import Store
 from tests.data.codecs.palette import PALETTE, PaletteCodec
 from tests.fid.projection import Projection
 from tests.photographs import photographs
@@ -143,14 +145,14 @@ class Originals(Method):
     def fits(self, codec):
         return True
 
-    def complete(self, bench, originals, ratio, grammar):
+    def complete(self, context, originals, ratio, grammar):
         return Completed(list(originals))
 
-    def identity(self, bench, grammar):
+    def identity(self, context, grammar):
         return {}
 
-    def note(self, bench, config):
-        return f"“{self.title}” are the {bench.codec.item}s themselves."
+    def note(self, context, config):
+        return f"“{self.title}” are the {context.codec.item}s themselves."
 
 
 def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
@@ -162,10 +164,8 @@ def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
     ratios = (0.0, 0.5)
     assert make._rows_for(codec) == (*networks, *controls)
     config = ConfigDict({"num": NUM, "ratios": ratios, "rows": controls, "pretrained": "", "out": str(tmp_path)})
-    methods = bench(codec, prepared)
-    cells = make._Cells(
-        config, methods, Store(tmp_path), list(batches.documents(str(prepared), "heldout")), Projection()
-    )
+    context = context_of(codec, prepared)
+    cells = Cells(config, context, Store(tmp_path), list(batches.documents(str(prepared), "heldout")), Projection())
     floors, made = cells.floors(), [cells.row(method, ratio) for ratio in ratios for method in controls]
     cells.show_prompts()
     assert {row.valid for row in made if row.method == "random_bytes"} == {0}
@@ -175,7 +175,7 @@ def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
     models = [LanguageModel("a model", 1.5, 2.0, 3.0)]
     table = Table("FD", codec, cells.given, 1, floors, made, models, history, cells.shown, [])
     assert cells.given == {0.0: 0, 0.5: codec.height // 2}
-    table.notes.extend(notes.verdicts(table) + notes.notes(table, config, methods, Projection()))
+    table.notes.extend(notes.verdicts(table) + notes.notes(table, config, context, Projection()))
     assert any("has the rows of the mean of 28 training pictures there" in note for note in table.notes)
     assert "“the originals” are the pictures themselves." in table.notes
     assert "rows readable" in text.main_lines(table)[0]
@@ -185,10 +185,10 @@ def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
     assert "grey for each row that is missing" in page and "--originals: #123456;" in page
 
 
-def bench(codec: Codec, prepared: Path) -> Methods:
+def context_of(codec: Codec, prepared: Path) -> Context:
     """What controls complete with, without a run."""
-    made = Methods.__new__(Methods)
-    made.codec, made.data, made.seed, made.runs, made._pool = codec, str(prepared), 0, {}, None
+    made = Context.__new__(Context)
+    made.codec, made.data, made.seed, made.runs, made._training_documents = codec, str(prepared), 0, {}, None
     made.run_config = ConfigDict({"codec": CODECS.defaults("palette")})
     made.manifest = records.read_manifest(prepared)
     return made

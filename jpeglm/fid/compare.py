@@ -1,0 +1,213 @@
+"""What `python -m jpeglm.fid` does: two sets of pictures are opened, measured and compared."""
+
+import dataclasses
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from jpeglm.core import distributed
+from jpeglm.core.errors import InputError, writing
+from jpeglm.core.files import check_outside, write_whole
+from jpeglm.data.sources.arrays import without_array
+from jpeglm.fid import extractors, images
+from jpeglm.fid.extractors.base import Extractor
+from jpeglm.fid.frechet import bootstrap, frechet_distance
+from jpeglm.fid.kid import kernel_distance
+from jpeglm.fid.measure import LONGEST, Measured, measure
+from jpeglm.fid.moments import check_comparable, holds_statistics, load_statistics, save_statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command's flags of these names. None, "", 0 and False: not given."""
+
+    real: str | None
+    fake: str | None
+    extractor: str | None
+    mode: str | None
+    weights: str | None
+    save_stats: str | None
+    json: str | None
+    spatial: bool
+    kid: bool
+    bootstrap: int
+    seed: int
+    allow_unreadable: bool
+    background: str
+    batch_size: int | None
+
+
+@dataclasses.dataclass
+class Side:
+    """One of the two sets: pictures to be measured, or statistics, which already are.
+
+    Attributes:
+      path: as the flag names it.
+      facts: what the features are made with; empty for statistics of another program.
+      pictures: None for statistics.
+      measured: None until the pictures are.
+    """
+
+    path: str
+    facts: dict[str, str]
+    pictures: images.Pictures | None
+    measured: Measured | None
+
+
+def check(options: Options) -> None:
+    """`InputError` for flags that do not fit together; no file is opened but to see what it is."""
+    if not options.real:
+        raise InputError("--real=PATH is needed")
+    if not (options.fake or options.save_stats):
+        raise InputError("--fake=PATH is needed, or --save_stats=FILE")
+    _check_extractor(options)
+    if options.bootstrap == 1:
+        raise InputError("--bootstrap=1: one resampling has no spread, 100 or more are usual")
+    if options.save_stats and holds_statistics(options.real):
+        raise InputError(f"--save_stats: {options.real} holds statistics already")
+    if options.save_stats and not options.save_stats.lower().endswith(".npz"):
+        raise InputError(f"--save_stats={options.save_stats}: its name must end in .npz")
+
+
+def _check_extractor(options: Options) -> None:
+    if not options.extractor and bool(options.mode) != bool(options.weights):
+        raise InputError("--mode and --weights go together: they choose the 2015 Inception, whose distance is FID")
+    kind = extractors.find(_name(options))
+    for flag, is_wanted in (("weights", kind.wants_weights), ("mode", bool(kind.modes))):
+        if bool(getattr(options, flag)) != is_wanted:
+            raise InputError(f"--extractor={_name(options)} {'needs' if is_wanted else 'takes no'} --{flag}")
+
+
+def _name(options: Options) -> str:
+    """The extractor that the flags ask for."""
+    return options.extractor or (extractors.FID if options.weights else extractors.DEFAULT)
+
+
+def run(options: Options) -> dict[str, Any] | None:
+    """Measures what is not measured yet, and compares, in all processes of the job together.
+
+    Returns:
+      all numbers and what they were made with, as --json writes it; None in processes other than 0, and without
+      --fake.
+
+    Raises:
+      InputError: a path, a picture or a file of weights that the user can mend.
+    """
+    is_first = jax.process_index() == 0  # it alone writes
+    if is_first:
+        _check_outputs(options)
+    sides, extractor = _open(options)
+    for name, side in sides.items():
+        side.measured = side.measured or measure(
+            side.pictures,
+            extractor,
+            name,
+            keep_features=bool(options.kid or options.bootstrap),
+            allow_unreadable=options.allow_unreadable,
+        )
+        if (count := side.measured.moments.count) in (0, 1):  # in all processes, before one goes on alone
+            raise InputError(f"{side.path}: two pictures or more are needed, {count} can be used")
+        if name == "real" and options.save_stats and is_first:
+            save_statistics(options.save_stats, side.measured.moments, side.facts, side.measured.spatial)
+            logging.info("%s: statistics of %d pictures", options.save_stats, side.measured.moments.count)
+    result = _compare(options, **sides) if "fake" in sides and is_first else None
+    if result and options.json:
+        with writing(options.json):
+            write_whole(Path(options.json), (json.dumps(result, indent=2) + "\n").encode())
+    if jax.process_count() > 1:  # when a process has ended, JAX stops those that still run after five minutes
+        distributed.wait_for_all("comparison", LONGEST)
+    return result
+
+
+def _check_outputs(options: Options) -> None:
+    for name in ("json", "save_stats"):
+        if not getattr(options, name):
+            continue
+        path = Path(getattr(options, name))
+        if not path.parent.is_dir() or path.is_dir():
+            raise InputError(f"--{name}={path}: {'is a folder' if path.is_dir() else 'no such folder'}")
+        check_outside(path, **{side: without_array(getattr(options, side)) for side in ("real", "fake")})
+    if options.json and options.save_stats and Path(options.json).resolve() == Path(options.save_stats).resolve():
+        raise InputError(f"--json and --save_stats name one file: {options.json}")
+
+
+def _open(options: Options) -> tuple[dict[str, Side], Extractor | None]:
+    """Both sides, or --real alone, and the extractor where there are pictures to be measured.
+
+    All that can be refused is refused here, before anything is measured.
+    """
+    paths = {name: path for name in ("real", "fake") if (path := getattr(options, name))}
+    sides = {name: _side(path, options) for name, path in paths.items()}
+    to_measure = [side for side in sides.values() if side.pictures is not None]
+    extractor = None
+    if to_measure:
+        extractor = _extractor(options)
+        made_with = {"metric": extractor.metric, "mode": extractor.mode, "weights_sha256": extractor.weights_sha256}
+        for side in to_measure:
+            side.facts = made_with | {"background": options.background}
+    elif options.weights or options.extractor:
+        raise InputError("--extractor, --mode and --weights are for pictures, and both sides are statistics")
+    if len(sides) == 2:
+        real, fake = sides.values()
+        check_comparable(real.facts, fake.facts, (real.path, fake.path))
+        dims = [side.measured.moments.dim if side.measured else extractor.dim for side in (real, fake)]
+        if dims[0] != dims[1]:
+            raise InputError(f"{real.path} and {fake.path}: features of two networks, {dims[0]:,} and {dims[1]:,}")
+    for side in to_measure:
+        found = side.pictures
+        logging.info("%s: %d pictures%s", found.path, len(found), found.passed_over.after("; "))
+    return sides, extractor
+
+
+def _side(path: str, options: Options) -> Side:
+    if not holds_statistics(path):
+        return Side(path, {}, images.open_pictures(path, options.background), None)
+    if options.kid or options.bootstrap:
+        raise InputError(f"{path}: --kid and --bootstrap need pictures, statistics are not enough")
+    moments, facts = load_statistics(path)
+    spatial = load_statistics(path, spatial=True)[0] if options.spatial else None
+    return Side(path, facts, None, Measured(moments, spatial))
+
+
+def _extractor(options: Options) -> Extractor:
+    name = _name(options)
+    if options.spatial and not extractors.find(name).has_spatial:
+        raise InputError("--spatial is of the 2015 Inception: it needs --weights")
+    return extractors.make(name, options.weights or "", options.mode or "", options.batch_size, options.spatial)
+
+
+def _compare(options: Options, real: Side, fake: Side) -> dict[str, Any]:
+    """All numbers, and what they were made with."""
+    ours, theirs = real.measured, fake.measured
+    facts = real.facts or fake.facts or {"metric": "Fréchet distance of statistics"}
+    value = frechet_distance(ours.moments, theirs.moments)
+    result = facts | {"value": value}
+    counts = [side.moments.count or "an unknown number of" for side in (ours, theirs)]
+    logging.info("%s of %s and %s pictures: %.6f", facts["metric"], *counts, value)
+    if options.spatial:
+        result["sfid"] = frechet_distance(ours.spatial, theirs.spatial)
+        logging.info("sFID: %.6f", result["sfid"])
+    if options.kid:
+        kid = kernel_distance(ours.features, theirs.features, seed=options.seed)
+        result["kid"] = dataclasses.asdict(kid) | {"seed": options.seed}
+        logging.info("KID: %.7f (deviation of the subsets %.7f)", kid.mean, kid.deviation)
+    if options.bootstrap:
+        interval = bootstrap(ours.features, theirs.features, options.bootstrap, options.seed)
+        drawn = {"replicates": options.bootstrap, "seed": options.seed}
+        result["interval"] = drawn | dataclasses.asdict(interval)
+        logging.info("95%% by resampling pictures: %.6f to %.6f", interval.low, interval.high)
+    sides = {"real": real, "fake": fake}
+    return result | {
+        "paths": {name: side.path for name, side in sides.items()},
+        "n": {name: side.measured.moments.count for name, side in sides.items()},
+        "refused": {name: side.measured.refused for name, side in sides.items()},
+        "passed_over": {name: side.pictures.passed_over.to_json() for name, side in sides.items() if side.pictures},
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy", "pillow")},
+        "device": jax.devices()[0].device_kind,
+    }

@@ -1,0 +1,229 @@
+"""The cells of a table: completions of one method at one ratio, and what is measured of them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jpeglm.core.errors import InputError
+from jpeglm.fid.extractors.base import Extractor, extract
+from jpeglm.fid.frechet import Moments, frechet_distance
+from jpeglm.tables import methods
+from jpeglm.tables.context import Context
+from jpeglm.tables.judges import judge, psnr
+from jpeglm.tables.methods import REGISTRY, Completed, title_of
+from jpeglm.tables.methods.base import documents_identity
+from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, Row, Shown
+from jpeglm.tables.store import Store
+
+SHOWN = 8  # pictures of each cell that a report shows
+# `features` float32 [pictures, dim], `video` float32 [n, dim] if whole clips are measured, and scores float64 [n].
+Measures = dict[str, np.ndarray]
+
+
+class Cells:
+    """The cells of one table, each made once and kept in the store.
+
+    Attributes:
+      given: how many units are given, by ratio.
+      shown: pictures for the report, as `Table.shown`; filled while the rows are made.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        context: Context,
+        store: Store,
+        documents: Sequence[bytes],
+        extractor: Extractor,
+        video_extractor: Extractor | None = None,
+    ):
+        """Measures the reference, or takes it from the store.
+
+        Args:
+          config: of the table.
+          context: its run and data.
+          store: keeps what is made.
+          documents: the originals of the prompts, then as many for the reference.
+          extractor: of pictures; of clips it takes each frame.
+          video_extractor: of whole clips, or None.
+        """
+        self._config, self._context, self._codec, self._store = config, context, context.codec, store
+        self._originals, self._reference = documents[: config.num], documents[config.num :]
+        self._extractor, self._video_extractor = extractor, video_extractor
+        self._evaluation = context.codec.evaluation
+        self.given = {ratio: self._codec.cut(self._originals[0], ratio)[1] for ratio in config.ratios}
+        # Units before what is measured, by ratio: the given ones, or none where whole items are measured.
+        self._places = self.given if self._evaluation.measures_rest else dict.fromkeys(self.given, 0)
+        self._targets = {
+            kept: self._measure("reference", "reference", self._reference, kept) for kept in self._places.values()
+        }
+        self._truths: dict[int, Measures] = {}
+        self.shown: dict[tuple[float | None, str, bool], Shown] = {}
+
+    def floors(self) -> list[Row]:
+        """The rows of the originals themselves; to be called before `row`."""
+        floors = []
+        for ratio, kept in self._places.items() if self._evaluation.measures_rest else [(None, 0)]:
+            measured = self._truths[kept] = self._measure(FLOOR, FLOOR_TITLE, self._originals, kept)
+            row = Row(
+                method=FLOOR,
+                title=FLOOR_TITLE,
+                ratio=ratio,
+                num=len(self._originals),
+                valid=float(measured["valid"].mean()),
+                ended=None,
+                readable=None,
+                tokens=None,
+                **self._distances(measured, kept),
+                **_more_scores(measured, None),
+            )
+            floors.append(row)
+        self._show(None, FLOOR, self._originals)
+        return floors
+
+    def row(self, method: str, ratio: float) -> Row:
+        """One method at one ratio; of a network also with the grammar, if the codec has one."""
+        completed, measured = self._fill(method, ratio)
+        wrote = completed.ended is not None
+        row = Row(
+            method=method,
+            title=REGISTRY[method].title,
+            ratio=ratio,
+            num=len(completed.documents),
+            valid=float(measured["valid"].mean()),
+            ended=float(completed.ended.mean()) if wrote else None,
+            readable=float(measured["readable"].mean()),
+            tokens=float(completed.tokens.mean()) if wrote else None,
+            **self._distances(measured, self._places[ratio]),
+            **_more_scores(measured, self._truths[self._places[ratio]]),
+        )
+        if REGISTRY[method].is_network and self._codec.grammar():
+            completed, measured = self._fill(method, ratio, grammar=True)
+            row = dataclasses.replace(
+                row,
+                valid_with_grammar=float(measured["valid"].mean()),
+                distance_with_grammar=self._distances(measured, self._places[ratio])["distance"],
+                removed=float(completed.removed.mean()),
+            )
+        return row
+
+    def show_prompts(self) -> None:
+        """Adds the prompts to `shown`, over grey; of clips, each completion shows its prompt."""
+        for ratio in self.given:
+            prompts = [self._codec.cut(original, ratio) for original in self._originals[:SHOWN]]
+            shown = [self._evaluation.show_prompt(*prompt) for prompt in prompts]
+            if None not in shown:
+                self._show(ratio, "prompt", shown)
+
+    def _fill(self, method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
+        """The completions of one cell, and what is measured of them."""
+        name = f"{method}-{ratio:g}{'-grammar' if grammar else ''}"
+        identity = methods.identity(self._context, method, grammar)
+        identity |= {"ratio": ratio, "originals": documents_identity(self._originals)}
+        arrays = self._store.get(
+            name,
+            identity,
+            lambda: methods.complete(self._context, method, self._originals, ratio, grammar).to_arrays(),
+        )
+        completed = Completed.from_arrays(arrays)
+        title = f"{title_of(method, grammar)}, ratio {ratio:g}"
+        measured = self._measure(name, title, completed.documents, self.given[ratio], has_truth=True)
+        if grammar and not measured["valid"].all():
+            invalid, num = int(np.sum(measured["valid"] == 0)), len(completed.documents)
+            raise RuntimeError(
+                f"cell {name}: {invalid} of {num} files written with the grammar are not valid, which is a bug of "
+                f"jpeglm; they are in {self._config.out}/cells/{name}.npz"
+            )
+        self._show(ratio, method, completed.documents, grammar)
+        return completed, measured
+
+    def _measure(
+        self, name: str, title: str, documents: Sequence[bytes], kept: int, has_truth: bool = False
+    ) -> Measures:
+        """Features and scores of documents.
+
+        Args:
+          name: of the cell.
+          title: for progress bars and messages.
+          documents: what is measured.
+          kept: how many of their units were given.
+          has_truth: whether the documents are completions of the prompts' originals, and are compared with these.
+        """
+        measures_rest = self._evaluation.measures_rest
+        part = f"-from-{kept}" if measures_rest and not has_truth else ""  # the originals serve all ratios
+        truth = self._originals if has_truth and measures_rest else None
+        content = {
+            "documents": documents_identity(documents),
+            "codec": self._context.run_config.codec.to_dict(),
+            "versions": self._codec.encoder_versions(),
+        }
+        identity = content | {"extractor": _identity_of(self._extractor), "kept": kept}
+        if truth:
+            identity["originals"] = documents_identity(truth)
+        found = dict(
+            self._store.get(f"{name}{part}.features", identity, lambda: self._judge_all(documents, kept, truth, title))
+        )
+        if self._video_extractor:
+            found["video"] = self._store.get(
+                f"{name}.video",
+                content | {"extractor": _identity_of(self._video_extractor)},
+                lambda: {"features": self._video_features(documents, title)},
+            )["features"]
+        return found
+
+    def _judge_all(self, documents: Sequence[bytes], kept: int, truth: Sequence[bytes] | None, title: str) -> Measures:
+        scores: list[dict[str, float]] = []
+
+        def pictures() -> Iterator[np.ndarray]:
+            for judged in judge(self._codec, documents, kept, truth):
+                scores.append(judged.scores)
+                yield from judged.pictures
+
+        total = len(documents) * self._evaluation.num_pictures(kept)
+        features = _features(self._extractor, pictures(), total, title)
+        return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
+
+    def _video_features(self, documents: Sequence[bytes], title: str) -> np.ndarray:
+        """float32 [n, dim] of whole clips, the given frames too."""
+        clips = (self._codec.see(self._codec.restore(document)) for document in documents)
+        return _features(self._video_extractor, clips, len(documents), f"{title}, {self._video_extractor.name}")
+
+    def _distances(self, measured: Measures, kept: int) -> dict[str, float | None]:
+        """Distances to the reference, by the fields of `Row`."""
+        pairs = {"distance": "features", "video_distance": "video"}
+        return {
+            name: frechet_distance(*(Moments([side[key]]) for side in (measured, self._targets[kept])))
+            for name, key in pairs.items()
+            if key in measured
+        }
+
+    def _show(self, ratio: float | None, method: str, documents: Sequence[bytes], grammar: bool = False) -> None:
+        judged = list(judge(self._codec, documents[:SHOWN], 0))
+        valid = np.array([each.scores["valid"] == 1 for each in judged])
+        self.shown[ratio, method, grammar] = Shown(np.stack([each.seen for each in judged]), valid)
+
+
+def _identity_of(extractor: Extractor) -> list[Any]:
+    return [extractor.name, extractor.size, extractor.weights_sha256] + ([extractor.mode] if extractor.mode else [])
+
+
+def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, title: str) -> np.ndarray:
+    """float32 [n, dim]. Raises InputError, before anything is stored, if one is not a finite number."""
+    features = np.concatenate(list(extract(extractor, map(extractor.prepare, pictures), total, title)))
+    if not np.isfinite(features).all():
+        raise InputError(f"{title}: features of {extractor.name} are not finite numbers: its weights are damaged")
+    return features
+
+
+def _more_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
+    """Scores that not every codec has, by the fields of `Row`; `truth`: what is measured of the originals."""
+    scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
+    if "squared_error" in measured:
+        error = float(measured["squared_error"].mean())
+        scores["psnr"] = psnr(error) if error else None
+        apart = np.linalg.norm(measured["features"] - truth["features"], axis=1)
+        scores["true_distance"] = float(apart.mean())
+    return scores

@@ -1,0 +1,51 @@
+"""What is kept of a table between two runs of its command."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from jpeglm.core import retries
+from jpeglm.core.errors import writing
+from jpeglm.core.files import write_whole
+
+Arrays = dict[str, np.ndarray]
+
+
+class Store:
+    """Named arrays in a folder, each with the identity of what made them. When that changes, they are made again."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def get(self, name: str, identity: dict, make: Callable[[], Arrays]) -> Arrays:
+        """The arrays of `name` if they are there with this identity; otherwise those of `make()`, which are then kept.
+
+        Args:
+          name: of the file, without its suffix.
+          identity: all that the arrays depend on; JSON types.
+          make: makes the arrays.
+
+        Raises:
+          InputError: they cannot be written, or cannot be read for another reason than damage.
+        """
+        path = self._folder / f"{name}.npz"
+        fingerprint = json.dumps(identity, sort_keys=True)
+        if path.exists():
+            found = retries.read(path.read_bytes, path)
+            try:
+                with np.load(io.BytesIO(found)) as file:
+                    if str(file["fingerprint"]) == fingerprint:
+                        return {key: file[key] for key in str(file["names"]).split()}
+                logging.info("%s is of other settings: made again", path)
+            except Exception as error:  # a damaged file can make the reader fail in any way
+                logging.warning("%s cannot be read (%s): made again", path, error)
+        arrays, content = make(), io.BytesIO()
+        np.savez(content, fingerprint=np.array(fingerprint), names=np.array(" ".join(arrays)), **arrays)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content.getbuffer())
+        return arrays
