@@ -34,10 +34,10 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from benchmarks import report
+from jpeglm.core.human import human_bytes
 from jpeglm.data import batches
 from jpeglm.models.llama import LlamaConfig
 from jpeglm.prepare import plan as packing
-from jpeglm.train.monitor import human_bytes
 
 OPTIMIZER_BYTES = 16  # of a parameter: itself, its gradient and two moments, in float32
 AIMS = {12_288: 0.55, 32_768: 0.45}  # MFU on an H100
