@@ -17,9 +17,8 @@ from absl import flags
 from etils import epath
 from tabulate import tabulate
 
-from jpeglm.aot.cost import decode_cost, prefill_cost, train_cost
 from jpeglm.aot.report import sample_report, train_report
-from jpeglm.aot.search import Tries, search_slots, search_train
+from jpeglm.aot.search import search_slots, search_train, try_slots, try_train
 from jpeglm.aot.target import describe
 from jpeglm.core import cli, distributed
 from jpeglm.core import config as config_lib
@@ -39,25 +38,12 @@ def main() -> None:
     if FLAGS.what == "sample" and not target.devices:
         raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")
     if FLAGS.what == "train":
-        largest = {}
-        if FLAGS.search:
-            config, cost, largest = search_train(config, target)
-        else:
-            with Tries(1).next("the step"):
-                cost = train_cost(config, target)
+        config, cost, largest = search_train(config, target) if FLAGS.search else try_train(config, target)
         rows, facts = train_report(config, target, cost)
         facts["largest_microbatch"] = largest
     else:
-        slots = FLAGS.slots
-        if FLAGS.search:
-            slots, prefill, step = search_slots(config, target)
-        else:
-            tries = Tries(2)
-            with tries.next("prefill"):
-                prefill = prefill_cost(config, target, slots)
-            with tries.next(f"decoding, {slots} slots"):
-                step = decode_cost(config, target, slots)
-        rows, facts = sample_report(config, target, slots, prefill, step)
+        slots, *costs = search_slots(config, target) if FLAGS.search else try_slots(config, target, FLAGS.slots)
+        rows, facts = sample_report(config, target, slots, *costs)
     if not target.devices:
         rows.insert(0, ("ESTIMATE", "from the shapes alone (jpeglm/aot/estimate.py), not compiled"))
     print(tabulate(rows, tablefmt="plain"))

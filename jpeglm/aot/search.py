@@ -1,4 +1,4 @@
-"""The fastest training step, or the most slots, that fit a target; each try is compiled."""
+"""What is compiled for a target: one program, or several tries for the fastest step or the most slots that fit."""
 
 import contextlib
 import math
@@ -39,6 +39,12 @@ class Tries:
         started = time.monotonic()
         yield
         logging.info("try %d took %s", self._number, human_seconds(time.monotonic() - started))
+
+
+def try_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dict[str, int]]:
+    """The config's own step alone: what `search_train` returns, with no microbatches tried."""
+    with Tries(1).next("the step"):
+        return config, train_cost(config, target), {}
 
 
 def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dict[str, int]]:
@@ -99,6 +105,15 @@ def _fitting(trial: ConfigDict, target: Target) -> tuple[Cost | None, str]:
             raise
         return None, str(error)
     return cost if cost.peak <= (1 - SPARE) * target.chip.memory else None, peak_words(cost.peak, target.chip)
+
+
+def try_slots(config: ConfigDict, target: Target, slots: int) -> tuple[int, Cost, Cost]:
+    """So many slots alone: what `search_slots` returns."""
+    tries = Tries(2)
+    with tries.next("prefill"):
+        prefill = prefill_cost(config, target, slots)
+    with tries.next(f"decoding, {slots} slots"):
+        return slots, prefill, decode_cost(config, target, slots)
 
 
 def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:

@@ -23,7 +23,7 @@ from jpeglm.train.clock import Stopwatch
 from jpeglm.train.inputs import Inputs
 from jpeglm.train.memory import check_memory, device_memory
 from jpeglm.train.monitor import Monitor
-from jpeglm.train.preemption import EXIT_AGAIN, Preemption, Watchdog, diverged
+from jpeglm.train.preemption import EXIT_AGAIN, Preemption, Watchdog
 from jpeglm.train.profile import Profile
 from jpeglm.train.step import Programs, batch_shapes, build_programs
 from jpeglm.train.tasks import TASKS, Task
@@ -73,7 +73,7 @@ class Run:
 
 
 def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
-    """Everything before the first step. A run that cannot be is refused before it writes anything, if possible.
+    """Everything before the first step; what can be refused is refused before anything is written.
 
     Raises:
       InputError: as `train`.
@@ -136,28 +136,29 @@ def take_steps(run: Run, last_step: int) -> None:
     monitor.begin()
     with watchdog:
         while run.step < last_step and not is_stopping:
-            run.step += 1
-            is_last = run.step == last_step
-            watchdog.beat(f"step {run.step}")
-            profile.before(run.step)
+            step = run.step + 1
+            is_last = step == last_step
+            watchdog.beat(f"step {step}")
+            profile.before(step)
             with clock.counting("data"):
                 batch = next(batches)  # threads read ahead, so this should take no time
             run.state, scalars = run.train_step(run.state, batch)
+            run.step = step
             scalars = {name: float(value) for name, value in jax.device_get(scalars).items()}  # waits for the step
             run.saver.check()
             if not np.isfinite(list(scalars.values())).all():
                 raise divergence(run, scalars)
-            monitor.step(run.step, scalars, is_last)
+            monitor.step(step, scalars, is_last)
 
             is_stopping = run.preemption.reached()
-            if run.step % config.eval.every == 0 or is_last:
+            if step % config.eval.every == 0 or is_last:
                 with clock.counting("evaluation"):
                     try:
                         scores = evaluate(run)
                     except Diverged as error:
                         raise divergence(run, scalars | {"held-out loss": np.nan}) from error
-                    monitor.scores(run.step, scores)
-            if run.step % config.checkpoint.every == 0 or is_last or is_stopping:
+                    monitor.scores(step, scores)
+            if step % config.checkpoint.every == 0 or is_last or is_stopping:
                 save(run)
 
         watchdog.beat("the last checkpoint")
@@ -221,7 +222,12 @@ def save(run: Run) -> None:
 
 
 def divergence(run: Run, scalars: dict[str, float]) -> Diverged:
-    """The error that ends a run whose numbers are no longer finite."""
+    """The error that ends a run: tells the numbers of its last step, of which some are not finite."""
     run.saver.close()  # an earlier step may still be on its way to the disk
     run.monitor.flush()  # the steps until here are wanted; going on drops them
-    return diverged(run.step, scalars, checkpoint.saved_steps(run.workdir), run.inputs.chunk_numbers(run.step))
+    saved = checkpoint.saved_steps(run.workdir)
+    kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
+    values = ", ".join(f"{name} {value:g}" for name, value in scalars.items())
+    chunks = " ".join(map(str, run.inputs.chunk_numbers(run.step)))
+    message = f"step {run.step}: {values}. Nothing was saved since; {kept}. The chunks of this step: {chunks}"
+    return Diverged(message if jax.process_index() == 0 else "")  # all processes meet it; one speaks
