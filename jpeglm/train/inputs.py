@@ -1,7 +1,6 @@
 """The examples of a run, as global batches on its mesh."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +12,8 @@ from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
 from jpeglm.data import batches, records
 from jpeglm.models import Model
+from jpeglm.train.step import Batch
 from jpeglm.train.tasks import Task
-
-Batch = dict[str, jax.Array]
 
 
 class Inputs:
@@ -72,5 +70,5 @@ class Inputs:
         for local in batches.eval_batches(self.heldout, size, self._rows[size], self._eval_batches):
             yield self._global(local, size)
 
-    def _global(self, local: Mapping[str, np.ndarray], size: int) -> dict[str, Any]:
+    def _global(self, local: Mapping[str, np.ndarray], size: int) -> Batch:
         return sharding.global_batch(local, self._rows[size], self._layout, size)
