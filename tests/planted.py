@@ -8,6 +8,7 @@ python -m tests.planted full:0 FLAGS      the disk has no room for metrics.jsonl
 """
 
 import contextlib
+import os
 import runpy
 import sys
 import time
@@ -45,7 +46,7 @@ def main() -> None:
     def full(path, *args):
         with replacing(path, *args) as temporary:
             if path.name == "metrics.jsonl":
-                temporary.symlink_to("/dev/full")  # so that the system itself refuses to write
+                os.symlink("/dev/full", temporary)  # so that the system itself refuses to write
             yield temporary
 
     if kind == "full":

@@ -43,6 +43,7 @@ class Monitor:
         if self._is_lead:
             self._log = MetricsLog(workdir, first_step)
             clock.go_on(self._log.rows)
+            schedule(first_step)  # its first call compiles it, which would count as time of the steps
             self._bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="train", disable=None)
 
     def opening(self, mesh: Mesh, inputs: Inputs, memory: tuple[int, int], compile_seconds: float) -> None:
