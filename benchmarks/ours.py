@@ -22,7 +22,7 @@ from jpeglm.core import checkpoint, config, hardware, sharding
 from jpeglm.core.workdir import read_metrics
 from jpeglm.models import llama, networks
 from jpeglm.sample.engine import Engine, Request, Settings
-from jpeglm.train.loop import train as train_run
+from jpeglm.train.loop import set_up, take_steps
 
 
 class _Unsaved:
@@ -51,7 +51,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     run.update(job["config"])
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoint, "Saver", _Unsaved):
         workdir = epath.Path(folder) / "run"
-        predicted = train_run(run, workdir)
+        training = set_up(run, workdir)
+        take_steps(training, run.steps)
         rows = [row for row in read_metrics(workdir) if "tokens_per_second" in row]
     counted = [row for row in rows if row["step"] > job["warm"]]
     per_step = run.optim.batch_size * run.data.seq_len
@@ -60,7 +61,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": [per_step / row["tokens_per_second"] for row in counted],
         "losses": [row["loss"] for row in rows],
         "compile_seconds": rows[-1]["seconds/compile"],
-        "predicted_bytes": sum(predicted),
+        "predicted_bytes": sum(training.memory),
         "peak_bytes": _peak_bytes(),
     }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags
 from tabulate import tabulate
 
-from jpeglm.train.monitor import human_bytes, human_count
+from jpeglm.core.human import human_bytes, human_count
 
 TOPOLOGIES = {
     "jpeglm_7b": ("v5e:16x16", "v5p:4x4x4", "v6e:8x8"),

@@ -18,7 +18,7 @@ from flax import nnx
 from jpeglm.core import sharding
 from jpeglm.models import llama, networks
 from jpeglm.models.loss import make_loss
-from jpeglm.train import optimizer as optim
+from jpeglm.train.optimizer import make_optimizer, make_schedule, state_shardings
 from tests.tiny_config import get_config
 
 ALL = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8]
@@ -82,11 +82,9 @@ def start():
     mesh = mesh_of((1, 8, 1, 1))
     abstract = networks.abstract(model_config)[1]
     config = get_config()
-    optimizer = optim.make_optimizer(
-        config.optim, optim.make_schedule(config.optim, config.steps), networks.decayed(abstract)
-    )
+    optimizer = make_optimizer(config.optim, make_schedule(config.optim, config.steps), networks.decayed(abstract))
     params = sharding.parameter_shardings(abstract, mesh)
-    moments = optim.state_shardings(optimizer, nnx.to_pure_dict(abstract), params, mesh)
+    moments = state_shardings(optimizer, nnx.to_pure_dict(abstract), params, mesh)
 
     def make():
         fresh = networks.init(model_config, 0)

@@ -1,23 +1,27 @@
-"""`jpeglm.train` with something wrong in its batches.
+"""`jpeglm.train` with something wrong in its batches, or with a full disk.
 
 python -m tests.planted nan:13 FLAGS      a loss weight of step 13 is not a number
 python -m tests.planted slow:0.1 FLAGS    each batch takes 0.1 s to read
 python -m tests.planted stuck:13 FLAGS    the batch of step 13 never comes
 python -m tests.planted late:9 FLAGS      the loop begins nine seconds late; it says "late"
+python -m tests.planted full:0 FLAGS      the disk has no room for metrics.jsonl
 """
 
+import contextlib
+import os
 import runpy
 import sys
 import time
 
 import numpy as np
 
+from jpeglm.core import files
 from jpeglm.data import batches
 
 
 def main() -> None:
     kind, amount = sys.argv.pop(1).split(":")
-    read = batches.train_batches
+    read, replacing = batches.train_batches, files.replacing
 
     def late(*args, **options):
         print("late", file=sys.stderr, flush=True)
@@ -38,7 +42,17 @@ def main() -> None:
                     time.sleep(1e6)
             yield index, batch
 
-    batches.train_batches = late if kind == "late" else planted
+    @contextlib.contextmanager
+    def full(path, *args):
+        with replacing(path, *args) as temporary:
+            if path.name == "metrics.jsonl":
+                os.symlink("/dev/full", temporary)  # so that the system itself refuses to write
+            yield temporary
+
+    if kind == "full":
+        files.replacing = full
+    else:
+        batches.train_batches = late if kind == "late" else planted
     runpy.run_module("jpeglm.train", run_name="__main__", alter_sys=True)
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from jpeglm.core import checkpoint, distributed, sharding
 from jpeglm.models import llama, networks
-from jpeglm.train import optimizer as optim
+from jpeglm.train.optimizer import make_optimizer, make_schedule, state_shardings
 from tests.tiny_config import get_config
 
 
@@ -37,9 +37,9 @@ def main() -> None:
     model_config = llama.LlamaConfig.of(config)
     _, model = networks.abstract(model_config)
     params, layout = nnx.to_pure_dict(model), sharding.parameter_shardings(model, mesh)
-    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, 100), networks.decayed(model))
+    optimizer = make_optimizer(config.optim, make_schedule(config.optim, 100), networks.decayed(model))
     make = lambda params: {"params": params, "opt_state": optimizer.init(params)}  # noqa: E731
-    shardings = {"params": layout, "opt_state": optim.state_shardings(optimizer, params, layout, mesh)}
+    shardings = {"params": layout, "opt_state": state_shardings(optimizer, params, layout, mesh)}
 
     if what == "save":
         make_state = jax.jit(lambda: make(networks.init(model_config, 0)), out_shardings=shardings)

@@ -26,7 +26,7 @@ def main() -> None:
     files.check_store(workdir)
     with preemption.leaving_at_once():
         if FLAGS.dry_run:
-            rehearsal.rehearse(loop.train, FLAGS.config, workdir)
+            rehearsal.rehearse(FLAGS.config, workdir)
         else:
             loop.train(FLAGS.config, workdir)
 

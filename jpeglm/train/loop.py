@@ -1,162 +1,234 @@
-"""The training loop: from a config and a workdir to a trained run."""
+"""The training loop: from a config and a workdir to a trained run.
 
+It reads from top to bottom: `train` sets a run up and takes its steps; what these two need stands below them. What a
+step computes is in step.py beside this file, where its batches come from in inputs.py, what it tells in monitor.py.
+
+Steps count from 1: step n is the n-th, its checkpoint holds the state after n steps, and a run that begins has done 0.
+"""
+
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from jpeglm.core import checkpoint, distributed, sharding
 from jpeglm.core import config as config_lib
-from jpeglm.core.errors import Diverged, InputError
+from jpeglm.core.errors import Diverged
 from jpeglm.core.registry import MODELS, TASKS
-from jpeglm.core.workdir import check_init_from, check_resumable, write_run
-from jpeglm.data import batches as pipeline
-from jpeglm.data import records
-from jpeglm.train import monitor
-from jpeglm.train import preemption as faults
-from jpeglm.train import step as train_step
-from jpeglm.train.progress import Progress, opening_table
+from jpeglm.core.workdir import Claim, check_init_from, check_resumable, write_run
+from jpeglm.train.clock import Stopwatch
+from jpeglm.train.inputs import Inputs
+from jpeglm.train.memory import check_memory, device_memory
+from jpeglm.train.monitor import Monitor
+from jpeglm.train.preemption import EXIT_AGAIN, Preemption, Watchdog
+from jpeglm.train.profile import Profile
+from jpeglm.train.step import Programs, batch_shapes, build_programs
+from jpeglm.train.tasks import Task
 
 
-def train(config: ConfigDict, workdir: epath.Path, last_step: int | None = None) -> tuple[int, int]:
-    """Runs `config.steps` optimiser steps in all, from where the workdir stands.
-
-    Reads from top to bottom: devices and mesh, the step (its own file), data, state (new or restored), the loop.
-
-    Args:
-      last_step: the loop ends after so many steps; None: after `config.steps`, where the schedule ends.
-
-    Returns:
-      bytes a device needs during a step: for arguments and results, and for temporaries.
+def train(config: ConfigDict, workdir: epath.Path) -> None:
+    """Trains up to `config.steps` optimiser steps in all, from where the workdir stands.
 
     Raises:
       InputError: data, config, mesh or workdir do not fit, in words for the user.
       Diverged: a loss, a gradient or a parameter is no longer finite.
       SystemExit: with status 75, when asked to stop; a checkpoint is saved.
     """
+    run = set_up(config, workdir)
+    take_steps(run, config.steps)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is set up, with its state between two steps.
+
+    Attributes:
+      step: how many steps are done.
+      state: {"params", "opt_state"} after them, laid out over the mesh.
+      train_step: (state, batch) -> (state, scalars), compiled; the old state is given up.
+      eval_step: (params, batch) -> (loss, weight), each summed over the batch, compiled.
+      memory: bytes that `train_step` takes of a device: for its arguments and results, and for temporaries.
+      inputs: the batches.
+      claim: tells whether another training was started in the workdir since; of process 0 alone.
+    """
+
+    config: ConfigDict
+    workdir: epath.Path
+    task: Task
+    inputs: Inputs
+    train_step: Callable[[Any, Any], tuple[Any, Any]]
+    eval_step: Callable[[Any, Any], tuple[Any, Any]]
+    memory: tuple[int, int]
+    claim: Claim | None
+    step: int
+    state: dict[str, Any]
+    saver: checkpoint.Saver
+    monitor: Monitor
+    clock: Stopwatch
+    preemption: Preemption
+    watchdog: Watchdog
+
+
+def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
+    """Everything before the first step; what can be refused is refused before anything is written.
+
+    Raises:
+      InputError: as `train`.
+    """
     config_lib.check(config)
-    clock = monitor.Stopwatch()
-    last_step = config.steps if last_step is None else last_step
+    clock = Stopwatch()
 
     ############################ Devices and mesh ############################
     devices = distributed.start(config.platform, config.watchdog, config.deterministic)
-    preemption = faults.Preemption()
+    preemption = Preemption()
     mesh = sharding.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)
-    is_lead = jax.process_index() == 0
 
-    ############################ Model, optimiser and step, as shapes ############################
+    ############################ Step and data ############################
     model, task = MODELS.of(config), TASKS.of(config)
-    programs = train_step.build(config, mesh)
-
-    ############################ Data ############################
-    batch_size, accumulate, seq_len = config.optim.batch_size, config.optim.accumulate, config.data.seq_len
-    if not config.data.path:
-        raise InputError("config.data.path is not set: --config.data.path=DIR, what `python -m jpeglm.prepare` wrote")
-    data_dir = epath.Path(config.data.path)
-    manifest = records.read_manifest(data_dir)
-    pipeline.check_fits(manifest, config)
-    if config.data.verify:
-        records.check_checksums(data_dir, manifest, jax.process_index(), jax.process_count())
-    chunks, heldout = task.data(data_dir, "train", model), task.data(data_dir, "heldout", model)
-    batch_layout = sharding.batch_sharding(mesh)
-    rows = sharding.local_rows(batch_layout, (batch_size, seq_len))
-    eval_size = batch_size // accumulate
-    eval_rows = sharding.local_rows(batch_layout, (eval_size, seq_len))
-    check_resumable(workdir, config, manifest)
+    programs = build_programs(config, mesh)
+    inputs = Inputs(config, mesh, model, task)
+    check_resumable(workdir, config, inputs.manifest)
     init_from = epath.Path(config.init_from) if config.init_from else None
     if init_from and not checkpoint.saved_steps(workdir):
-        check_init_from(init_from, config, programs.state["params"], manifest)
+        check_init_from(init_from, config, programs.abstract_state["params"], inputs.manifest)
 
-    clock.lap("restart")
-    distributed.cache_programs(workdir)  # not before: a run that is refused writes nothing
-    # Compiled before the state is there: whether it fits is known before anything is allocated.
-    batch_shapes = [train_step.batch_shapes(task, size, mesh) for size in (batch_size, eval_size)]
-    run_step = programs.train_step.lower(programs.state, batch_shapes[0]).compile()
-    run_eval = programs.eval_step.lower(programs.state["params"], batch_shapes[1]).compile()
-    compile_seconds, memory = clock.lap("compile"), monitor.device_memory(run_step)
-    monitor.check_memory(memory, jax.local_devices()[0])
+    ############################ Compilation ############################
+    # Before the state is there: whether it fits is known before anything is allocated.
+    with clock.counting("compile"):
+        distributed.cache_programs(workdir)  # not before: a run that is refused writes nothing
+        shapes = batch_shapes(task, inputs.batch_size, mesh)
+        train_step = programs.train_step.lower(programs.abstract_state, shapes).compile()
+        shapes = batch_shapes(task, inputs.microbatch_size, mesh)
+        eval_step = programs.eval_step.lower(programs.abstract_state["params"], shapes).compile()
+    compile_seconds, memory = clock.seconds["compile"], device_memory(train_step)
+    check_memory(memory, jax.local_devices()[0])
     distributed.wait_for_all("the programs are compiled")
 
-    ############################ State: restored, or new ############################
-    claim = write_run(workdir, config, data_dir) if is_lead else None
-    first_step, state = checkpoint.restore_newest(workdir, programs.state)
-    if state is None and init_from:
-        params = checkpoint.restore_model(init_from, checkpoint.pick_step(init_from, None), programs.state["params"])
-        state = programs.state_from(params)
-    elif state is None:
-        state = programs.new_state()
+    ############################ State and workdir ############################
+    claim = write_run(workdir, config, inputs.folder) if jax.process_index() == 0 else None
+    step, state = restored_or_new(programs, workdir, init_from)
     saver = checkpoint.Saver(workdir, config.checkpoint)
-    progress = Progress(workdir, config, first_step, clock, programs.schedule, devices)
-    if is_lead:
-        logging.info("\n%s", opening_table(config, mesh, chunks, heldout, first_step, memory, compile_seconds))
+    monitor = Monitor(workdir, config, step, clock, programs.schedule, devices)
+    monitor.opening(mesh, inputs, memory, compile_seconds)
+    watchdog = Watchdog(config.watchdog)
+    return Run(
+        config=config, workdir=workdir, task=task, inputs=inputs, train_step=train_step, eval_step=eval_step,
+        memory=memory, claim=claim, step=step, state=state, saver=saver, monitor=monitor, clock=clock,
+        preemption=preemption, watchdog=watchdog,
+    )  # fmt: skip
 
-    ############################ The loop ############################
-    watchdog = faults.Watchdog(config.watchdog)
 
-    def evaluate(params: Any) -> dict[str, float]:
-        sums = np.zeros(2)
-        watchdog.beat("an evaluation")
-        for local in pipeline.eval_batches(heldout, eval_size, eval_rows, config.eval.batches * accumulate):
-            batch = sharding.global_batch(local, eval_rows, batch_layout, eval_size)
-            sums += np.array(jax.device_get(run_eval(params, batch)), np.float64)
-            watchdog.beat("an evaluation")
-        return task.scores(sums[0] / sums[1], heldout.manifest)
+def take_steps(run: Run, last_step: int) -> None:
+    """The loop: takes the steps after `run.step` up to `last_step`; evaluates and saves as the config says.
 
-    def diverged(step: int, scalars: dict[str, float]) -> Diverged:
-        saver.close()  # an earlier step may still be on its way to the disk
-        progress.saving()  # the steps until here are wanted; going on drops them
-        learnt = pipeline.chunk_numbers(chunks, config.seed, batch_size, step - 1)
-        return faults.diverged(step, scalars, checkpoint.saved_steps(workdir), learnt)
-
-    place = lambda local: sharding.global_batch(local, rows, batch_layout, batch_size)  # noqa: E731
-    batches = pipeline.train_batches(chunks, config.seed, batch_size, rows, first_step, last_step, place=place)
-    profile = monitor.Profile(workdir, first_step, config.profile)
-    step, is_stopping = first_step, preemption.reached()
-    clock.lap("restart")
-    progress.begin()
+    Raises:
+      InputError, Diverged, SystemExit: as `train`.
+    """
+    config, clock, monitor, watchdog = run.config, run.clock, run.monitor, run.watchdog
+    batches = run.inputs.train_batches(run.step + 1, last_step)
+    profile = Profile(run.workdir, run.step, config.profile)
+    is_stopping = run.preemption.reached()
+    clock.begin("steps")
+    monitor.begin()
     with watchdog:
-        while step < last_step and not is_stopping:
-            step += 1
+        while run.step < last_step and not is_stopping:
+            step = run.step + 1
+            is_last = step == last_step
             watchdog.beat(f"step {step}")
             profile.before(step)
-            clock.lap("steps")
-            _, batch = next(batches)  # threads read ahead, so this should take no time
-            clock.lap("data")
-            state, scalars = run_step(state, batch)
+            with clock.counting("data"):
+                batch = next(batches)  # threads read ahead, so this should take no time
+            run.state, scalars = run.train_step(run.state, batch)
+            run.step = step
             scalars = {name: float(value) for name, value in jax.device_get(scalars).items()}  # waits for the step
-            clock.lap("steps")
-            saver.check()
+            run.saver.check()
             if not np.isfinite(list(scalars.values())).all():
-                raise diverged(step, scalars)
-            progress.step(step, scalars, is_last=step == last_step)
+                raise divergence(run, scalars)
+            monitor.step(step, scalars, is_last)
 
-            is_stopping = preemption.reached()
-            if step % config.eval.every == 0 or step == last_step:
-                try:
-                    scores = evaluate(state["params"])
-                except Diverged as error:
-                    raise diverged(step, scalars | {"held-out loss": np.nan}) from error
-                progress.scores(step, scores)
-                clock.lap("evaluation")
-            if step % config.checkpoint.every == 0 or step == last_step or is_stopping:
-                watchdog.beat(f"the checkpoint of step {step}")
-                if is_lead:
-                    claim.check()
-                progress.saving()
-                saver.save(step, state)
-                progress.saved(step, clock.lap("checkpoint"))
+            is_stopping = run.preemption.reached()
+            if step % config.eval.every == 0 or is_last:
+                with clock.counting("evaluation"):
+                    try:
+                        scores = evaluate(run)
+                    except Diverged as error:
+                        raise divergence(run, scalars | {"held-out loss": np.nan}) from error
+                    monitor.scores(step, scores)
+            if step % config.checkpoint.every == 0 or is_last or is_stopping:
+                save(run)
 
         watchdog.beat("the last checkpoint")
-        saver.close()
-        clock.lap("checkpoint")
+        with clock.counting("checkpoint"):
+            run.saver.close()
     profile.stop()
-    preemption.release()
-    if step < last_step:
-        progress.close(f"stopped on request after step {step}: the same command goes on from there")
-        raise SystemExit(faults.EXIT_AGAIN)
-    progress.close(f"{step} steps done: {workdir}")
-    return memory
+    run.preemption.release()
+    if run.step < last_step:
+        monitor.close(f"stopped on request after step {run.step}: the same command goes on from there")
+        raise SystemExit(EXIT_AGAIN)
+    monitor.close(f"{run.step} steps done: {run.workdir}")
+
+
+def restored_or_new(
+    programs: Programs, workdir: epath.Path, init_from: epath.Path | None
+) -> tuple[int, dict[str, Any]]:
+    """How many steps are done, and the state after them.
+
+    The state is that of the newest checkpoint. Where there is none, it has the weights of the run `init_from`, or new
+    ones, and a fresh optimiser.
+    """
+    step, state = checkpoint.restore_newest(workdir, programs.abstract_state)
+    if state is not None:
+        return step, state
+    if init_from:
+        newest = checkpoint.pick_step(init_from, None)
+        params = checkpoint.restore_model(init_from, newest, programs.abstract_state["params"])
+        return 0, programs.state_from(params)
+    return 0, programs.new_state()
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """The task's scores on the held-out data, by name.
+
+    Raises:
+      Diverged: the loss is no finite number.
+    """
+    sums = np.zeros(2)  # of the loss, and of its weights
+    run.watchdog.beat("an evaluation")
+    for batch in run.inputs.eval_batches():
+        sums += np.array(jax.device_get(run.eval_step(run.state["params"], batch)), np.float64)
+        run.watchdog.beat("an evaluation")
+    loss, weight = sums
+    return run.task.scores(loss / weight, run.inputs.heldout.manifest)
+
+
+def save(run: Run) -> None:
+    """Begins a checkpoint, which goes on being written beside the next steps.
+
+    Raises:
+      InputError: it cannot be written, or another training was started in the workdir.
+    """
+    before = run.clock.seconds["checkpoint"]
+    with run.clock.counting("checkpoint"):
+        run.watchdog.beat(f"the checkpoint of step {run.step}")
+        if run.claim:
+            run.claim.check()
+        run.monitor.flush()
+        run.saver.save(run.step, run.state)
+    run.monitor.saved(run.step, run.clock.seconds["checkpoint"] - before)
+
+
+def divergence(run: Run, scalars: dict[str, float]) -> Diverged:
+    """The error that ends a run: tells the numbers of its last step, of which some are not finite."""
+    run.saver.close()  # an earlier step may still be on its way to the disk
+    run.monitor.flush()  # the steps until here are wanted; going on drops them
+    saved = checkpoint.saved_steps(run.workdir)
+    kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
+    values = ", ".join(f"{name} {value:g}" for name, value in scalars.items())
+    chunks = " ".join(map(str, run.inputs.chunk_numbers(run.step)))
+    message = f"step {run.step}: {values}. Nothing was saved since; {kept}. The chunks of this step: {chunks}"
+    return Diverged(message if jax.process_index() == 0 else "")  # all processes meet it; one speaks

@@ -1,17 +1,149 @@
-"""What a run reports: JSON lines, TensorBoard, and the arithmetic of speed."""
+"""What a run tells while it goes: log lines, a progress bar, metrics. Only process 0 speaks."""
 
 import json
-import os
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import jax
+import optax
+from absl import logging
 from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from tabulate import tabulate
+from tqdm import tqdm
 
-from jpeglm.core.errors import InputError, writing
+from jpeglm.core import hardware
+from jpeglm.core.errors import writing
 from jpeglm.core.files import write_whole
+from jpeglm.core.human import human_bytes, human_count, human_time
+from jpeglm.core.registry import MODELS
 from jpeglm.core.workdir import read_metrics
+from jpeglm.train.clock import Stopwatch
+from jpeglm.train.inputs import Inputs
+
+
+class Monitor:
+    """What is told of one run; on all processes but the first its methods do nothing."""
+
+    def __init__(
+        self, workdir: epath.Path, config: ConfigDict, first_step: int, clock: Stopwatch,
+        schedule: optax.Schedule, devices: Sequence[jax.Device],
+    ):  # fmt: skip
+        """Opens the metrics of the workdir; `clock` goes on from what they have counted.
+
+        `first_step`: how many steps are done; `schedule`: the learning rate of step 0, 1, ...
+        """
+        self._is_lead = jax.process_index() == 0
+        self._config, self._clock, self._schedule = config, clock, schedule
+        self._tokens_a_step = config.optim.batch_size * config.data.seq_len
+        self._flops_per_token = MODELS.of(config).flops_per_token(config.data.seq_len)
+        self._num_devices, self._peak = len(devices), hardware.peak_flops(devices[0])
+        self._last = first_step, 0.0, 0.0  # of the last line: the step, and the clock's seconds in steps and in data
+        if self._is_lead:
+            self._log = MetricsLog(workdir, first_step)
+            clock.go_on(self._log.rows)
+            schedule(first_step)  # its first call compiles it, which would count as time of the steps
+            self._bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="train", disable=None)
+
+    def opening(self, mesh: Mesh, inputs: Inputs, memory: tuple[int, int], compile_seconds: float) -> None:
+        """Every derived quantity of the run. `memory`: of `device_memory`."""
+        if self._is_lead:
+            first_step, *_ = self._last
+            table = opening_table(self._config, mesh, inputs, first_step, memory, compile_seconds)
+            logging.info("\n%s", table)
+
+    def begin(self) -> None:
+        """The loop begins."""
+        first_step, *_ = self._last
+        self._last = self._now(first_step)
+
+    def step(self, step: int, scalars: dict[str, float], is_last: bool) -> None:
+        """After each step; every `log.every` steps and after the last one a line."""
+        if not self._is_lead:
+            return
+        self._bar.update()
+        if step % self._config.log.every and not is_last:
+            return
+        (last_step, *before), now = self._last, self._now(step)
+        self._last = now
+        training, waiting = (seconds - then for seconds, then in zip(now[1:], before, strict=True))
+        steps, seconds = step - last_step, training + waiting
+        tokens = steps * self._tokens_a_step
+        rates = speed(tokens, seconds, self._num_devices, self._flops_per_token, self._peak)
+        scalars = scalars | {"learning_rate": float(self._schedule(step - 1))}
+        self._bar.set_postfix(loss=f"{scalars['loss']:.4f}")
+        rate, each = (human_count(rates[f"tokens_per_second{of}"]) for of in ("", "_per_device"))
+        parts = [
+            f"step {step}/{self._config.steps}", f"loss {scalars['loss']:.4f}",
+            f"grad norm {scalars['grad_norm']:.3f}", f"lr {scalars['learning_rate']:.2e}",
+            f"{rate} tokens/s" + (f" ({each} a device)" if self._num_devices > 1 else ""),
+            *([f"MFU {rates['mfu']:.1%}"] if self._peak else []),
+            f"goodput {self._clock.goodput:.1%}",
+            *([f"DATA WAIT {waiting / seconds:.1%}"] if waiting > 0.01 * seconds else []),
+            f"{human_time(seconds / steps * (self._config.steps - step))} left",
+        ]  # fmt: skip
+        logging.info("%s", "  ".join(parts))
+        self._log.write(step, scalars | rates | self._clock.scalars())
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """After an evaluation."""
+        if self._is_lead:
+            logging.info("step %d  held-out: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+            self._log.write(step, {f"heldout/{name}": value for name, value in scores.items()})
+
+    def flush(self) -> None:
+        """Writes the metrics until here: before each checkpoint, so that none is ahead of its metrics."""
+        if self._is_lead:
+            self._log.flush()
+
+    def saved(self, step: int, seconds: float) -> None:
+        """After a checkpoint; `seconds`: for so long the run stood still."""
+        if self._is_lead:
+            logging.info("step %d  checkpoint: the run waited %.2f s, the rest is written beside it", step, seconds)
+
+    def close(self, words: str) -> None:
+        """Ends with where the time went, and `words`."""
+        if self._is_lead:
+            self._bar.close()
+            self._log.close()
+            logging.info("time of the run, by what it went to:\n%s", self._clock.table())
+            logging.info("%s", words)
+
+    def _now(self, step: int) -> tuple[int, float, float]:
+        """What `_last` holds, of this moment."""
+        seconds = self._clock.seconds
+        return step, seconds["steps"], seconds["data"]
+
+
+def opening_table(
+    config: ConfigDict, mesh: Mesh, inputs: Inputs, first_step: int, memory: tuple[int, int], compile_seconds: float
+) -> str:
+    """Every derived quantity of a run, for people."""
+    seq_len, batch_size = config.data.seq_len, config.optim.batch_size
+    chunks, heldout = inputs.train, inputs.heldout
+    model = MODELS.of(config)
+    per_token = model.flops_per_token(seq_len)
+    device = mesh.devices.flat[0]
+    peak = hardware.peak_flops(device)
+    held, temporary = map(human_bytes, memory)
+    rows = [
+        ("devices", f"{mesh.devices.size} x {device.device_kind}, {jax.process_count()} process(es)"),
+        ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
+        ("peak", f"{human_count(peak)}FLOP/s a device in bf16" if peak else "not known: no MFU"),
+        ("parameters", f"{model.num_parameters:,} (vocabulary of {model.vocab_size})"),
+        ("memory a device", f"{held} for state and batch, {temporary} more during a step"),
+        ("compiled in", f"{compile_seconds:.1f} s"),
+        ("training data", f"{len(chunks):,} chunks of {seq_len:,} tokens in {len(chunks.paths)} shards"),
+        ("held-out data", f"{len(heldout):,} chunks"),
+        ("tokens a step", f"{batch_size * seq_len:,} ({batch_size} chunks, {config.optim.accumulate} microbatch(es))"),
+        ("steps an epoch", f"{len(chunks) / batch_size:,.1f}"),
+        ("epochs", f"{config.steps * batch_size / len(chunks):,.2f} in {config.steps:,} steps"),
+        ("FLOPs a token", f"{human_count(per_token)} (forward and backward, causal)"),
+        ("FLOPs of the run", human_count(per_token * batch_size * seq_len * config.steps)),
+        ("starts at step", f"{first_step:,}"),
+    ]
+    return tabulate(rows, tablefmt="plain")
 
 
 def speed(
@@ -25,101 +157,6 @@ def speed(
     rate = tokens / seconds
     scalars = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / num_devices}
     return scalars | ({"mfu": rate * flops_per_token / (peak * num_devices)} if peak else {})
-
-
-def device_memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
-    """Bytes on each device while a compiled program runs: its arguments and results, and its temporaries."""
-    sizes = compiled.memory_analysis()
-    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    return held, sizes.temp_size_in_bytes
-
-
-def memory_limit(device: jax.Device) -> int | None:
-    """Bytes of a device's memory, or None where it does not tell; a CPU's devices share the machine's."""
-    if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def check_memory(needed: tuple[int, int], device: jax.Device) -> None:
-    """Raises InputError where a step needs more than the device has."""
-    limit = memory_limit(device)
-    if limit and sum(needed) > limit:
-        raise InputError(
-            f"a step needs {human_bytes(sum(needed))} of each device's memory, {human_bytes(limit)} are there: more "
-            "devices, a larger optim.accumulate, or model.remat=full"
-        )
-
-
-class Profile:
-    """Traces some steps for TensorBoard's profiler or Perfetto, after two that warm up."""
-
-    def __init__(self, workdir: epath.Path, first_step: int, steps: int):
-        self._folder, self._begin, self._end = workdir / "profile", first_step + 3, first_step + 3 + steps
-        self._is_on = False
-
-    def before(self, step: int) -> None:
-        """Called before each step."""
-        if step == self._begin < self._end:
-            jax.profiler.start_trace(str(self._folder))
-            self._is_on = True
-        if step == self._end:
-            self.stop()
-
-    def stop(self) -> None:
-        """Writes the trace, if one is under way."""
-        if self._is_on:
-            with writing(self._folder):
-                jax.profiler.stop_trace()
-        self._is_on = False
-
-
-class Stopwatch:
-    """Where the wall-clock time of a run goes, over all its restarts; only `steps` is time that trains.
-
-        restart     from the start of the command to the loop, without compiling
-        compile     the programs of the run, or reading them from the cache
-        data        the devices had nothing to do until the next batch was there
-        steps       training
-        evaluation
-        checkpoint  the loop waited for a save; most of a save runs beside the steps
-
-    Time between a kill and the start that follows, and steps done twice after one, are not known here.
-    """
-
-    PARTS = ("restart", "compile", "data", "steps", "evaluation", "checkpoint")
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(self.PARTS, 0.0)
-        self._last = time.monotonic()
-
-    def go_on(self, rows: list[dict[str, Any]]) -> None:
-        """Adds what a run's metrics have counted before."""
-        counted = next((row for row in reversed(rows) if "goodput" in row), {})
-        for part in self.PARTS:
-            self.seconds[part] += counted.get(f"seconds/{part}", 0.0)
-
-    def lap(self, part: str) -> float:
-        """Counts the time since the last call as `part`; returns it in seconds."""
-        now = time.monotonic()
-        passed, self._last = now - self._last, now
-        self.seconds[part] += passed
-        return passed
-
-    @property
-    def goodput(self) -> float:
-        """Share of all time that trained, 0 to 1."""
-        return self.seconds["steps"] / max(sum(self.seconds.values()), 1e-9)
-
-    def scalars(self) -> dict[str, float]:
-        """Seconds of each part since the run began, and the goodput."""
-        return {f"seconds/{part}": seconds for part, seconds in self.seconds.items()} | {"goodput": self.goodput}
-
-    def table(self) -> str:
-        """Seconds and shares by part, for people."""
-        total = sum(self.seconds.values())
-        rows = [(part, human_time(seconds), f"{seconds / total:.1%}") for part, seconds in self.seconds.items()]
-        return tabulate([*rows, ("all", human_time(total), "")], tablefmt="plain", colalign=("left", "right", "right"))
 
 
 class MetricsLog:
@@ -163,27 +200,3 @@ class MetricsLog:
         self.flush()
         with writing(self._workdir):
             self._board.close()
-
-
-def human_count(number: float) -> str:
-    """12_345_678 -> '12.3M'."""
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def human_bytes(number: float) -> str:
-    """3_221_225_472 -> '3.0 GiB'."""
-    unit, size = next(
-        ((u, s) for u, s in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)) if number >= s), ("KiB", 1024)
-    )
-    return f"{number / size:.1f} {unit}"
-
-
-def human_time(seconds: float) -> str:
-    """3_725 -> '1:02:05'; days in front where there are any."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return (f"{days}d " if days else "") + f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""Preemption, hangs and non-finite values: how a run notices them, and how it ends."""
+"""Preemption, hangs and lost processes: how a run notices them, and how it ends."""
 
 import contextlib
 import faulthandler
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 
 import jax
@@ -102,21 +102,6 @@ class Watchdog:
                     )
                 finally:  # even if standard error cannot be written
                     os._exit(EXIT_AGAIN)  # nothing else is sure to end
-
-
-def diverged(step: int, scalars: Mapping[str, float], saved: Sequence[int], chunks: Sequence[int]) -> Diverged:
-    """The error that tells which numbers of a step are not finite.
-
-    Args:
-      scalars: of the step.
-      saved: steps of the checkpoints, ascending.
-      chunks: numbers of the chunks that the step learnt.
-    """
-    values = ", ".join(f"{name} {value:g}" for name, value in scalars.items())
-    kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
-    numbers = " ".join(map(str, chunks))
-    message = f"step {step}: {values}. Nothing was saved since; {kept}. The chunks of this step: {numbers}"
-    return Diverged(message if jax.process_index() == 0 else "")  # all processes meet it; one speaks
 
 
 @contextlib.contextmanager

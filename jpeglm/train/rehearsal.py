@@ -22,14 +22,27 @@ from tabulate import tabulate
 
 from jpeglm.core import checkpoint, distributed, files
 from jpeglm.core.errors import InputError
+from jpeglm.core.human import human_bytes
 from jpeglm.core.workdir import check_resumable
 from jpeglm.data import records
-from jpeglm.train import monitor
-from jpeglm.train.monitor import human_bytes
+from jpeglm.train.loop import set_up, take_steps
+from jpeglm.train.memory import memory_limit
+
+Trainer = Callable[[ConfigDict, epath.Path], tuple[int, int]]
 
 
-def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir: epath.Path) -> None:
-    """Tries what `train(config, workdir)` will do; prints what it will take of memory and disk, and "go".
+def train_one_step(config: ConfigDict, workdir: epath.Path) -> tuple[int, int]:
+    """Trains up to step 1, as `loop.train` would; the bytes that a step takes of each device, as in `Run.memory`."""
+    run = set_up(config, workdir)
+    take_steps(run, last_step=1)
+    return run.memory
+
+
+def rehearse(config: ConfigDict, workdir: epath.Path, train: Trainer = train_one_step) -> None:
+    """Tries what a training will do; prints what it will take of memory and disk, and "go".
+
+    Args:
+      train: what is done of it, twice in one folder.
 
     Raises:
       InputError: the run cannot go, and why.
@@ -49,7 +62,7 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
         kept += config.steps // config.checkpoint.keep_every
     disk = max(0, kept * each - _size(workdir / "checkpoints"))
     rows = [
-        ("memory a device", f"{human_bytes(sum(memory))} of {_known(monitor.memory_limit(jax.local_devices()[0]))}"),
+        ("memory a device", f"{human_bytes(sum(memory))} of {_known(memory_limit(jax.local_devices()[0]))}"),
         ("a checkpoint", human_bytes(each)),
         ("disk of the run", f"{human_bytes(disk)} more for up to {kept} checkpoints; {_known(free)} are free"),
     ]
@@ -67,15 +80,13 @@ def rehearse(train: Callable[..., tuple[int, int]], config: ConfigDict, workdir:
         logging.info("dry run: go")
 
 
-def _try(
-    train: Callable[..., tuple[int, int]], config: ConfigDict, workdir: epath.Path, folder: epath.Path
-) -> tuple[tuple[int, int], int]:
+def _try(train: Trainer, config: ConfigDict, workdir: epath.Path, folder: epath.Path) -> tuple[tuple[int, int], int]:
     """Trains one step in `folder` and starts there again: what `train` returned, and the bytes of the checkpoint."""
     short = copy.deepcopy(config)
     short.eval.batches, short.profile = 1, 0
-    memory = train(short, folder, last_step=1)
+    memory = train(short, folder)
     short.data.verify = False  # the checksums were compared a moment ago
-    train(short, folder, last_step=1)  # finds the checkpoint, and compares each array's fingerprint
+    train(short, folder)  # finds the checkpoint, and compares each array's fingerprint
     if checkpoint.saved_steps(folder) != [1]:
         raise InputError(f"dry run: no. {folder}: the checkpoint of step 1 could not be read again")
     check_resumable(workdir, config, records.read_manifest(config.data.path))

@@ -17,7 +17,7 @@ from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import MODELS, TASKS
 from jpeglm.models import networks
-from jpeglm.train import optimizer as optim
+from jpeglm.train.optimizer import make_optimizer, make_schedule, state_shardings
 from jpeglm.train.tasks import Task
 
 Batch = dict[str, jax.Array]
@@ -32,7 +32,7 @@ class Programs:
       eval_step: (params, batch) -> (the task's loss summed over the batch, the sum of its weights).
       new_state: () -> state.
       state_from: (params) -> state, with a fresh optimiser; `params` are given up.
-      state: shapes, dtypes and layouts of a state.
+      abstract_state: shapes, dtypes and layouts of a state.
       schedule: the learning rate by step.
     """
 
@@ -40,11 +40,11 @@ class Programs:
     eval_step: Any
     new_state: Any
     state_from: Any
-    state: dict[str, Any]
+    abstract_state: dict[str, Any]
     schedule: optax.Schedule
 
 
-def build(config: ConfigDict, mesh: Mesh) -> Programs:
+def build_programs(config: ConfigDict, mesh: Mesh) -> Programs:
     """The programs of a run on a mesh, not compiled yet; they are lowered and run where that mesh is set.
 
     Raises:
@@ -57,8 +57,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
     graphdef, abstract_model = networks.abstract(model)
     abstract_params = nnx.to_pure_dict(abstract_model)
     param_shardings = sharding.parameter_shardings(abstract_model, mesh)
-    schedule = optim.make_schedule(config.optim, config.steps)
-    optimizer = optim.make_optimizer(config.optim, schedule, networks.decayed(abstract_model))
+    schedule = make_schedule(config.optim, config.steps)
+    optimizer = make_optimizer(config.optim, schedule, networks.decayed(abstract_model))
     loss_of = task.make_loss(graphdef)
     accumulate = config.optim.accumulate
 
@@ -90,16 +90,16 @@ def build(config: ConfigDict, mesh: Mesh) -> Programs:
 
     shardings = {
         "params": param_shardings,
-        "opt_state": optim.state_shardings(optimizer, abstract_params, param_shardings, mesh),
+        "opt_state": state_shardings(optimizer, abstract_params, param_shardings, mesh),
     }
-    state = jax.eval_shape(with_optimizer, abstract_params)
+    shapes = jax.eval_shape(with_optimizer, abstract_params)
     return Programs(
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(eval_step),
         # Born in its layout, never whole on one device.
         new_state=jax.jit(lambda: with_optimizer(networks.init(model, config.seed)), out_shardings=shardings),
         state_from=jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings),
-        state=sharding.laid_out(state, shardings),
+        abstract_state=sharding.laid_out(shapes, shardings),
         schedule=schedule,
     )
 

@@ -12,8 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from benchmarks import pods
-from jpeglm.aot import __main__ as aot
 from jpeglm.aot import estimate, hlo
+from jpeglm.aot.cost import Cost, cost_of, decode_cost, prefill_cost, sampling_peak, train_cost
+from jpeglm.aot.report import sample_report, train_report
+from jpeglm.aot.roofline import Roofline
+from jpeglm.aot.search import search_slots, search_train
+from jpeglm.aot.target import describe
 from jpeglm.core import hardware, sharding
 from jpeglm.core.config import base
 from jpeglm.core.errors import InputError
@@ -21,7 +25,7 @@ from jpeglm.data import batches
 from jpeglm.models import networks
 from jpeglm.models.llama import LlamaConfig
 from jpeglm.sample.engine import Engine, Settings
-from jpeglm.train import step as train_step
+from jpeglm.train.step import build_programs
 from jpeglm.train.tasks.lm import LanguageModelling
 from tests.commands import finish, start
 from tests.forks import run
@@ -46,7 +50,7 @@ def aot_flags(topology, **changes):
 
 @pytest.fixture(scope="module")
 def v5e():
-    return aot.describe("v5e:2x2")
+    return describe("v5e:2x2")
 
 
 def test_the_real_step_is_compiled_for_a_tpu_that_is_not_here(tmp_path):
@@ -75,21 +79,21 @@ def test_the_real_step_is_compiled_for_a_tpu_that_is_not_here(tmp_path):
 
 @pytest.mark.slow
 def test_each_microbatch_gathers_anew_and_needs_less_memory(v5e):
-    whole, halved = (aot.train_cost(small(optim__accumulate=parts), v5e) for parts in (1, 2))
+    whole, halved = (train_cost(small(optim__accumulate=parts), v5e) for parts in (1, 2))
     assert 1.5 < halved.sent["fsdp"] / whole.sent["fsdp"] < 2.1
     assert halved.temporary < whole.temporary
 
 
 @pytest.mark.slow
 def test_tensor_and_context_send_over_their_own_axes():
-    cost = aot.train_cost(small(mesh__fsdp=1, mesh__tensor=2, mesh__context=2), aot.describe("v5e:2x2"))
+    cost = train_cost(small(mesh__fsdp=1, mesh__tensor=2, mesh__context=2), describe("v5e:2x2"))
     assert {"tensor", "context"} <= set(" x ".join(cost.sent).split(" x "))
     assert "fsdp" not in cost.sent
 
 
 @pytest.mark.slow
 def test_decoding_is_compiled_and_its_memory_grows_by_the_caches(v5e):
-    few, many = (aot.decode_cost(small(), v5e, slots) for slots in (4, 68))
+    few, many = (decode_cost(small(), v5e, slots) for slots in (4, 68))
     # Keys and values in bfloat16, the heads divided over four chips.
     caches = 64 * 2 * 2 * 4 * 4 * 512 * 128 / 4
     assert many.held - few.held == pytest.approx(caches, rel=0.05)
@@ -98,29 +102,29 @@ def test_decoding_is_compiled_and_its_memory_grows_by_the_caches(v5e):
 @pytest.mark.slow
 def test_the_search_takes_the_policy_that_computes_least_and_the_largest_microbatch(v5e):
     config = small(data__seq_len=2048, model__num_layers=8)  # so that activations are most of the memory
-    found, cost, largest = aot.search_train(config, v5e)
+    found, cost, largest = search_train(config, v5e)
     assert largest == {"full": 2, "attention": 2, "none": 2}
     assert found.model.remat == "none" and found.optim.accumulate == 1  # there is room for everything
     tight = dataclasses.replace(v5e, chip=dataclasses.replace(v5e.chip, memory=cost.peak))
-    found, less, _ = aot.search_train(config, tight)
+    found, less, _ = search_train(config, tight)
     assert less.peak <= 0.9 * cost.peak
     assert found.model.remat != "none" or found.optim.accumulate > 1
     nothing = dataclasses.replace(v5e, chip=dataclasses.replace(v5e.chip, memory=1e6))
     with pytest.raises(InputError, match="no microbatch and no remat policy fits"):
-        aot.search_train(config, nothing)
+        search_train(config, nothing)
 
 
 @pytest.mark.slow
 def test_the_search_finds_the_most_slots_that_fit(v5e):
-    one = aot.decode_cost(small(), v5e, 1)
+    one = decode_cost(small(), v5e, 1)
     each = 2 * 2 * 4 * 4 * 512 * 128 / 4
-    prefill = aot.prefill_cost(small(), v5e, 1)
-    memory = (aot.sampling_peak(prefill, one) + 20 * each) / 0.9
+    prefill = prefill_cost(small(), v5e, 1)
+    memory = (sampling_peak(prefill, one) + 20 * each) / 0.9
     room = dataclasses.replace(v5e, chip=dataclasses.replace(v5e.chip, memory=memory))
-    slots, prefill, step = aot.search_slots(small(), room)
+    slots, prefill, step = search_slots(small(), room)
     assert slots == 16
-    assert aot.sampling_peak(prefill, step) <= 0.9 * memory
-    _, facts = aot.sample_report(small(), v5e, slots, prefill, step)
+    assert sampling_peak(prefill, step) <= 0.9 * memory
+    _, facts = sample_report(small(), v5e, slots, prefill, step)
     assert pods.sample_row("tiny", "v5e:2x2", facts)[2] == "16"
 
 
@@ -141,7 +145,7 @@ def test_the_search_finds_the_most_slots_that_fit(v5e):
 )
 def test_what_cannot_go_is_said_in_one_line(topology, changes, words):
     with pytest.raises(InputError, match=words) as error:
-        aot.train_cost(small(**changes), aot.describe(topology))
+        train_cost(small(**changes), describe(topology))
     assert "\n" not in str(error.value)
 
 
@@ -185,8 +189,8 @@ def test_other_sizes_pass_as_shapes(layers, width, heads, ffn, billions):
     config = base()
     sizes = {"num_layers": layers, "width": width, "num_heads": heads, "num_kv_heads": heads, "ffn_width": ffn}
     config.model.update(sizes)
-    target = aot.describe("h100:64")
-    _, facts = aot.train_report(config, target, aot.train_cost(config, target))
+    target = describe("h100:64")
+    _, facts = train_report(config, target, train_cost(config, target))
     assert facts["parameters"] == pytest.approx(billions * 1e9, rel=0.02)
     assert facts["parameter_bytes"] == pytest.approx(4 * facts["parameters"] / 64, rel=0.001)
 
@@ -197,9 +201,9 @@ def test_the_estimate_is_near_what_the_compiler_says(remat, v5e):
     # Shapes in which nothing small or padded matters; the compiler's copies and scratch come on top.
     changes = dict(data__seq_len=2048, model__width=1024, model__num_heads=8, model__num_kv_heads=8)
     config = small(model__remat=remat, model__ffn_width=2816, model__num_layers=8, **changes)
-    cost = aot.train_cost(config, v5e)
+    cost = train_cost(config, v5e)
     held, more = estimate.train_step(
-        config, v5e.mesh(config.mesh), train_step.build(config, v5e.mesh(config.mesh)).state
+        config, v5e.mesh(config.mesh), build_programs(config, v5e.mesh(config.mesh)).abstract_state
     )
     assert cost.held == pytest.approx(held, rel=0.1)
     assert 0.6 < more / cost.temporary < 1.6, (more, cost.temporary)
@@ -236,9 +240,9 @@ def test_a_batch_of_the_pipeline_is_what_the_step_is_compiled_for(tiny_data):
 
 def test_the_kind_of_every_described_tpu_is_known():
     for topology in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
-        target = aot.describe(topology)
+        target = describe(topology)
         assert hardware.chip_of(target.devices[0]).name == target.chip.name == topology.split(":")[0]
-    two = aot.describe("v5p:2x2x1", slices=2)
+    two = describe("v5p:2x2x1", slices=2)
     assert two.num_chips == 8
     assert sharding.num_slices(two.devices) == 2
 
@@ -262,58 +266,58 @@ BETWEEN = {  # by the collective: bytes that a chip sends to other slices, of an
 @pytest.mark.parametrize("kind", BETWEEN)
 def test_each_collective_between_slices_that_libtpu_compiles_is_counted(kind, slices):
     function, expected = BETWEEN[kind]
-    mesh = aot.describe("v5e:2x2", slices).mesh(ConfigDict({"data": slices, "fsdp": -1}))
+    mesh = describe("v5e:2x2", slices).mesh(ConfigDict({"data": slices, "fsdp": -1}))
     spread = PartitionSpec("data", "fsdp")
     array = jax.ShapeDtypeStruct((slices * 1536, 4096), jnp.bfloat16, sharding=NamedSharding(mesh, spread))
     run_each = jax.shard_map(function, mesh=mesh, in_specs=spread, out_specs=PartitionSpec(), check_vma=False)
-    cost = aot.cost_of(jax.jit(run_each).lower(array), mesh)
+    cost = cost_of(jax.jit(run_each).lower(array), mesh)
     assert cost.sent == {hlo.SLICES: expected(1536 * 1024 * 2, slices)}
     assert cost.awaited == 0
 
 
 @pytest.mark.slow
 def test_a_step_on_two_slices_sends_each_gradient_once_to_the_other():
-    config, target = small(mesh__data=2, optim__batch_size=16), aot.describe("v5e:2x2", 2)
-    cost = aot.train_cost(config, target)
+    config, target = small(mesh__data=2, optim__batch_size=16), describe("v5e:2x2", 2)
+    cost = train_cost(config, target)
     model = LlamaConfig.of(config)
     # Each chip's quarter: matrices of the layers in bfloat16, embedding and head in float32. An all-reduce over two
     # sends as much as the array has. Norms and the loss come on top.
     layers = 4 * (4 * 256 * 512 + 3 * 256 * 512) * 2 / 4
     outer = 2 * model.padded_vocab_size * 256 * 4 / 4
     assert layers + outer < cost.sent[hlo.SLICES] < 1.01 * (layers + outer)
-    _, facts = aot.train_report(config, target, cost)
+    _, facts = train_report(config, target, cost)
     assert facts["roofline"]["dcn"] == cost.sent[hlo.SLICES] / 3.125e9 == facts["roofline"]["least"]
     # Three slices send four thirds of the array instead of all of it, and need a batch of three parts.
     config.optim.batch_size, config.mesh.data = 24, 3
-    third = aot.train_cost(config, aot.describe("v5e:2x2", 3))
+    third = train_cost(config, describe("v5e:2x2", 3))
     assert third.sent[hlo.SLICES] == pytest.approx(4 / 3 * cost.sent[hlo.SLICES], rel=1e-6)
     assert third.sent["fsdp"] == cost.sent["fsdp"]
 
 
 @pytest.mark.parametrize("bandwidth, seconds", [(None, 2.0), (3.125, 4.0), (25.0, 0.5)])
 def test_the_bandwidth_between_slices_bounds_a_step(bandwidth, seconds):
-    target = aot.describe("v5p:2x2x1", 2, bandwidth)  # 6.25 GB/s a chip
-    cost = aot.Cost(1e9, 1e9, {"fsdp": 60e9, hlo.SLICES: 12.5e9}, awaited=6e9, traffic=0.1 * 2765e9)
-    roofline = aot.Roofline(target.chip, 0.3 * 459e12, cost)
+    target = describe("v5p:2x2x1", 2, bandwidth)  # 6.25 GB/s a chip
+    cost = Cost(1e9, 1e9, {"fsdp": 60e9, hlo.SLICES: 12.5e9}, awaited=6e9, traffic=0.1 * 2765e9)
+    roofline = Roofline(target.chip, 0.3 * 459e12, cost)
     assert roofline.facts() == {
         "compute": pytest.approx(0.3), "memory": pytest.approx(0.1), "network": pytest.approx(0.1), "dcn": seconds,
         "awaited": pytest.approx(0.01), "least": seconds, "binds": "dcn",
     }  # fmt: skip
     words = "dcn binds (compute 300 ms, memory 100 ms, network 100 ms, of it awaited 10 ms, dcn "
     assert words in str(roofline)
-    _, facts = aot.train_report(small(mesh__data=2, optim__batch_size=16), target, cost)
+    _, facts = train_report(small(mesh__data=2, optim__batch_size=16), target, cost)
     assert facts["slices"] == 2 and facts["dcn_bandwidth"] == 1e9 * (bandwidth or 6.25)
 
 
 def test_one_slice_has_no_data_centres_network_in_its_table():
-    roofline = aot.Roofline(aot.describe("v5p:2x2x1").chip, 0.3 * 459e12, aot.Cost(1e9, 1e9, {"fsdp": 60e9}))
+    roofline = Roofline(describe("v5p:2x2x1").chip, 0.3 * 459e12, Cost(1e9, 1e9, {"fsdp": 60e9}))
     assert "dcn" not in str(roofline) and roofline.facts()["dcn"] == 0
 
 
 @pytest.mark.parametrize("slices, bandwidth", [(1, 5.0), (2, 0.0), (2, -1.0), (2, float("nan")), (2, float("inf"))])
 def test_a_bandwidth_between_slices_that_means_nothing_is_refused(slices, bandwidth):
     with pytest.raises(InputError, match="--dcn_bandwidth=.* above 0, with --slices of 2 or more"):
-        aot.describe("v5p:2x2x1", slices, bandwidth)
+        describe("v5p:2x2x1", slices, bandwidth)
 
 
 @pytest.mark.parametrize("devices, accumulate", [(1, 8), (8, 8), (16, 8), (32, 8), (16, 5), (8, 32)])
@@ -321,7 +325,7 @@ def test_the_search_ignores_the_microbatches_that_it_is_to_find(devices, accumul
     config = base()
     config.update_from_flattened_dict({"optim.batch_size": 32, "optim.accumulate": accumulate, "model.num_layers": 2})
     caplog.set_level("INFO", logger="absl")
-    found, cost, largest = aot.search_train(config, aot.describe(f"h100:{devices}"))
+    found, cost, largest = search_train(config, describe(f"h100:{devices}"))
     assert config.optim.accumulate == accumulate  # the caller's own stays
     assert 32 % (found.optim.accumulate * devices) == 0
     assert max(largest.values()) <= 32 // devices and cost.peak < 0.9 * 60 * 2**30
@@ -337,4 +341,4 @@ def test_the_search_names_what_fits_where_the_batch_does_not_divide():
     config = base()
     config.optim.update({"batch_size": 32, "accumulate": 8})
     with pytest.raises(InputError, match="over 5 devices .*no optim.accumulate fits; .* optim.batch_size=30, 35"):
-        aot.search_train(config, aot.describe("h100:5"))
+        search_train(config, describe("h100:5"))

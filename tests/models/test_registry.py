@@ -13,7 +13,9 @@ from etils import epath
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from jpeglm.aot import __main__ as aot
+from jpeglm.aot.report import train_report
+from jpeglm.aot.search import search_train
+from jpeglm.aot.target import describe
 from jpeglm.convert import slim, to_huggingface
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core import config as config_lib
@@ -26,8 +28,8 @@ from jpeglm.sample.engine import Settings
 from jpeglm.sample.job import Job
 from jpeglm.sample.sampler import Sampler
 from jpeglm.sample.scoring import Scorer
-from jpeglm.train import optimizer as optim
-from jpeglm.train import step as train_step
+from jpeglm.train.optimizer import make_optimizer, make_schedule
+from jpeglm.train.step import build_programs
 from tests.commands import run
 from tests.models.gru import Gru
 from tests.models.gru_config import get_config
@@ -65,7 +67,7 @@ def test_its_attribute_keeps_weight_decay_from_a_parameter():
 
     config = get_config()
     config.optim.lr, config.optim.warmup_steps = 0.5, 0
-    optimizer = optim.make_optimizer(config.optim, optim.make_schedule(config.optim, 20), decayed)
+    optimizer = make_optimizer(config.optim, make_schedule(config.optim, 20), decayed)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape), nnx.to_pure_dict(networks.abstract(SMALL)[1]))
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones)
     assert {name: bool(jnp.any(update)) for name, update in updates.items()} == decayed
@@ -175,13 +177,13 @@ def test_a_run_goes_on_only_with_its_own_model(workdir, tiny_data):
 def test_a_mesh_that_spreads_the_sequence_is_refused():
     mesh = AbstractMesh((1, 1, 2, 1), sharding.MESH_AXES, axis_types=sharding.AUTO)
     with pytest.raises(InputError, match="mesh.context: the model gru cannot spread the sequence"):
-        train_step.build(get_config(), mesh)
+        build_programs(get_config(), mesh)
 
 
 def test_what_it_takes_of_a_pod_is_estimated():
-    target = aot.describe("h100:1")
-    config, cost, largest = aot.search_train(get_config(), target)
-    rows, facts = aot.train_report(config, target, cost)
+    target = describe("h100:1")
+    config, cost, largest = search_train(get_config(), target)
+    rows, facts = train_report(config, target, cost)
     assert largest == {"none": 8} and facts["parameters"] == Gru(320, 32).num_parameters and facts["remat"] == "none"
     assert cost.temporary > SMALL.step_bytes(8 * 64, 1) and any("parameters" in row for row in rows)
 

@@ -10,13 +10,13 @@ from jpeglm.core import sharding
 from jpeglm.core.config import base
 from jpeglm.core.errors import InputError
 from jpeglm.models import llama, networks
-from jpeglm.train import optimizer as optim
+from jpeglm.train.optimizer import make_optimizer, make_schedule, state_shardings
 from tests.tiny_config import get_config
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_its_last_value():
     config = base()
-    schedule = optim.make_schedule(config.optim, config.steps)
+    schedule = make_schedule(config.optim, config.steps)
     rates = np.array([float(schedule(step)) for step in (0, 1_000, 2_000, 38_000, 73_999, 74_000)])
     assert rates[0] == pytest.approx(3e-4 / 2_001, rel=1e-3)  # the first step counts
     assert rates[1] == pytest.approx(3e-4 * 1_001 / 2_001, rel=1e-3)
@@ -29,7 +29,7 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_its_last_value():
 def test_without_warmup_the_first_step_has_the_peak_rate():
     config = get_config()
     config.optim.warmup_steps = 0
-    schedule = optim.make_schedule(config.optim, config.steps)
+    schedule = make_schedule(config.optim, config.steps)
     assert float(schedule(0)) == pytest.approx(config.optim.lr)
     assert float(schedule(1)) < config.optim.lr
 
@@ -39,7 +39,7 @@ def test_warmup_has_to_end_within_the_run(warmup):
     config = get_config()
     config.optim.warmup_steps = warmup
     with pytest.raises(InputError, match="optim.warmup_steps"):
-        optim.make_schedule(config.optim, config.steps)
+        make_schedule(config.optim, config.steps)
 
 
 def adamw(gradients: list, start: np.ndarray, decay: float, config, rates: list[float]) -> np.ndarray:
@@ -60,9 +60,9 @@ def test_steps_are_those_of_clipped_adamw_and_norms_are_not_decayed():
     params = {"norm": {"scale": random.normal(size=7)}, "wq": random.normal(size=(4, 3))}
     params = jax.tree.map(lambda x: x.astype(np.float32), params)
     gradients = [jax.tree.map(lambda x, s=s: random.normal(size=x.shape) * s, params) for s in (0.1, 3.0, 1.0)]
-    schedule = optim.make_schedule(config.optim, config.steps)
+    schedule = make_schedule(config.optim, config.steps)
     rates = [float(schedule(step)) for step in range(3)]
-    optimizer = optim.make_optimizer(config.optim, schedule, {"norm": {"scale": False}, "wq": True})
+    optimizer = make_optimizer(config.optim, schedule, {"norm": {"scale": False}, "wq": True})
 
     new, state = params, optimizer.init(params)
     for gradient in gradients:
@@ -86,9 +86,9 @@ def test_moments_are_laid_out_as_their_parameters():
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     _, model = networks.abstract(llama.LlamaConfig.of(config))
     params = sharding.parameter_shardings(model, mesh)
-    schedule = optim.make_schedule(config.optim, config.steps)
-    optimizer = optim.make_optimizer(config.optim, schedule, networks.decayed(model))
-    layout = optim.state_shardings(optimizer, nnx.to_pure_dict(model), params, mesh)
+    schedule = make_schedule(config.optim, config.steps)
+    optimizer = make_optimizer(config.optim, schedule, networks.decayed(model))
+    layout = state_shardings(optimizer, nnx.to_pure_dict(model), params, mesh)
     states = [part for part in jax.tree.leaves(layout, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")]
     assert len(states) == 1
     assert states[0].mu == params and states[0].nu == params

@@ -15,7 +15,8 @@ from etils import epath
 from jpeglm.core import checkpoint
 from jpeglm.core.workdir import read_metrics
 from jpeglm.data.batches import Chunks, chunk_numbers, train_batches
-from jpeglm.train import monitor
+from jpeglm.train.clock import Stopwatch
+from jpeglm.train.memory import check_memory
 from tests.commands import finish, start
 from tests.forks import run
 from tests.runs import differences, losses, start_job, start_several, state, train_flags
@@ -96,7 +97,7 @@ def test_no_process_waits_for_ever_for_one_that_hangs_or_dies(tiny_data, tmp_pat
     assert time.monotonic() - started < WATCHDOG + 15
     if number == signal.SIGSTOP:
         assert re.search(rf"process 0 of 2: step \d+ has not ended in {WATCHDOG} s", lead.stderr)
-        assert "Thread 0x" in lead.stderr and 'train.py", line' in lead.stderr  # where it stands
+        assert "Thread 0x" in lead.stderr and 'loop.py", line' in lead.stderr  # where it stands
     else:
         assert "process 0 of 2: another may be gone" in lead.stderr and "Traceback" not in lead.stderr
 
@@ -153,9 +154,9 @@ def test_waiting_for_data_is_told_and_counted(tiny_data, tmp_path):
     [_, row] = [row for row in read_metrics(tmp_path) if "goodput" in row]
     assert row["seconds/data"] > 10 * 0.2 > row["seconds/steps"]
     assert re.search(r"step 20/20 .* DATA WAIT [5-9]\d\.\d%", done.stderr)
-    assert all(row[f"seconds/{part}"] > 0 for part in monitor.Stopwatch.PARTS)
+    assert all(row[f"seconds/{part}"] > 0 for part in Stopwatch.PARTS)
     told = dict(re.findall(r"^(\w+) +\d:\d\d:\d\d +([\d.]+)%$", done.stderr, re.M))
-    assert list(told) == list(monitor.Stopwatch.PARTS)
+    assert list(told) == list(Stopwatch.PARTS)
     assert sum(map(float, told.values())) == pytest.approx(100, abs=0.5)
     assert re.search(r"step 10  checkpoint: the run waited \d+\.\d\d s", done.stderr)
 
@@ -204,9 +205,9 @@ def test_a_step_that_does_not_fit_the_device_is_refused():
         def memory_stats(self):
             return {"bytes_limit": 80 * 2**30}
 
-    monitor.check_memory((60 * 2**30, 20 * 2**30), Device())
+    check_memory((60 * 2**30, 20 * 2**30), Device())
     with pytest.raises(ValueError, match="needs 81.0 GiB .* 80.0 GiB are there"):
-        monitor.check_memory((61 * 2**30, 20 * 2**30), Device())
+        check_memory((61 * 2**30, 20 * 2**30), Device())
 
 
 # Other processes, other meshes

@@ -32,10 +32,10 @@ def config_of(data: Path) -> ConfigDict:
 
 
 def training(meanwhile: Callable[[], None] = lambda: None) -> Callable:
-    """A stand-in for `loop.train` that saves a checkpoint of one array; `meanwhile` is called once in it."""
+    """A stand-in for `train_one_step` that saves a checkpoint of one array; `meanwhile` is called once in it."""
     calls = []
 
-    def train(config: ConfigDict, workdir: epath.Path, last_step: int) -> tuple[int, int]:
+    def train(config: ConfigDict, workdir: epath.Path) -> tuple[int, int]:
         calls.append(config.data.verify)
         if len(calls) == 1:
             saver = checkpoint.Saver(workdir, config.checkpoint)
@@ -58,7 +58,7 @@ def a_run(workdir: Path, data: Path) -> dict[Path, bytes]:
 
 
 def rehearse(train: Callable, data: Path, workdir: Path) -> None:
-    rehearsal.rehearse(train, config_of(data), epath.Path(workdir))
+    rehearsal.rehearse(config_of(data), epath.Path(workdir), train)
 
 
 WHERE = ["run", "new/run", "new/er/run"]  # below a folder that exists

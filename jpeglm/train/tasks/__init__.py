@@ -26,7 +26,7 @@ class Task(Protocol):
         """The task of a run's config."""
 
     def data(self, path: os.PathLike, split: str, model: Model) -> Any:
-        """The examples of a split ("train" or "heldout") of a prepared folder for a model, as `pipeline.Chunks` has.
+        """The examples of a split ("train" or "heldout") of a prepared folder for a model, as `batches.Chunks` has.
 
         They have a length, `manifest`, `paths` of their shards, and batch(indices): `arrays` in numpy, with rows of
         weight 0 for indices below 0.

@@ -17,7 +17,7 @@ from jpeglm.core.registry import MODELS, TASKS
 from jpeglm.data import batches
 from jpeglm.models import networks
 from jpeglm.models.loss import cross_entropy
-from jpeglm.train import step
+from jpeglm.train.step import batch_shapes, build_programs
 from jpeglm.train.tasks.lm import LanguageModelling
 from tests.tiny_config import get_config
 
@@ -71,10 +71,10 @@ def test_a_task_brings_its_arrays_its_weights_and_its_loss(config, tiny_data):
     mesh, model, task = sharding.make_mesh({}, jax.devices()[:1]), MODELS.of(config), TASKS.of(config)
     local = task.data(tiny_data, "train", model).batch(range(8))
     batch = sharding.global_batch(local, np.arange(8), sharding.batch_sharding(mesh), 8)
-    shapes = step.batch_shapes(task, 8, mesh)
+    shapes = batch_shapes(task, 8, mesh)
     assert {name: x.shape for name, x in batch.items()} == {name: x.shape for name, x in shapes.items()}
     with jax.set_mesh(mesh):
-        programs = step.build(config, mesh)
+        programs = build_programs(config, mesh)
         state = programs.new_state()
         logits = nnx.merge(networks.abstract(model)[0], state["params"])(
             local["tokens"], local["positions"], local["segment_ids"]

@@ -1,0 +1,119 @@
+"""What compiled programs take of one chip: the training step, prefill and decoding."""
+
+import dataclasses
+import time
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from jpeglm.aot import estimate, hlo
+from jpeglm.aot.target import Target
+from jpeglm.core import sharding
+from jpeglm.core.errors import InputError
+from jpeglm.core.registry import MODELS, TASKS
+from jpeglm.models import networks
+from jpeglm.sample.engine import STEPS_A_CALL, Engine, Settings
+from jpeglm.train.memory import device_memory
+from jpeglm.train.step import batch_shapes, build_programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one run of a compiled program takes of one chip.
+
+    Attributes:
+      held: bytes of arguments and results.
+      temporary: bytes more while it runs.
+      sent: bytes sent over the network, by mesh axes, and to other slices under hlo.SLICES.
+      awaited: those of them for which the chip waits, instead of computing meanwhile.
+      traffic: bytes between the chip and its memory.
+      seconds: of compiling.
+    """
+
+    held: float
+    temporary: float
+    sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    awaited: float = 0.0
+    traffic: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        return self.held + self.temporary
+
+
+def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
+    """Compiles a program and reads what it takes.
+
+    Raises:
+      InputError: it needs more memory than the chip has.
+    """
+    started = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        words = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise InputError(f"does not fit: {words}") from error
+    seconds = time.monotonic() - started
+    program = hlo.Program(compiled.as_text())
+    held, temporary = device_memory(compiled)
+    found = program.collectives(_one_slice(mesh))
+    awaited = sum(collective.bytes * collective.times for collective in found if not collective.is_overlapped)
+    return Cost(held, temporary, hlo.by_axis(found), awaited, program.memory_traffic(), seconds)
+
+
+def _one_slice(mesh: Mesh) -> Mesh:
+    """The part of a mesh that lies in its first slice; data alone runs across slices."""
+    data = mesh.devices.shape[0] // sharding.num_slices(list(mesh.devices.flat))
+    return Mesh(mesh.devices[:data], mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def train_cost(config: ConfigDict, target: Target) -> Cost:
+    """Of one step of `jpeglm.train`; for GPUs estimated memory alone.
+
+    Raises:
+      InputError: config and mesh do not fit, or the step does not fit the memory.
+    """
+    mesh = target.mesh(config.mesh)
+    programs = build_programs(config, mesh)  # before the mesh is set: nothing runs on devices that are not here
+    if isinstance(mesh, AbstractMesh):
+        return Cost(*estimate.train_step(config, mesh, programs.abstract_state))
+    batch = batch_shapes(TASKS.of(config), config.optim.batch_size, mesh)
+    with jax.set_mesh(mesh):
+        lowered = programs.train_step.lower(programs.abstract_state, batch)
+    return cost_of(lowered, mesh)
+
+
+def sampling_engine(config: ConfigDict, target: Target, slots: int) -> tuple[Engine, Mesh]:
+    """An engine without numbers that samples sequences of data.seq_len tokens, as `jpeglm.sample --nogrammar` does.
+
+    A grammar needs a tokenizer; with 320 tokens its tables take 36 MiB more of each device.
+    """
+    model = MODELS.of(config)
+    mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
+    params = nnx.to_pure_dict(networks.abstract(model)[1])
+    return Engine(model, params, mesh, Settings(config.data.seq_len, 1.0, 40, 0.9, slots), eos=2), mesh
+
+
+def prefill_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
+    """Of taking in the longest prompt."""
+    engine, mesh = sampling_engine(config, target, slots)
+    return cost_of(engine.lower_prefill(config.data.seq_len - 1), mesh)
+
+
+def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
+    """Of one step of decoding."""
+    engine, mesh = sampling_engine(config, target, slots)
+    cost = cost_of(engine.lower_decode(), mesh)
+    sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
+    each = dict(sent=sent, awaited=cost.awaited / STEPS_A_CALL, traffic=cost.traffic / STEPS_A_CALL)
+    return dataclasses.replace(cost, **each)
+
+
+def sampling_peak(prefill: Cost, step: Cost) -> float:
+    """Prefill needs as much for a while whatever the slots; what both hold is weights and caches."""
+    return step.held + max(step.temporary, prefill.temporary)

@@ -1,0 +1,52 @@
+"""The least time that a program can take on a chip."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jpeglm.aot import hlo
+from jpeglm.aot.cost import Cost
+from jpeglm.aot.target import Target
+from jpeglm.core.hardware import Chip
+from jpeglm.core.human import human_seconds
+from jpeglm.core.registry import MODELS
+
+
+class Roofline:
+    """The least time that a program can take on a chip.
+
+    Each resource works at the maker's peak, and all at once, but for the part of the network's time that the chip, as
+    the program is compiled, waits for. What crosses slices is sent while the program goes on. "network" is inside of a
+    slice, "dcn" the data centre's, between slices.
+    """
+
+    def __init__(self, chip: Chip, flops: float, cost: Cost):
+        across = cost.sent.get(hlo.SLICES, 0.0)
+        self.seconds = {
+            "compute": flops / chip.flops,
+            "memory": cost.traffic / chip.bandwidth,
+            "network": sum(size for axes, size in cost.sent.items() if axes != hlo.SLICES) / chip.network,
+            "dcn": across / chip.dcn if across else 0.0,
+        }
+        self.binds = max(self.seconds, key=self.seconds.get)
+        self.awaited = cost.awaited / chip.network
+        busy = max(self.seconds["compute"], self.seconds["memory"])
+        self.bound = max(busy + self.awaited, self.seconds["network"], self.seconds["dcn"])
+
+    def __str__(self) -> str:
+        parts = {name: human_seconds(value) for name, value in self.seconds.items() if name != "dcn" or value}
+        parts["network"] += f", of it awaited {human_seconds(self.awaited)}"
+        words = ", ".join(f"{name} {value}" for name, value in parts.items())
+        return f"{human_seconds(self.bound)}: {self.binds} binds ({words})"
+
+    def facts(self) -> dict[str, Any]:
+        """For programs: all in seconds."""
+        return self.seconds | {"awaited": self.awaited, "least": self.bound, "binds": self.binds}
+
+
+def step_flops(config: ConfigDict, target: Target) -> tuple[float, float]:
+    """FLOPs of one chip in one training step: the model's, and with what is computed again."""
+    model, seq_len = MODELS.of(config), config.data.seq_len
+    tokens = config.optim.batch_size * seq_len / target.num_chips
+    flops = model.flops_per_token(seq_len)
+    return flops * tokens, (flops + model.recomputed_flops_per_token(seq_len)) * tokens

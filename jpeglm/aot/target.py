@@ -1,0 +1,81 @@
+"""Machines that need not be here: a slice of a TPU as libtpu describes it, or so many GPUs."""
+
+import dataclasses
+import math
+import os
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from jpeglm.core import hardware, sharding
+from jpeglm.core.errors import InputError
+from jpeglm.core.hardware import Chip
+
+LIBTPU = {  # so that libtpu neither looks for a TPU nor minds being loaded twice
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a topology names: "v5p:4x4x4", or "h100:32". `devices` are described, not there; of GPUs there are none."""
+
+    name: str
+    chip: Chip
+    num_chips: int
+    devices: list[jax.Device]
+    slices: int = 1
+
+    def mesh(self, sizes: ConfigDict) -> Mesh | AbstractMesh:
+        if self.devices:
+            return sharding.make_mesh(sizes, self.devices)
+        shape = sharding.mesh_shape(sizes, self.num_chips)
+        return AbstractMesh(tuple(shape), sharding.MESH_AXES, axis_types=sharding.AUTO)
+
+
+def describe(topology: str, slices: int = 1, dcn_bandwidth: float | None = None) -> Target:
+    """Devices that need not be in this machine.
+
+    Args:
+      topology: CHIP:SHAPE of a TPU slice, or CHIP:NUMBER of GPUs.
+      slices: how many of that shape.
+      dcn_bandwidth: GB/s (1e9 bytes) that a chip can send to other slices; None takes the maker's figure.
+
+    Raises:
+      InputError: there is no such chip or slice, or libtpu is missing.
+    """
+    name, _, shape = topology.partition(":")
+    chip = next((chip for chip in hardware.CHIPS if chip.name == name), None)
+    if chip is None or not shape:
+        names = ", ".join(chip.name for chip in hardware.CHIPS)
+        raise InputError(f"--topology={topology}: CHIP:SHAPE, as v5p:4x4x4 or h100:32; CHIP is one of {names}")
+    if dcn_bandwidth is not None:
+        if slices == 1 or not 0 < dcn_bandwidth < math.inf:
+            raise InputError(f"--dcn_bandwidth={dcn_bandwidth}: GB/s of a chip, above 0, with --slices of 2 or more")
+        chip = dataclasses.replace(chip, dcn=1e9 * dcn_bandwidth)
+    if not chip.is_tpu:
+        if not shape.isdecimal() or int(shape) < 1 or slices != 1:
+            raise InputError(f"--topology={topology}: of GPUs their number, as {name}:32, and no slices")
+        return Target(topology, chip, int(shape), [])
+    devices = _describe_tpu(topology, slices)
+    chips = slices * math.prod(map(int, shape.split("_")[0].split("x")))  # 4x4x8_twisted is a shape, too
+    if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
+        raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
+    return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices, slices)
+
+
+def _describe_tpu(topology: str, slices: int) -> list[jax.Device]:
+    os.environ.update(LIBTPU | os.environ)
+    from jax.experimental import topologies
+
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except (RuntimeError, ValueError) as error:
+        if "not installed" in str(error):
+            raise InputError("the TPU's compiler is not here: pip install -r requirements-tpu.txt") from error
+        raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
