@@ -38,7 +38,7 @@ from jpeglm.core.human import human_bytes
 from jpeglm.core.registry import CODECS
 from jpeglm.data import batches
 from jpeglm.models.llama import LlamaConfig
-from jpeglm.prepare import plan
+from jpeglm.prepare.plan import prepare
 
 OPTIMIZER_BYTES = 16  # of a parameter: itself, its gradient and two moments, in float32
 AIMS = {12_288: 0.55, 32_768: 0.45}  # MFU on an H100
@@ -62,7 +62,7 @@ def prepare_noise(config: ConfigDict, folder: Path, chunks: int) -> str:
         image.save(pictures / f"{number}.png")
         found += len(one.encode(image))
         number += 1
-    plan.prepare(config, str(pictures), folder / "data", workers=1)
+    prepare(config, str(pictures), folder / "data", workers=1)
     return str(folder / "data")
 
 

@@ -1,20 +1,39 @@
 """Kinds by name: of codecs, tokenizers, models and tasks. A new kind is one file, and one line here.
 
+Another package adds kinds without a change here: by entry points of the groups "jpeglm.codecs", "jpeglm.tokenizers",
+"jpeglm.models" and "jpeglm.tasks", and likewise "jpeglm.sources", "jpeglm.methods", "jpeglm.extractors" and
+"jpeglm.clip_extractors". Every command knows them where that package is installed.
+
 A section of the config says by its key `name` which kind is meant. A kind is a class; what its registry asks of it is
 said at `Registry`, and all else in its protocol. An entry may be the class itself, or its place as text,
 "package.module:Class", which is imported when it is asked for: a config asks for the kinds without importing them all.
 """
 
+import functools
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jpeglm.core.errors import InputError
 from jpeglm.core.ranges import Range, check_one, one_of
 
 Section = Mapping[str, tuple[Any, Range]]  # each key of a section of the config: its default, and what it may be
+
+
+def resolved(kind: Any) -> Any:
+    """What an entry of a registry means: itself or, of a place as text, what is found there."""
+    if isinstance(kind, str):
+        module, _, attribute = kind.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    return kind
+
+
+@functools.cache
+def installed(group: str) -> dict[str, str]:
+    """The places of other packages' kinds by name: their entry points of "jpeglm.GROUP"."""
+    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"jpeglm.{group}")}
 
 
 class Registry:
@@ -29,29 +48,24 @@ class Registry:
       default: the name of the first, which a section has that was written without a name.
     """
 
-    def __init__(self, section: str, kinds: Mapping[str, type | str], unknown: str = ""):
-        """`unknown`: the message about an unknown name, with {name} and {names}, in the place of the usual one."""
+    def __init__(self, section: str, kinds: Mapping[str, type | str]):
         self.section = section
         self.kinds = dict(kinds)
         self.default = next(iter(self.kinds))
-        self._unknown = unknown
 
     @property
     def names(self) -> tuple[str, ...]:
         """What `name` may be."""
-        return tuple(self.kinds)
+        return tuple(self._all)
+
+    @property
+    def _all(self) -> dict[str, type | str]:
+        return installed(f"{self.section}s") | self.kinds
 
     def kind(self, name: Any) -> Any:
         """The class. Raises InputError for a name that is not known."""
-        known = one_of(*self.names)
-        if self._unknown and not known.holds(name):
-            raise InputError(self._unknown.format(name=repr(name), names=", ".join(self.names)))
-        check_one(f"config.{self.section}.name", name, known)
-        kind = self.kinds[name]
-        if isinstance(kind, str):
-            module, _, attribute = kind.partition(":")
-            kind = getattr(importlib.import_module(module), attribute)
-        return kind
+        check_one(f"config.{self.section}.name", name, one_of(*self.names))
+        return resolved(self._all[name])
 
     def kind_of(self, config: Mapping[str, Any]) -> Any:
         """The class that a config names, a run's or a manifest's. Raises InputError for a name that is not known."""
@@ -84,7 +98,6 @@ CODECS = Registry(  # `Codec` in jpeglm/data/codecs/base.py
         "jpeg": "jpeglm.data.codecs.jpeg:JpegCodec",
         "avc": "jpeglm.data.codecs.avc:AvcCodec",
     },
-    unknown="config.codec.name: unknown codec {name}; the codecs are: {names}",
 )
 TOKENIZERS = Registry("tokenizer", {"bpe": "jpeglm.data.tokenizers.bpe:BpeTokenizer"})  # `Tokenizer` in its package
 MODELS = Registry("model", {"llama": "jpeglm.models.llama_config:LlamaConfig"})  # `Model` in jpeglm/models

@@ -337,7 +337,7 @@ RUNS = {  # what config.json holds -> the line, after the name of the file
     stored(steps=None): "config.steps=None: a whole number from 1",
     stored(model=3): "not the config of a run: config.model is a section",
     stored(model__heads=3): "not the config of a run: config.model.heads: no such key",
-    stored(codec={"name": "png"}): "config.codec.name: unknown codec 'png'; the codecs are: jpeg, avc",
+    stored(codec={"name": "png"}): "config.codec.name='png': one of 'jpeg', 'avc'",
     stored(codec=["avc"]): "not the config of a run: config.codec is a section",
     stored(seed={"a": 1}): "not the config of a run: config.seed.a: no such key",
 }

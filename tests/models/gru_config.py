@@ -4,7 +4,9 @@ from ml_collections import ConfigDict
 
 from jpeglm.core.registry import MODELS
 from tests import tiny_config
-from tests.models import gru  # noqa: F401  registers it
+from tests.outside.gru import Gru
+
+MODELS.kinds["gru"] = Gru
 
 
 def get_config():

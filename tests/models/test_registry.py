@@ -31,8 +31,8 @@ from jpeglm.sample.scoring import Scorer
 from jpeglm.train.optimizer import make_optimizer, make_schedule
 from jpeglm.train.step import build_programs
 from tests.commands import run
-from tests.models.gru import Gru
 from tests.models.gru_config import get_config
+from tests.outside.gru import Gru
 from tests.runs import losses, state
 from tests.tiny_config import get_config as llama_config
 

@@ -1,7 +1,7 @@
 """What is the same for all codecs of still pictures.
 
 A codec of pictures is a frozen dataclass that inherits from `PictureCodec`. What it has to say is abstract there
-and in `base.Codec`; tests/data/codecs/palette.py is a short one.
+and in `base.Codec`; tests/outside/palette.py is a short one.
 """
 
 import abc

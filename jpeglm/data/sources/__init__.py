@@ -31,15 +31,15 @@ becomes of a picture that was read, `pictures` says.
 """
 
 import functools
-import importlib
 import os
 from collections.abc import Iterator
 
 from jpeglm.core.errors import InputError, printable
+from jpeglm.core.registry import installed, resolved
 from jpeglm.data.sources.base import Source
 
 # The kinds in the order in which they are asked whether a path is theirs. An entry is a class, or its place as text,
-# which is imported when it is asked. Code outside of this package may put its own here.
+# which is imported when it is asked. Those of other packages come last; see jpeglm/core/registry.py.
 SOURCES: list[type[Source] | str] = [
     "jpeglm.data.sources.embedded:EmbeddedMnist",
     "jpeglm.data.sources.tfds:TfdsDataset",
@@ -49,6 +49,7 @@ SOURCES: list[type[Source] | str] = [
     "jpeglm.data.sources.folders:Folder",
     "jpeglm.data.sources.zips:Zip",
     "jpeglm.data.sources.tars:Tar",
+    *installed("sources").values(),
 ]
 
 
@@ -75,8 +76,4 @@ def open_anew(path: str) -> Source:
 
 def _kinds() -> Iterator[type[Source]]:
     """The classes of `SOURCES`, each imported when it is its turn."""
-    for kind in SOURCES:
-        if isinstance(kind, str):
-            module, _, name = kind.partition(":")
-            kind = getattr(importlib.import_module(module), name)
-        yield kind
+    return map(resolved, SOURCES)

@@ -1,12 +1,11 @@
 """The networks whose features distances are taken of, by name. What one has to be is `base.Extractor`.
 
-An entry is the class's place as text, "package.module:Class", which is imported when it is asked for; code outside of
-this package may put a class here itself.
+An entry is the class's place as text, "package.module:Class", which is imported when it is asked for. Those of other
+packages come last; see jpeglm/core/registry.py.
 """
 
-import importlib
-
 from jpeglm.core.errors import InputError
+from jpeglm.core.registry import installed, resolved
 from jpeglm.fid.extractors.base import Extractor
 
 # A new extractor is one line here. The first one is taken where none is named. A table asks for the one of clips by
@@ -14,9 +13,11 @@ from jpeglm.fid.extractors.base import Extractor
 PICTURES: dict[str, type[Extractor] | str] = {
     "efficientnet_lite0": "jpeglm.fid.extractors.efficientnet:EfficientNetLite0",
     "inception": "jpeglm.fid.extractors.inception:Inception",
+    **installed("extractors"),
 }
 CLIPS: dict[str, type[Extractor] | str] = {
     "i3d": "jpeglm.fid.extractors.i3d:I3D",
+    **installed("clip_extractors"),
 }
 DEFAULT = next(iter(PICTURES))
 FID = "inception"  # the network of FID
@@ -31,10 +32,7 @@ def find(name: str) -> type[Extractor]:
     place = (PICTURES | CLIPS).get(name)
     if place is None:
         raise InputError(f"extractor {name!r} is none of {', '.join(PICTURES | CLIPS)}")
-    if isinstance(place, str):
-        module, _, attribute = place.partition(":")
-        place = getattr(importlib.import_module(module), attribute)
-    return place
+    return resolved(place)
 
 
 def modes() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jpeglm.core.registry import installed, resolved
 from jpeglm.tables.context import Context, Run
 from jpeglm.tables.methods.base import Completed, Method
 from jpeglm.tables.methods.flat import Flat
@@ -31,7 +32,7 @@ __all__ = [
     "trained",
 ]
 
-# In the order of tables; a new method is one line here.
+# In the order of tables; a new method is one line here. Those of other packages: see jpeglm/core/registry.py.
 _METHODS: tuple[Method, ...] = (
     TRAINED,
     PRETRAINED,
@@ -41,6 +42,7 @@ _METHODS: tuple[Method, ...] = (
     Flat(),
     TrainingMean(),
     TrainingPicture(),
+    *(resolved(place)() for place in installed("methods").values()),
 )
 REGISTRY: dict[str, Method] = {method.name: method for method in _METHODS}
 

@@ -24,8 +24,8 @@ from jpeglm.tables.judges import judge
 from jpeglm.tables.methods import REGISTRY, Completed, Method
 from jpeglm.tables.rows import LanguageModel, Table
 from jpeglm.tables.store import Store
-from tests.data.codecs.palette import PALETTE, PaletteCodec
 from tests.fid.projection import Projection
+from tests.outside.palette import PALETTE, PaletteCodec
 from tests.photographs import photographs
 
 NUM, HELDOUT = 6, 12
@@ -37,7 +37,7 @@ def test_configs_begin_with_the_defaults_of_their_codecs():
     for name in CODECS.names:
         codec = CODECS.of({"codec": CODECS.defaults(name)})
         assert type(codec) is CODECS.kind(name) and codec.name == name
-    with pytest.raises(InputError, match="unknown codec 'raw'; the codecs are: jpeg, avc"):
+    with pytest.raises(InputError, match="config.codec.name='raw': one of 'jpeg', 'avc'"):
         CODECS.defaults("raw")
 
 

@@ -12,7 +12,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jpeglm.core.ranges import whole
-from jpeglm.core.registry import MODELS
 from jpeglm.models import Model
 
 
@@ -78,6 +77,3 @@ class GruNetwork(nnx.Module):
     def decode(self, tokens: jax.Array, positions: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = self._step(state, tokens)
         return state @ self.head[...], state
-
-
-MODELS.kinds["gru"] = Gru
