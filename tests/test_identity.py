@@ -49,6 +49,20 @@ def test_copies_and_other_steps_of_the_same_weights_are_the_same(params, tmp_pat
     assert checkpoint.weights_hash(without, 0) == expected
 
 
+def test_an_import_without_fingerprints_is_read_one_array_after_another(params, tmp_path, monkeypatch):
+    without, sizes = saved(tmp_path / "run", {"params": params}, step=0), []
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def spy(handler: ocp.PyTreeCheckpointHandler, *args: object, **kwargs: object) -> dict:
+        found = restore(handler, *args, **kwargs)
+        sizes.append([x.size for x in jax.tree.leaves(found)])
+        return found
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spy)
+    checkpoint.weights_hash(without, 0)
+    assert sizes == [[x.size] for x in jax.tree.leaves(params)]
+
+
 def test_one_changed_bit_in_any_array_makes_other_weights(params):
     before = jax.device_get(checkpoint.fingerprints(params))
     for place in range(len(before)):

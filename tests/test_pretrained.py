@@ -36,7 +36,7 @@ def test_it_is_of_the_config_that_is_said_to_have_made_it_and_small():
 
 
 def test_it_held_out_what_the_demo_holds_out(demo_data):
-    ours = batches.shards.read_manifest(demo_data)
+    ours = batches.records.read_manifest(demo_data)
     theirs = read_manifest(epath.Path(DEMO))
     assert ours["splits"]["heldout"] == theirs["splits"]["heldout"]
     assert ours["tokenizer_sha256"] == theirs["tokenizer_sha256"]

@@ -5,6 +5,7 @@ checkpoint of step 0 with parameters alone, a slim copy of a run one of its own 
 set aside as STEP.damaged.
 """
 
+import gc
 import hashlib
 from typing import Any
 
@@ -186,17 +187,23 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
       InputError: the checkpoint is damaged, or cannot be read.
     """
 
+    def array(*path: str) -> np.ndarray:
+        as_numpy: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for key in reversed(path):
+            as_numpy = {key: as_numpy}
+        args = ocp.args.PyTreeRestore(as_numpy, restore_args=as_numpy, partial_restore=True)
+        [found] = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(_stored(workdir, step), args=args))
+        return found
+
     def read() -> Any:
         saved = _saved(workdir, step)
-        part = "fingerprints" if "fingerprints" in saved else "params"
-        as_numpy = {part: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[part])}
-        args = ocp.args.PyTreeRestore(as_numpy, restore_args=as_numpy, partial_restore=True)
-        path = _folder(workdir) / str(step) / "default"
-        found = ocp.PyTreeCheckpointHandler().restore(path, args=args)[part]
-        if part == "fingerprints":
-            return found["params"]
-        # One array at a time on the device.
-        return [jax.device_get(fingerprints(array))[0] for array in jax.tree.leaves(found)]
+        if "fingerprints" in saved:
+            return array("fingerprints", "params")
+        prints = []
+        for path, _ in jax.tree_util.tree_leaves_with_path(saved["params"]):  # one array at a time in memory
+            prints.append(jax.device_get(fingerprints(array("params", *(key.key for key in path))))[0])
+            gc.collect()  # Orbax leaves cycles behind, which would hold the array for longer than we do
+        return prints
 
     try:
         prints = retries.read(read, _name(workdir, step))
@@ -207,7 +214,12 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
 
 def _saved(workdir: epath.Path, step: int) -> dict[str, Any]:
     """What a checkpoint holds, as a tree of its arrays' metadata (shape, dtype)."""
-    return ocp.PyTreeCheckpointHandler().metadata(_folder(workdir) / str(step) / "default").tree
+    return ocp.PyTreeCheckpointHandler().metadata(_stored(workdir, step)).tree
+
+
+def _stored(workdir: epath.Path, step: int) -> epath.Path:
+    """Where Orbax keeps the arrays of a checkpoint."""
+    return _folder(workdir) / str(step) / "default"
 
 
 def _name(workdir: epath.Path, step: int) -> str:
@@ -249,7 +261,7 @@ def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dic
     # Orbax refuses an array that does not fit, and counts whole stored pieces of it.
     largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(item))
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(RESTORE_GB, 1 + 2 * largest // 10**9))
-    return handler.restore(_folder(workdir) / str(step) / "default", args=args)
+    return handler.restore(_stored(workdir, step), args=args)
 
 
 def _altered(restored: dict[str, Any]) -> str | None:

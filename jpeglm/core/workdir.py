@@ -1,11 +1,13 @@
-"""The workdir of a run: all that sampling, scoring and export need.
+"""The workdir of a run: its config, its tokenizer, its metrics, and by whom it was started.
 
-WORKDIR/config.json       the whole config, as the run was started or last resumed
-WORKDIR/tokenizer.json, WORKDIR/manifest.json   of the data
-WORKDIR/started.json      by whom and when: who started last owns the folder
-WORKDIR/checkpoints/STEP  see jpeglm/core/checkpoint.py
-WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
-WORKDIR/programs/         compiled, so that a restart need not; WORKDIR/profile/ traces
+    WORKDIR/config.json       the whole config, as the run was started or last resumed
+    WORKDIR/tokenizer.json, WORKDIR/manifest.json   of the data
+    WORKDIR/started.json      by whom and when: who started last owns the folder
+    WORKDIR/checkpoints/STEP  see jpeglm/core/checkpoint.py
+    WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
+    WORKDIR/programs/         compiled, so that a restart need not; WORKDIR/profile/ traces
+
+Sampling, scoring and export need nothing else.
 """
 
 import copy
@@ -120,7 +122,7 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
     if not (steps and config.init_from):
         free = (*free, "init_from")
     changed = [key for key in now if not key.startswith(free) and before.get(key) != now[key]]
-    changed.sort(key=lambda key: key not in ("model.name", "task.name"))  # what the others follow from
+    changed.sort(key=lambda key: key not in ("tokenizer.name", "model.name", "task.name"))  # others follow from these
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

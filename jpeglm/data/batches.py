@@ -214,8 +214,8 @@ def documents(path: str, split: str, limit: int | None = None) -> Iterator[bytes
 def check_fits(manifest: dict, config: ConfigDict) -> None:
     """`InputError` naming the first key in which a run's config differs from the data's that it would train on."""
     data = manifest["config"]
-    keys = [("codec", key) for key in data["codec"]]
-    keys += [("tokenizer", "name"), ("tokenizer", "vocab_size"), ("data", "seq_len")]
+    keys = [("codec", "name"), ("tokenizer", "name")]  # what the others follow from
+    keys += [("codec", key) for key in data["codec"]] + [("tokenizer", "vocab_size"), ("data", "seq_len")]
     for section, key in keys:
         if config[section][key] != data[section][key]:
             raise InputError(

@@ -161,7 +161,8 @@ def config_sections(config: ConfigDict) -> dict:
 def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
     """`InputError` naming the first key in which what lies in `out`, flattened, differs from what is asked for."""
     wanted = ranges.flat(wanted)
-    for key, value in wanted.items():
+    for key in sorted(wanted, key=lambda key: not key.endswith(".name")):  # from which the others follow
+        value = wanted[key]
         if found.get(key) != value:
             raise InputError(
                 f"{out} was prepared with {key}={found.get(key)}, now {value} is asked for: "

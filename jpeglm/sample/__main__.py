@@ -180,7 +180,7 @@ def main() -> None:
     workdir = epath.Path(FLAGS.workdir)
     config = read_config(workdir)
     max_tokens = config.data.seq_len if FLAGS.max_tokens is None else FLAGS.max_tokens
-    grammar = FLAGS.grammar and CODECS.of(config).has_grammar
+    grammar = FLAGS.grammar and CODECS.of(config).grammar() is not None
     settings = Settings(max_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.slots, grammar)
     step = checkpoint.pick_step(workdir, FLAGS.step)
     sampler = Sampler.load(workdir, settings, step)

@@ -109,7 +109,8 @@ class Sampler:
 
     def _make_grammar(self) -> TokenGrammar | None:
         """None for a codec that has none."""
-        return TokenGrammar(self.codec.grammar(), self.tokenizer) if self.codec.has_grammar else None
+        grammar = self.codec.grammar()
+        return TokenGrammar(grammar, self.tokenizer) if grammar else None
 
     def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
         """Why documents leave no room after their first `ratio`, by name; those that do are not in it.

@@ -109,8 +109,9 @@ class Methods:
           InputError: `max_tokens` leaves no room after a prompt, or with the grammar not enough for a whole file.
         """
         runs = [self.runs[row] for row in rows if row in self.runs]
+        of_bytes = self.codec.grammar()
         for tokenizer in {run.tokenizer.sha256: run.tokenizer for run in runs}.values():
-            grammar = TokenGrammar(self.codec.grammar(), tokenizer) if self.codec.has_grammar else None
+            grammar = TokenGrammar(of_bytes, tokenizer) if of_bytes else None
             wanted = []
             for ratio in ratios:
                 prefixes = [self.codec.cut(original, ratio)[0] for original in originals]

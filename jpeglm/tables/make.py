@@ -215,7 +215,7 @@ class _Cells:
             **self._distances(measured, self._places[ratio]),
             **_more_scores(measured, self._truths[self._places[ratio]]),
         )
-        if REGISTRY[method].is_network and self._codec.has_grammar:
+        if REGISTRY[method].is_network and self._codec.grammar():
             completed, measured = self._fill(method, ratio, grammar=True)
             row = dataclasses.replace(
                 row,

@@ -292,11 +292,11 @@ def start(source: Path, out: Path) -> subprocess.Popen:
     code = (
         "import json, sys\n"
         "from jpeglm.core.config import base\n"
-        "from jpeglm.data import packing\n"
+        "from jpeglm.prepare import plan\n"
         "if __name__ == '__main__':\n"
         "    config = base()\n"
         "    config.update(json.loads(sys.argv[1]))\n"
-        "    packing.prepare(config, *sys.argv[2:], workers=2, unit_items=25)\n"
+        "    plan.prepare(config, *sys.argv[2:], workers=2, unit_items=25)\n"
     )
     arguments = [CONFIG_OF_MANY.to_json(), str(source), str(out)]
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -64,7 +64,6 @@ class AvcCodec(ClipCodec):
     name: ClassVar[str] = "avc"
     extension: ClassVar[str] = ".h264"
     separator_behavior: ClassVar[str] = "merged_with_next"  # so before each slice and each frame
-    has_grammar: ClassVar[bool] = False  # no automaton of all canonical documents yet: networks write alone
     SECTION: ClassVar[Section] = {  # AVC-LM, sections 3.1 and 4.2: the first 5 seconds of a film
         "height": (144, INTEGER),
         "width": (256, INTEGER),

@@ -41,7 +41,6 @@ class Codec(abc.ABC):
       extension: suffix of ordinary files, with its dot.
       separator_behavior: where the tokenizer's merges end, at a match of `separator_regex` before it
         ("merged_with_next") or after it ("merged_with_previous").
-      has_grammar: whether `grammar` can be asked.
       SECTION: the keys of `config.codec` but `name`, which are the fields, each with its default and its range.
       height: of what is seen, in pixels.
       width: likewise.
@@ -54,7 +53,6 @@ class Codec(abc.ABC):
     unit: ClassVar[str]
     extension: ClassVar[str]
     separator_behavior: ClassVar[str]
-    has_grammar: ClassVar[bool] = False
     SECTION: ClassVar[Section]
     height: int
     width: int
@@ -152,10 +150,6 @@ class Codec(abc.ABC):
     def see(self, file: bytes) -> Seen:
         """What can be seen of an ordinary file, however damaged, in the codec's size."""
 
-    def open(self, file: bytes) -> Image.Image:
-        """Opens an ordinary file that is whole, lazily, of a codec of still pictures; raises `Refused`."""
-        raise NotImplementedError(f"a {self.item} is no picture")
-
     @abc.abstractmethod
     def encoder_versions(self) -> dict[str, str]:
         """Versions of all that the bytes of documents and the pixels of decoded ones depend on."""
@@ -164,9 +158,9 @@ class Codec(abc.ABC):
         """What can be seen of any bytes, and how many units are readable in sequence from the first."""
         return self.look(document)[1:]
 
-    def grammar(self) -> Grammar:
-        """The automaton of all canonical documents, of a codec that `has_grammar`; the first one may take a while."""
-        raise NotImplementedError(f"{type(self).__name__} has no grammar")
+    def grammar(self) -> Grammar | None:
+        """The automaton of all canonical documents; None of a codec without one. The first one may take a while."""
+        return None
 
     def checked(self, document: bytes) -> bytes:
         """The document that an encoder wrote, which must parse and come back from its ordinary file.

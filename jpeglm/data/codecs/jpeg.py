@@ -61,7 +61,6 @@ class JpegCodec(PictureCodec):
     unit: ClassVar[str] = "MCU"
     extension: ClassVar[str] = ".jpg"
     separator_behavior: ClassVar[str] = "merged_with_previous"
-    has_grammar: ClassVar[bool] = True
     SECTION: ClassVar[Section] = {  # 256x256 in colour, JPEG-LM, section 4
         "height": (256, INTEGER),
         "width": (256, INTEGER),

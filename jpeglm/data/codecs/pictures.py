@@ -63,6 +63,7 @@ class PictureCodec(Codec):
         return self.repair(prefix)[0]
 
     def open(self, file: bytes) -> Image.Image:
+        """Opens an ordinary file that is whole, lazily; raises `Refused`."""
         return open_picture(file)
 
     def is_valid(self, document: bytes) -> bool:

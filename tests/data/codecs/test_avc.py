@@ -9,8 +9,9 @@ from PIL import Image
 
 from jpeglm.core.config import avc
 from jpeglm.core.errors import InputError, Refused
+from jpeglm.core.registry import CODECS
 from jpeglm.data import sources
-from jpeglm.data.codecs import avc_header, make
+from jpeglm.data.codecs import avc_header
 from jpeglm.data.codecs.avc import AvcCodec, AvcError
 from tests.clips import FILMS, ffmpeg, papers_command, planes, transcoded
 
@@ -327,6 +328,9 @@ def test_other_sizes_rates_and_lengths(tmp_path):
 
 
 def test_the_config_s_section_makes_the_codec():
+    def make(section):
+        return CODECS.of({"codec": section})
+
     assert make(avc()) == PAPER
     for key, value in (
         ("height", 100),
