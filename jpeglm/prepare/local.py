@@ -10,6 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from tqdm import tqdm
 
 from jpeglm.core.registry import CODECS, TOKENIZERS
+from jpeglm.data.sources import SOURCES
+from jpeglm.data.sources.base import Source
 
 
 class Pool:
@@ -27,7 +29,7 @@ class Pool:
             self._workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(CODECS.kinds, TOKENIZERS.kinds),
+            initargs=(CODECS.kinds, TOKENIZERS.kinds, SOURCES),
         )
         return self
 
@@ -48,10 +50,13 @@ def progress(total: int, unit: str, what: str) -> tqdm:
     return tqdm(total=total, unit=unit, desc=what, unit_scale=total >= 1_000_000, dynamic_ncols=True)
 
 
-def _start_worker(codecs: dict[str, type | str], tokenizers: dict[str, type | str]) -> None:
+def _start_worker(
+    codecs: dict[str, type | str], tokenizers: dict[str, type | str], sources: list[type[Source] | str]
+) -> None:
     # A new process has only the kinds of this package, and not those that other code has put there.
     CODECS.kinds.update(codecs)
     TOKENIZERS.kinds.update(tokenizers)
+    SOURCES[:] = sources
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool has the cores already
 
     def end_with_parent() -> None:

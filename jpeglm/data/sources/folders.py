@@ -76,22 +76,21 @@ class Folder(Named):
     def stills(self, name: str) -> list[str] | None:
         if not name.endswith("/"):
             return None
-        folder = name
         try:
-            entries = self._entries(folder)
+            entries = self._entries(name)
         except InputError as error:
             raise Refused("unreadable", str(error)) from error
         rule = listing.films_and_frames()
-        names = [name for name, is_folder, _ in entries if not is_folder]
-        samples = listing.sampled(printable(os.path.join(self.path, folder)), names, self.read)
+        names = [entry for entry, is_folder, _ in entries if not is_folder]
+        samples = listing.sampled(printable(os.path.join(self.path, name)), names, self.read)
         if samples is not None:
-            names = [name for name in names if name in samples]
+            names = [still for still in names if still in samples]
         return [
-            name
-            for name in names
-            if not listing.is_hidden(os.path.basename(name))
-            and self.is_taken(name, rule)[0]
-            and listing.is_frame(name, self.start)
+            still
+            for still in names
+            if not listing.is_hidden(os.path.basename(still))
+            and self.is_taken(still, rule)[0]
+            and listing.is_frame(still, self.start)
         ]
 
     def start(self, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import cast
 
 from PIL import Image
 
@@ -9,6 +10,7 @@ from jpeglm.core.errors import InputError, printable
 from jpeglm.core.registry import CODECS
 from jpeglm.data import batches, records
 from jpeglm.data.codecs import Codec
+from jpeglm.data.codecs.pictures import PictureCodec
 from jpeglm.data.sources.base import Files
 from jpeglm.data.sources.listing import PassedOver, Rule
 
@@ -27,7 +29,7 @@ class HeldOut(Files):
         return self._codec.restore(self._pictures[int(name.removeprefix("heldout-"))])
 
     def load(self, name: str) -> Image.Image:
-        return self._codec.open(self.read(name))
+        return cast(PictureCodec, self._codec).open(self.read(name))  # `_pictures` refuses others
 
     def documents(self, codec: object, limit: int | None = None) -> Iterator[bytes]:
         if codec != self._codec:

@@ -15,7 +15,9 @@ from jpeglm.data.sources import open_anew
 from jpeglm.data.sources.base import Source
 from jpeglm.data.sources.listing import PassedOver, Rule
 from jpeglm.fid import images
+from jpeglm.prepare import plan
 from tests.clips import ffmpeg
+from tests.tiny_config import get_config
 
 JPEG, CLIPS = JpegCodec(32, 32, "L", 25), AvcCodec(32, 32, 3, 5, 37, False)
 
@@ -35,8 +37,11 @@ class Greys(Source):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setattr(sources, "SOURCES", [*sources.SOURCES, Greys, "tests.data.sources.hex_lines:HexLines"])
+def registered() -> Iterator[None]:
+    before = sources.SOURCES.copy()
+    sources.SOURCES += [Greys, "tests.data.sources.hex_lines:HexLines"]
+    yield
+    sources.SOURCES[:] = before
 
 
 def hex_lines(path, *files: bytes) -> str:
@@ -56,6 +61,14 @@ def test_files_of_a_new_source_are_encoded_and_evaluated(tmp_path):
     found = images.open_pictures(path)
     assert found.names == ["0", "1", "2"]
     np.testing.assert_array_equal(found[1], np.full((40, 40), 50, np.uint8))
+
+
+def test_worker_processes_know_a_new_source(tmp_path):
+    sources.SOURCES.remove(Greys)  # a class of this file, which other processes cannot import
+    path = hex_lines(tmp_path / "a.hex", *map(png, range(0, 200, 5)))
+    config = get_config()
+    config.data.holdout = 4
+    assert plan.prepare(config, path, tmp_path / "out", workers=2)["counts"]["kept"] == 40
 
 
 def test_clips_of_a_new_source_are_those_of_a_folder(tmp_path):
