@@ -36,6 +36,11 @@ def installed(group: str) -> dict[str, str]:
     return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"jpeglm.{group}")}
 
 
+def with_installed(own: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """A registry's own kinds and, after them, those of other packages, which replace none of them."""
+    return dict(own) | {name: place for name, place in installed(group).items() if name not in own}
+
+
 class Registry:
     """The kinds of one section of the config, as `config.model`, whose key `name` says which of them is meant.
 
@@ -60,7 +65,7 @@ class Registry:
 
     @property
     def _all(self) -> dict[str, type | str]:
-        return installed(f"{self.section}s") | self.kinds
+        return with_installed(self.kinds, f"{self.section}s")
 
     def kind(self, name: Any) -> Any:
         """The class. Raises InputError for a name that is not known."""

@@ -1,11 +1,11 @@
-"""The networks whose features distances are taken of, by name. What one has to be is `base.Extractor`.
+"""Feature extractors by name: the networks between whose features a distance is measured. What one has to be is `base.Extractor`.
 
 An entry is the class's place as text, "package.module:Class", which is imported when it is asked for. Those of other
 packages come last; see jpeglm/core/registry.py.
 """
 
 from jpeglm.core.errors import InputError
-from jpeglm.core.registry import installed, resolved
+from jpeglm.core.registry import resolved, with_installed
 from jpeglm.fid.extractors.base import Extractor
 
 # A new extractor is one line here. The first one is taken where none is named. A table asks for the one of clips by
@@ -13,12 +13,12 @@ from jpeglm.fid.extractors.base import Extractor
 PICTURES: dict[str, type[Extractor] | str] = {
     "efficientnet_lite0": "jpeglm.fid.extractors.efficientnet:EfficientNetLite0",
     "inception": "jpeglm.fid.extractors.inception:Inception",
-    **installed("extractors"),
 }
+PICTURES = with_installed(PICTURES, "extractors")
 CLIPS: dict[str, type[Extractor] | str] = {
     "i3d": "jpeglm.fid.extractors.i3d:I3D",
-    **installed("clip_extractors"),
 }
+CLIPS = with_installed(CLIPS, "clip_extractors")
 DEFAULT = next(iter(PICTURES))
 FID = "inception"  # the network of FID
 
