@@ -47,7 +47,7 @@ class Row:
         one; None for originals.
       psnr: of clips, decibels of the squared error of all their completed frames together, against the originals';
         None where there is no error.
-      ssim: of clips, the mean structural similarity of these frames; None for originals, as `true_distance` and `psnr`.
+      ssim: of clips, the mean structural similarity of these frames; None for originals.
       video_distance: between the features of whole clips and of the reference; None without `config.video_weights`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Feature extractors by name: the networks between whose features a distance is measured. What one has to be is `base.Extractor`.
+"""Feature extractors by name: networks between whose features a distance is measured; see `base.Extractor`.
 
 An entry is the class's place as text, "package.module:Class", which is imported when it is asked for. Those of other
 packages come last; see jpeglm/core/registry.py.
