@@ -56,7 +56,7 @@ class _Manager(ocp.CheckpointManager):
     failure: BaseException | None = None  # of a save in the background
 
     def reached_preemption(self, step: int) -> bool:
-        """Never asks: with another's steps, from another thread, it would disturb `faults.Preemption`."""
+        """Never asks: with another's steps, from another thread, it would disturb `Preemption`."""
         return False
 
     def _wait_for_checkpointers(self) -> None:
