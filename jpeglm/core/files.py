@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -41,6 +43,13 @@ def write_whole(path: Path | epath.Path, content: bytes) -> None:
     """Writes a file by `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of an npz file with these arrays, by name."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # for mypy an array could be the flag `allow_pickle`
+    return content.getvalue()
 
 
 @contextlib.contextmanager

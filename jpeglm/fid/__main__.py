@@ -25,7 +25,8 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    options = compare.Options(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(compare.Options)})
+    values = FLAGS.flag_values_dict()
+    options = compare.Options(**{field.name: values[field.name] for field in dataclasses.fields(compare.Options)})
     compare.check(options)
     with cli.only_standard_error():  # the number alone goes to standard output, whatever libraries print
         distributed.start(FLAGS.platform)

@@ -48,15 +48,15 @@ class Side:
 
     Attributes:
       path: as the flag names it.
+      held: what the path holds.
       facts: what the features are made with; empty for statistics of another program.
-      pictures: None for statistics.
-      measured: None until the pictures are.
+      dim: features a picture.
     """
 
     path: str
+    held: images.Pictures | Measured
     facts: dict[str, str]
-    pictures: images.Pictures | None
-    measured: Measured | None
+    dim: int
 
 
 def check(options: Options) -> None:
@@ -102,20 +102,16 @@ def run(options: Options) -> dict[str, Any] | None:
     if is_first:
         _check_outputs(options)
     sides, extractor = _open(options)
+    measured = {}
     for name, side in sides.items():
-        side.measured = side.measured or measure(
-            side.pictures,
-            extractor,
-            name,
-            keep_features=bool(options.kid or options.bootstrap),
-            allow_unreadable=options.allow_unreadable,
-        )
-        if (count := side.measured.moments.count) in (0, 1):  # in all processes, before one goes on alone
+        measured[name] = found = _measured(name, side, extractor, options)
+        count = found.moments.count
+        if count in (0, 1):  # in all processes, before one goes on alone
             raise InputError(f"{side.path}: two pictures or more are needed, {count} can be used")
         if name == "real" and options.save_stats and is_first:
-            save_statistics(options.save_stats, side.measured.moments, side.facts, side.measured.spatial)
-            logging.info("%s: statistics of %d pictures", options.save_stats, side.measured.moments.count)
-    result = _compare(options, **sides) if "fake" in sides and is_first else None
+            save_statistics(options.save_stats, found.moments, side.facts, found.spatial)
+            logging.info("%s: statistics of %d pictures", options.save_stats, count)
+    result = _compare(options, sides, measured) if "fake" in sides and is_first else None
     if result and options.json:
         with writing(options.json):
             write_whole(Path(options.json), (json.dumps(result, indent=2) + "\n").encode())
@@ -143,35 +139,35 @@ def _open(options: Options) -> tuple[dict[str, Side], Extractor | None]:
     """
     paths = {name: path for name in ("real", "fake") if (path := getattr(options, name))}
     sides = {name: _side(path, options) for name, path in paths.items()}
-    to_measure = [side for side in sides.values() if side.pictures is not None]
+    pictures = [side.held for side in sides.values() if isinstance(side.held, images.Pictures)]
     extractor = None
-    if to_measure:
+    if pictures:
         extractor = _extractor(options)
         made_with = {"metric": extractor.metric, "mode": extractor.mode, "weights_sha256": extractor.weights_sha256}
-        for side in to_measure:
-            side.facts = made_with | {"background": options.background}
+        for side in sides.values():
+            if isinstance(side.held, images.Pictures):
+                side.facts, side.dim = made_with | {"background": options.background}, extractor.dim
     elif options.weights or options.extractor:
         raise InputError("--extractor, --mode and --weights are for pictures, and both sides are statistics")
     if len(sides) == 2:
         real, fake = sides.values()
         check_comparable(real.facts, fake.facts, (real.path, fake.path))
-        dims = [side.measured.moments.dim if side.measured else extractor.dim for side in (real, fake)]
-        if dims[0] != dims[1]:
-            raise InputError(f"{real.path} and {fake.path}: features of two networks, {dims[0]:,} and {dims[1]:,}")
-    for side in to_measure:
-        found = side.pictures
+        if real.dim != fake.dim:
+            raise InputError(f"{real.path} and {fake.path}: features of two networks, {real.dim:,} and {fake.dim:,}")
+    for found in pictures:
         logging.info("%s: %d pictures%s", found.path, len(found), found.passed_over.after("; "))
     return sides, extractor
 
 
 def _side(path: str, options: Options) -> Side:
+    """One side; of pictures, before it is known what measures them."""
     if not holds_statistics(path):
-        return Side(path, {}, images.open_pictures(path, options.background), None)
+        return Side(path, images.open_pictures(path, options.background), {}, 0)
     if options.kid or options.bootstrap:
         raise InputError(f"{path}: --kid and --bootstrap need pictures, statistics are not enough")
     moments, facts = load_statistics(path)
     spatial = load_statistics(path, spatial=True)[0] if options.spatial else None
-    return Side(path, facts, None, Measured(moments, spatial))
+    return Side(path, Measured(moments, spatial), facts, moments.dim)
 
 
 def _extractor(options: Options) -> Extractor:
@@ -181,15 +177,30 @@ def _extractor(options: Options) -> Extractor:
     return extractors.make(name, options.weights or "", options.mode or "", options.batch_size, options.spatial)
 
 
-def _compare(options: Options, real: Side, fake: Side) -> dict[str, Any]:
+def _measured(name: str, side: Side, extractor: Extractor | None, options: Options) -> Measured:
+    """What is measured of a side; `extractor`: of pictures, None where both sides are statistics."""
+    if isinstance(side.held, Measured):
+        return side.held
+    assert extractor is not None  # `_open` made it, for these pictures
+    return measure(
+        side.held,
+        extractor,
+        name,
+        keep_features=bool(options.kid or options.bootstrap),
+        allow_unreadable=options.allow_unreadable,
+    )
+
+
+def _compare(options: Options, sides: dict[str, Side], measured: dict[str, Measured]) -> dict[str, Any]:
     """All numbers, and what they were made with."""
-    ours, theirs = real.measured, fake.measured
-    facts = real.facts or fake.facts or {"metric": "Fréchet distance of statistics"}
+    ours, theirs = measured["real"], measured["fake"]
+    facts = sides["real"].facts or sides["fake"].facts or {"metric": "Fréchet distance of statistics"}
     value = frechet_distance(ours.moments, theirs.moments)
-    result = facts | {"value": value}
+    result: dict[str, Any] = {**facts, "value": value}
     counts = [side.moments.count or "an unknown number of" for side in (ours, theirs)]
     logging.info("%s of %s and %s pictures: %.6f", facts["metric"], *counts, value)
     if options.spatial:
+        assert ours.spatial and theirs.spatial  # every side has them with --spatial
         result["sfid"] = frechet_distance(ours.spatial, theirs.spatial)
         logging.info("sFID: %.6f", result["sfid"])
     if options.kid:
@@ -201,12 +212,12 @@ def _compare(options: Options, real: Side, fake: Side) -> dict[str, Any]:
         drawn = {"replicates": options.bootstrap, "seed": options.seed}
         result["interval"] = drawn | dataclasses.asdict(interval)
         logging.info("95%% by resampling pictures: %.6f to %.6f", interval.low, interval.high)
-    sides = {"real": real, "fake": fake}
+    pictures = {name: side.held for name, side in sides.items() if isinstance(side.held, images.Pictures)}
     return result | {
         "paths": {name: side.path for name, side in sides.items()},
-        "n": {name: side.measured.moments.count for name, side in sides.items()},
-        "refused": {name: side.measured.refused for name, side in sides.items()},
-        "passed_over": {name: side.pictures.passed_over.to_json() for name, side in sides.items() if side.pictures},
+        "n": {name: found.moments.count for name, found in measured.items()},
+        "refused": {name: found.refused for name, found in measured.items()},
+        "passed_over": {name: found.passed_over.to_json() for name, found in pictures.items()},
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy", "pillow")},
         "device": jax.devices()[0].device_kind,

@@ -20,7 +20,23 @@ from tqdm import tqdm
 from jpeglm.core.errors import InputError
 
 RELIABLE_PICTURES = 2048  # below, the distance is biased upwards, and rank-deficient for the 2,048 Inception features
+_UNCOUNTED = 2  # in place of an unknown number of pictures: of two, scatter and covariance are the same
 _ROUNDING = 1e-3  # share of the trace that rounding to float32 may bring into a factor, with much room
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """What vectors sum up to.
+
+    Attributes:
+      count: how many there are.
+      mean: [dim].
+      scatter: [dim, dim], the sum of (x - mean)(x - mean)^T.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
 
 
 class Moments:
@@ -32,10 +48,9 @@ class Moments:
     """
 
     def __init__(self, batches: Iterable[np.ndarray] = ()):
-        self._folded: int | None = 0  # vectors in mean and scatter; None: of statistics that do not tell their number
-        self._mean: np.ndarray | None = None  # [dim], of the folded
-        self._scatter: np.ndarray | None = None  # [dim, dim], of the folded: sum of (x - mean)(x - mean)^T
-        self._block: np.ndarray | None = None  # [dim, dim], whose first `_kept` rows are the vectors not yet folded
+        self._folded: _Sums | None = None  # None: none is folded
+        self._is_counted = True  # False: of statistics that do not tell their number; it is `_UNCOUNTED` in `_folded`
+        self._block = np.empty((0, 0))  # [dim, dim] from the first batch on: `_kept` rows are vectors not yet folded
         self._kept = 0
         for batch in batches:
             self.update(batch)
@@ -46,8 +61,10 @@ class Moments:
         if count is not None and count < 2:
             raise ValueError(f"a covariance of {count} pictures")
         moments = cls()
-        moments._folded, moments._mean = count, np.array(mean, np.float64)
-        moments._scatter = np.array(covariance, np.float64) * (1 if count is None else count - 1)
+        moments._is_counted = count is not None
+        number = _UNCOUNTED if count is None else count
+        scatter = np.array(covariance, np.float64) * (number - 1)
+        moments._folded = _Sums(number, np.array(mean, np.float64), scatter)
         return moments
 
     @classmethod
@@ -56,8 +73,9 @@ class Moments:
         moments = cls()
         folded, rows = int(arrays["folded"]), arrays["rows"]
         if folded:
-            moments._folded = None if folded < 0 else folded
-            moments._mean, moments._scatter = np.array(arrays["mean"]), np.array(arrays["scatter"])
+            moments._is_counted = folded > 0
+            number = folded if folded > 0 else _UNCOUNTED
+            moments._folded = _Sums(number, np.array(arrays["mean"]), np.array(arrays["scatter"]))
         if len(rows):
             moments.update(rows)
         return moments
@@ -71,51 +89,52 @@ class Moments:
           row is kept, the first dimension of these is 0.
         """
         dim = self.dim
-        nothing = self._folded == 0
+        folded = self._folded or _Sums(0, np.empty(0), np.empty((0, dim)))
         return {
-            "folded": np.array(-1 if self._folded is None else self._folded, np.int64),
-            "mean": np.empty(0) if nothing else self._mean,
-            "scatter": np.empty((0, dim)) if nothing else self._scatter,
+            "folded": np.array(folded.count if self._is_counted else -1, np.int64),
+            "mean": folded.mean,
+            "scatter": folded.scatter,
             "rows": self._rows.copy() if self._kept else np.empty((0, dim)),
         }
 
     @property
     def count(self) -> int | None:
         """Vectors seen; None for statistics that do not tell it."""
-        return None if self._folded is None else self._folded + self._kept
+        return self._seen if self._is_counted else None
 
     @property
     def dim(self) -> int:
         """Features a vector; 0 before the first."""
-        known = self._mean if self._mean is not None else self._block
-        return 0 if known is None else known.shape[-1]
+        return len(self._folded.mean) if self._folded else self._block.shape[1]
 
     @property
     def mean(self) -> np.ndarray:
         """Mean vector, float64 [dim]; raises InputError where there is no picture."""
-        if self.count == 0:
-            raise InputError("there is no picture")
         if self._kept == 0:
-            return self._mean
+            if self._folded is None:
+                raise InputError("there is no picture")
+            return self._folded.mean
         mean = self._rows.mean(axis=0)
-        return mean if self._folded == 0 else self._mean + (mean - self._mean) * (self._kept / self.count)
+        if self._folded is None:
+            return mean
+        return self._folded.mean + (mean - self._folded.mean) * (self._kept / self._seen)
 
     @property
     def covariance(self) -> np.ndarray:
         """Unbiased covariance, float64 [dim, dim]; raises InputError for fewer than two pictures."""
         freedom = self._degrees_of_freedom()
-        return self._all()[2] / freedom
+        return self._all().scatter / freedom
 
     def update(self, features: np.ndarray) -> None:
         """Adds a batch of features [n, dim]; raises InputError where a number is not finite."""
         features = np.asarray(features)
-        if self._folded is None:
+        if not self._is_counted:
             raise ValueError("statistics of an unknown number of pictures cannot be added to")
         if features.ndim != 2 or features.shape[1] == 0 or features.shape[1] != (self.dim or features.shape[1]):
             raise ValueError(f"features of shape {features.shape} do not fit [n, {self.dim or 'dim'}]")
         if not np.isfinite(features).all():
             raise InputError("features hold NaN or infinity: the pictures or the weights are damaged")
-        if self._block is None:
+        if not len(self._block):
             self._block = np.empty((features.shape[1], features.shape[1]))
         while len(features):
             taken = min(len(features), len(self._block) - self._kept)
@@ -123,19 +142,16 @@ class Moments:
             self._kept += taken
             features = features[taken:]
             if self._kept == len(self._block):
-                self._folded, self._mean, self._scatter = self._all()
-                self._kept = 0
+                self._folded, self._kept = self._all(), 0
 
     def merge(self, other: "Moments") -> None:
         """Adds what `other` has seen."""
-        if self._folded is None or other._folded is None:
+        if not (self._is_counted and other._is_counted):
             raise ValueError("statistics of an unknown number of pictures cannot be merged")
         if other._folded:
             if other.dim != (self.dim or other.dim):
                 raise ValueError(f"moments of {other.dim} features do not fit {self.dim}")
-            theirs = other._folded, other._mean, other._scatter
-            folded = _united((self._folded, self._mean, self._scatter), theirs) if self._folded else theirs
-            self._folded, self._mean, self._scatter = folded
+            self._folded = _united(self._folded, other._folded)
         if other._kept:
             self.update(other._rows)
 
@@ -146,37 +162,39 @@ class Moments:
           InputError: fewer than two pictures, or statistics whose covariance is none.
         """
         freedom = self._degrees_of_freedom()
-        return _cholesky(self.covariance) if self._folded != 0 else (self._rows - self.mean) / np.sqrt(freedom)
+        return _cholesky(self.covariance) if self._folded else (self._rows - self.mean) / np.sqrt(freedom)
 
     @property
     def _rows(self) -> np.ndarray:
         return self._block[: self._kept]
 
-    def _all(self) -> tuple[int | None, np.ndarray, np.ndarray]:
-        """Number, mean and scatter matrix of the folded and the kept."""
+    @property
+    def _seen(self) -> int:
+        return (self._folded.count if self._folded else 0) + self._kept
+
+    def _all(self) -> _Sums:
+        """Of the folded and the kept together."""
         if self._kept == 0:
-            return self._folded, self._mean, self._scatter
+            assert self._folded is not None  # it is asked only where there is a vector
+            return self._folded
         mean = self._rows.mean(axis=0)
         centred = self._rows - mean
-        kept = self._kept, mean, centred.T @ centred
-        return _united((self._folded, self._mean, self._scatter), kept) if self._folded else kept
+        return _united(self._folded, _Sums(self._kept, mean, centred.T @ centred))
 
     def _degrees_of_freedom(self) -> int:
-        if self._folded is None:
-            return 1  # the scatter matrix is the covariance
-        if self.count < 2:
-            raise InputError(f"a distance needs at least two pictures on each side, there is {self.count or 'none'}")
-        return self.count - 1
+        if self._seen < 2:
+            raise InputError(f"a distance needs at least two pictures on each side, there is {self._seen or 'none'}")
+        return self._seen - 1
 
 
-def _united(
-    a: tuple[int, np.ndarray, np.ndarray], b: tuple[int, np.ndarray, np.ndarray]
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number, mean and scatter matrix of both."""
-    count = a[0] + b[0]
-    shift = b[1] - a[1]
-    between = np.outer(shift, shift) * (a[0] * b[0] / count)
-    return count, a[1] + shift * (b[0] / count), a[2] + b[2] + between
+def _united(a: _Sums | None, b: _Sums) -> _Sums:
+    """Of all vectors together; `a` may be none."""
+    if a is None:
+        return b
+    count = a.count + b.count
+    shift = b.mean - a.mean
+    between = np.outer(shift, shift) * (a.count * b.count / count)
+    return _Sums(count, a.mean + shift * (b.count / count), a.scatter + b.scatter + between)
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray:

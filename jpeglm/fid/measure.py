@@ -11,6 +11,7 @@ import numpy as np
 
 from jpeglm.core import distributed
 from jpeglm.core.errors import InputError
+from jpeglm.core.files import npz
 from jpeglm.fid import images
 from jpeglm.fid.extractors.base import Extractor, extract
 from jpeglm.fid.frechet import Moments
@@ -25,13 +26,13 @@ class Measured:
     Attributes:
       moments: of the network's own features.
       spatial: of the features of sFID, if the extractor gives them.
-      features: float32 [n, dim] in the order of the pictures, if they were asked for; without those of sFID.
+      features: float32 [n, dim] in the order of the pictures, without those of sFID; [0, 0] if not asked for.
       refused: names and reasons of pictures that could not be used.
     """
 
     moments: Moments
     spatial: Moments | None = None
-    features: np.ndarray | None = None
+    features: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
@@ -99,6 +100,7 @@ def _merged(parts: Iterable[bytes], whole: Measured) -> tuple[Measured, list[np.
         part, features = _unpacked(content)
         whole.moments.merge(part.moments)
         if whole.spatial:
+            assert part.spatial  # the extractor of all processes is one
             whole.spatial.merge(part.spatial)
         whole.refused += part.refused
         if len(features):
@@ -110,22 +112,21 @@ def _packed(part: Measured, features: Sequence[np.ndarray]) -> bytes:
     arrays = {"refused": np.array(json.dumps(part.refused))}
     if features:
         arrays["features"] = np.concatenate(features)
-    for name in ("moments", "spatial"):
-        if moments := getattr(part, name):
-            arrays |= {f"{name}.{key}": value for key, value in moments.to_arrays().items()}
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    return content.getvalue()
+    arrays |= {f"moments.{key}": value for key, value in part.moments.to_arrays().items()}
+    if part.spatial:
+        arrays |= {f"spatial.{key}": value for key, value in part.spatial.to_arrays().items()}
+    return npz(arrays)
 
 
 def _unpacked(content: bytes) -> tuple[Measured, np.ndarray]:
     """One process's part, and its features float32 [n, dim], [0, 0] if it has none."""
     with np.load(io.BytesIO(content)) as arrays:
 
-        def moments_of(name: str) -> Moments | None:
-            found = {key.removeprefix(f"{name}."): arrays[key] for key in arrays if key.startswith(f"{name}.")}
-            return Moments.from_arrays(found) if found else None
+        def moments_of(name: str) -> Moments:
+            own = [key for key in arrays if key.startswith(f"{name}.")]
+            return Moments.from_arrays({key.removeprefix(f"{name}."): arrays[key] for key in own})
 
+        spatial = moments_of("spatial") if "spatial.folded" in arrays else None
         refused = [tuple(entry) for entry in json.loads(str(arrays["refused"]))]
         features = arrays["features"] if "features" in arrays else np.zeros((0, 0), np.float32)
-        return Measured(moments_of("moments"), moments_of("spatial"), refused=refused), features
+        return Measured(moments_of("moments"), spatial, refused=refused), features

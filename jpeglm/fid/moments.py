@@ -5,7 +5,6 @@ it, the latter two keys again as `mu_s` and `sigma_s` for the spatial features o
 number of pictures, and `facts`, JSON of what they were made with, so that nothing is compared with another mode's.
 """
 
-import io
 import json
 import os
 import struct
@@ -18,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from jpeglm.core.errors import InputError, printable, writing
-from jpeglm.core.files import write_whole
+from jpeglm.core.files import npz, write_whole
 from jpeglm.data.sources.zips import check_zip_is_alone
 from jpeglm.fid.frechet import Moments
 
@@ -50,10 +49,9 @@ def save_statistics(
     arrays = {"mu": moments.mean, "sigma": moments.covariance}
     if spatial:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
-    content = io.BytesIO()
-    np.savez(content, **arrays, count=np.array(moments.count, np.int64), facts=np.array(json.dumps(dict(facts))))
+    arrays |= {"count": np.array(moments.count, np.int64), "facts": np.array(json.dumps(dict(facts)))}
     with writing(path):
-        write_whole(Path(path), content.getvalue())
+        write_whole(Path(path), npz(arrays))
 
 
 def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Moments, dict[str, str]]:
@@ -77,7 +75,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
         if not holds:
             raise InputError(f"{name}: {what}")
 
-    mean, covariance, count = arrays[mu], arrays[sigma], arrays.get("count")
+    mean, covariance = arrays[mu], arrays[sigma]
     for key, array, ndim in ((mu, mean, 1), (sigma, covariance, 2)):
         check(array.dtype in (np.float64, np.float32), f"{key} is {array.dtype}, not float64 or float32")
         check(array.ndim == ndim and array.size > 0, f"{key} has the shape {array.shape}")
@@ -91,9 +89,10 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
     slack = _ROUNDING * np.abs(covariance).max()
     check(np.abs(covariance - covariance.T).max() <= slack, f"{sigma} is not symmetric")
     check(covariance.diagonal().min() >= -slack, f"{sigma} holds a negative variance")
-    if count is not None:
-        check(count.dtype == np.int64 and count.ndim == 0 and count >= 2, "count is no number of pictures")
-        count = int(count)
+    count = None
+    if (told := arrays.get("count")) is not None:
+        check(told.dtype == np.int64 and told.ndim == 0 and int(told) >= 2, "count is no number of pictures")
+        count = int(told)
     right = isinstance(facts, dict) and all(isinstance(value, str) for value in facts.values())
     check(right, "facts are not names with strings")
     return Moments.from_statistics(mean, (covariance + covariance.T) / 2, count), facts
@@ -107,13 +106,15 @@ def _read_arrays(path: str | os.PathLike, keys: tuple[str, str]) -> tuple[dict[s
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("one array, and no npz")
         with file:
-            check_zip_is_alone(file.zip)
+            archive = file.zip
+            assert archive is not None  # it is open
+            check_zip_is_alone(archive)
             absent = [key for key in keys if key not in file]
             if absent:
                 held = ", ".join(printable(key) for key in file.files)
                 raise InputError(f"{name}: lacks {' and '.join(absent)}; it holds {held or 'nothing'}")
             wanted = [key for key in (*keys, "count", "facts") if key in file]
-            if any(file.zip.getinfo(f"{key}.npy").file_size > _MOST_BYTES for key in wanted):
+            if any(archive.getinfo(f"{key}.npy").file_size > _MOST_BYTES for key in wanted):
                 raise ValueError(f"an array of more than {_MOST_BYTES >> 30} GiB")
             arrays = {key: file[key] for key in wanted}
         strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
@@ -151,13 +152,13 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
     Raises:
       InputError: with both names, what differs, and the two values.
     """
-    names = tuple(printable(name) for name in names)
-    for facts, name in zip((facts_a, facts_b), names, strict=True):
+    name_a, name_b = (printable(name) for name in names)
+    for facts, name in ((facts_a, name_a), (facts_b, name_b)):
         if not facts:
             logging.warning("%s does not tell what it was made with: taken as made in the same mode.", name)
     if not (facts_a and facts_b):
         return
-    differing = [fact for fact in facts_a | facts_b if facts_a.get(fact) != facts_b.get(fact)]
+    differing = [fact for fact in {**facts_a, **facts_b} if facts_a.get(fact) != facts_b.get(fact)]
     # A side that refused transparent pictures has no background; nor have files from before it was recorded.
     if "refuse" in (facts_a.get("background", "refuse"), facts_b.get("background", "refuse")):
         differing = [fact for fact in differing if fact != "background"]
@@ -166,4 +167,4 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
             f"{printable(fact)}: {printable(facts_a.get(fact, 'none'))} against {printable(facts_b.get(fact, 'none'))}"
             for fact in differing
         )
-        raise InputError(f"{names[0]} and {names[1]} cannot be compared, they were made in two ways: {values}")
+        raise InputError(f"{name_a} and {name_b} cannot be compared, they were made in two ways: {values}")

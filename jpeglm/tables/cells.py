@@ -15,7 +15,7 @@ from jpeglm.tables.context import Context
 from jpeglm.tables.judges import judge, psnr
 from jpeglm.tables.methods import REGISTRY, Completed, title_of
 from jpeglm.tables.methods.base import documents_identity
-from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, Row, Shown
+from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, MethodRow, Row, Shown
 from jpeglm.tables.store import Store
 
 SHOWN = 8  # pictures of each cell that a report shows
@@ -77,36 +77,38 @@ class Cells:
                 ended=None,
                 readable=None,
                 tokens=None,
-                **self._distances(measured, kept),
+                distance=self._distance("features", measured, kept),
+                video_distance=self._distance("video", measured, kept) if self._video_extractor else None,
                 **_more_scores(measured, None),
             )
             floors.append(row)
         self._show(None, FLOOR, self._originals)
         return floors
 
-    def row(self, method: str, ratio: float) -> Row:
+    def row(self, method: str, ratio: float) -> MethodRow:
         """One method at one ratio; of a network also with the grammar, if the codec has one."""
         completed, measured = self._fill(method, ratio)
-        wrote = completed.ended is not None
-        row = Row(
+        kept = self._places[ratio]
+        row = MethodRow(
             method=method,
             title=REGISTRY[method].title,
             ratio=ratio,
             num=len(completed.documents),
             valid=float(measured["valid"].mean()),
-            ended=float(completed.ended.mean()) if wrote else None,
+            ended=_mean(completed.ended),
             readable=float(measured["readable"].mean()),
-            tokens=float(completed.tokens.mean()) if wrote else None,
-            **self._distances(measured, self._places[ratio]),
-            **_more_scores(measured, self._truths[self._places[ratio]]),
+            tokens=_mean(completed.tokens),
+            distance=self._distance("features", measured, kept),
+            video_distance=self._distance("video", measured, kept) if self._video_extractor else None,
+            **_more_scores(measured, self._truths[kept]),
         )
         if REGISTRY[method].is_network and self._codec.grammar():
             completed, measured = self._fill(method, ratio, grammar=True)
             row = dataclasses.replace(
                 row,
                 valid_with_grammar=float(measured["valid"].mean()),
-                distance_with_grammar=self._distances(measured, self._places[ratio])["distance"],
-                removed=float(completed.removed.mean()),
+                distance_with_grammar=self._distance("features", measured, kept),
+                removed=_mean(completed.removed),
             )
         return row
 
@@ -166,11 +168,11 @@ class Cells:
         found = dict(
             self._store.get(f"{name}{part}.features", identity, lambda: self._judge_all(documents, kept, truth, title))
         )
-        if self._video_extractor:
+        if extractor := self._video_extractor:
             found["video"] = self._store.get(
                 f"{name}.video",
-                content | {"extractor": _identity_of(self._video_extractor)},
-                lambda: {"features": self._video_features(documents, title)},
+                content | {"extractor": _identity_of(extractor)},
+                lambda: {"features": self._video_features(extractor, documents, title)},
             )["features"]
         return found
 
@@ -186,19 +188,14 @@ class Cells:
         features = _features(self._extractor, pictures(), total, title)
         return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
 
-    def _video_features(self, documents: Sequence[bytes], title: str) -> np.ndarray:
+    def _video_features(self, extractor: Extractor, documents: Sequence[bytes], title: str) -> np.ndarray:
         """float32 [n, dim] of whole clips, the given frames too."""
         clips = (self._codec.see(self._codec.restore(document)) for document in documents)
-        return _features(self._video_extractor, clips, len(documents), f"{title}, {self._video_extractor.name}")
+        return _features(extractor, clips, len(documents), f"{title}, {extractor.name}")
 
-    def _distances(self, measured: Measures, kept: int) -> dict[str, float | None]:
-        """Distances to the reference, by the fields of `Row`."""
-        pairs = {"distance": "features", "video_distance": "video"}
-        return {
-            name: frechet_distance(*(Moments([side[key]]) for side in (measured, self._targets[kept])))
-            for name, key in pairs.items()
-            if key in measured
-        }
+    def _distance(self, key: str, measured: Measures, kept: int) -> float:
+        """The distance to the reference, by the features of this key."""
+        return frechet_distance(*(Moments([side[key]]) for side in (measured, self._targets[kept])))
 
     def _show(self, ratio: float | None, method: str, documents: Sequence[bytes], grammar: bool = False) -> None:
         judged = list(judge(self._codec, documents[:SHOWN], 0))
@@ -218,10 +215,16 @@ def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, 
     return features
 
 
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean())
+
+
 def _more_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
-    """Scores that not every codec has, by the fields of `Row`; `truth`: what is measured of the originals."""
-    scores = {name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured}
-    if "squared_error" in measured:
+    """Scores that not every codec has, by the fields of `Row`; `truth`: the measures of the originals."""
+    scores: dict[str, float | None] = {
+        name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured
+    }
+    if truth and "squared_error" in measured:
         error = float(measured["squared_error"].mean())
         scores["psnr"] = psnr(error) if error else None
         apart = np.linalg.norm(measured["features"] - truth["features"], axis=1)

@@ -111,7 +111,7 @@ class Context:
         of_bytes = self.codec.grammar()
         for tokenizer in {run.tokenizer.sha256: run.tokenizer for run in runs}.values():
             grammar = TokenGrammar(of_bytes, tokenizer) if of_bytes else None
-            wanted = []
+            wanted: list[tuple[int, float, int]] = []  # tokens, ratio, number of the original
             for ratio in ratios:
                 prefixes = [self.codec.cut(original, ratio)[0] for original in originals]
                 lengths = np.array([1 + len(tokenizer.encode(prefix)) for prefix in prefixes])  # with BOS

@@ -29,7 +29,7 @@ def judge(
     for number, document in enumerate(documents):
         judged = codec.evaluation.judge(document, kept)
         if originals and codec.evaluation.measures_rest:
-            truth = codec.see(codec.restore(originals[number]))[kept:]
+            truth = np.asarray(codec.see(codec.restore(originals[number])))[kept:]
             judged = dataclasses.replace(judged, scores=judged.scores | _compared(judged.pictures, truth))
         yield judged
 

@@ -89,7 +89,7 @@ def _examples_of(batch: Batch, order: int, vocab_size: int) -> tuple[np.ndarray,
 
 
 def _chunks(data_dir: str | os.PathLike, manifest: dict[str, Any], split: str) -> Chunks:
-    return Chunks(data_dir, split, manifest["config"]["data"]["seq_len"])
+    return Chunks(os.fspath(data_dir), split, manifest["config"]["data"]["seq_len"])
 
 
 def _batches(chunks: Chunks, limit: int | None) -> Iterator[Batch]:
@@ -169,7 +169,7 @@ class _Table:
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
     """What is taken from counts of 1, of 2, and of 3 and more: float64 [3]."""
-    n1, n2, n3, n4 = (np.count_nonzero(counts == count) for count in (1, 2, 3, 4))
+    n1, n2, n3, n4 = (int(np.count_nonzero(counts == count)) for count in (1, 2, 3, 4))
     y = n1 / max(1, n1 + 2 * n2)
     estimates = [1 - 2 * y * n2 / max(1, n1), 2 - 3 * y * n3 / max(1, n2), 3 - 4 * y * n4 / max(1, n3)]
     return np.clip(estimates, _SMALLEST_DISCOUNT, None)

@@ -188,8 +188,9 @@ def _about_grammar(table: Table) -> list[str]:
 def _about_losses(table: Table, context: Context) -> list[str]:
     """Which tokens the losses are of: the n-gram model may have a limit, and so may a network's evaluation."""
     lines = []
-    if table.ngram:
-        fitted, there = table.ngram.fitted_tokens, ngram.training_tokens(context.manifest)
+    fitted = table.ngram.fitted_tokens if table.ngram else None
+    if fitted is not None:
+        there = ngram.training_tokens(context.manifest)
         part = f"the first {fitted:,} of {there:,} tokens of " if fitted < there else ""
         lines.append(
             f"The {NGRAM_ORDER}-gram model (modified Kneser-Ney) was fitted on {part}the training split. It is scored "

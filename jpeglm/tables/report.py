@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import textwrap
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ from jpeglm.core.registry import CODECS
 from jpeglm.core.workdir import read_config
 from jpeglm.data import render
 from jpeglm.tables.methods import REGISTRY, title_of, trained
-from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, Row, Shown, Table
+from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, MethodRow, Row, Shown, Table
 from jpeglm.tables.text import Column, columns, fine_percent, given, number, percent
 
 # A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
 # On a page of 400 CSS pixels a chart is 320 wide or more: then a point of it is no less than a pixel.
 _WIDTH, _TEXT = 320, 11  # points
-_CHART_STYLE = {
+_CHART_STYLE: dict[Any, Any] = {  # by matplotlib's names of its settings
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "jpeglm",
     "font.size": _TEXT,
@@ -149,14 +150,14 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _by_ratio(rows: list[Row]) -> dict[float, list[Row]]:
-    groups: dict[float, list[Row]] = {}
+def _by_ratio(rows: list[MethodRow]) -> dict[float, list[MethodRow]]:
+    groups: dict[float, list[MethodRow]] = {}
     for row in rows:
         groups.setdefault(row.ratio, []).append(row)
     return groups
 
 
-def _samplings(rows: list[Row]) -> tuple[bool, ...]:
+def _samplings(rows: Sequence[Row]) -> tuple[bool, ...]:
     """Whether without or with the grammar: a network by both, where there is one."""
     return (False, True) if all(row.distance_with_grammar is not None for row in rows) else (False,)
 
@@ -166,7 +167,7 @@ def _samplings(rows: list[Row]) -> tuple[bool, ...]:
 
 def _grid(table: Table, ratio: float) -> dict[str, Any]:
     """What the template needs for the pictures of one ratio: columns, and rows of (picture, whether it is valid)."""
-    columns = {(None, FLOOR, False): "original"}
+    columns: dict[tuple[float | None, str, bool], str] = {(None, FLOOR, False): "original"}
     if (ratio, "prompt", False) in table.shown:
         columns[ratio, "prompt", False] = "given"
     for row in table.rows:

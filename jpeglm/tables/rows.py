@@ -27,6 +27,8 @@ def _check_finite(record: Any) -> None:
 class Row:
     """One line of the table. Of a network, it is about plain sampling, but for the three fields about the grammar.
 
+    A floor is a `Row`, the line of a method a `MethodRow`.
+
     Attributes:
       method: a key of `methods.REGISTRY`, or "heldout" for the originals themselves.
       title: what the table calls it.
@@ -78,6 +80,13 @@ class Row:
     def distance_by(self, grammar: bool) -> float:
         """The distance with or without the grammar; where no model wrote, there is only one distance."""
         return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodRow(Row):
+    """The line of a method at one ratio: unlike a floor, it always has one."""
+
+    ratio: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +143,7 @@ class Table:
     kept: dict[float, int]
     step: int
     floors: list[Row]
-    rows: list[Row]
+    rows: list[MethodRow]
     language_models: list[LanguageModel]
     history: list[dict[str, Any]]
     shown: dict[tuple[float | None, str, bool], Shown]

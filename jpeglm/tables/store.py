@@ -10,7 +10,7 @@ from absl import logging
 
 from jpeglm.core import retries
 from jpeglm.core.errors import writing
-from jpeglm.core.files import write_whole
+from jpeglm.core.files import npz, write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,9 +43,9 @@ class Store:
                 logging.info("%s is of other settings: made again", path)
             except Exception as error:  # a damaged file can make the reader fail in any way
                 logging.warning("%s cannot be read (%s): made again", path, error)
-        arrays, content = make(), io.BytesIO()
-        np.savez(content, fingerprint=np.array(fingerprint), names=np.array(" ".join(arrays)), **arrays)
+        arrays = make()
+        content = npz({"fingerprint": np.array(fingerprint), "names": np.array(" ".join(arrays)), **arrays})
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content.getbuffer())
+            write_whole(path, content)
         return arrays

@@ -4,6 +4,8 @@ An entry is the class's place as text, "package.module:Class", which is imported
 packages come last; see jpeglm/core/registry.py.
 """
 
+from typing import Any
+
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import resolved, with_installed
 from jpeglm.fid.extractors.base import Extractor
@@ -56,7 +58,7 @@ def make(
       InputError: there is no such extractor, or its weights or mode are not its own.
     """
     kind = find(name)
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if kind.wants_weights:
         arguments["weights"] = weights
     if kind.modes:

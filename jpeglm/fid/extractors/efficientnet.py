@@ -157,7 +157,8 @@ def apply(params: dict, images: jax.Array) -> jax.Array:
     x = _relu6(_pointwise(taps, kernel.reshape(27, STEM_CHANNELS), bias))
     for block, (_, stride, channels, _, out) in zip(params["blocks"], _blocks(), strict=True):
         y = _relu6(_pointwise(x, *block["expand"])) if "expand" in block else x
-        y = _relu6(_depthwise(y, *block["depthwise"], stride))
+        kernel, bias = block["depthwise"]
+        y = _relu6(_depthwise(y, kernel, bias, stride))
         y = _pointwise(y, *block["project"])
         x = x + y if stride == 1 and channels == out else y
     x = _relu6(_pointwise(x, *params["head"]))

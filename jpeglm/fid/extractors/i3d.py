@@ -95,7 +95,7 @@ class Mixed(nnx.Module):
 class Network(nnx.Module):
     """float32 [batch, frames, 224, 224, 3] in -1..1, 9 frames or more, to logits: float32 [batch, 400]."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.Conv3d_1a_7x7 = Unit(3, 64, 7, 2)
         self.Conv3d_2b_1x1 = Unit(64, 64)
         self.Conv3d_2c_3x3 = Unit(64, 192, 3)

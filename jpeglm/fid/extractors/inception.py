@@ -168,7 +168,7 @@ class InceptionC(nnx.Module):
 class InceptionD(nnx.Module):
     """From 17 x 17 to 8 x 8 places."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.branch3x3_1 = Conv(768, 192)
         self.branch3x3_2 = Conv(192, 320, 3, 2, "VALID")
         self.branch7x7x3_1 = Conv(768, 192)
@@ -212,7 +212,7 @@ class InceptionE(nnx.Module):
 class Network(nnx.Module):
     """float32 [batch, 299, 299, 3] in -1..1 to features: float32 [batch, 2048] and, of Mixed_6d, [batch, 2023]."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, 2, "VALID")
         self.Conv2d_2a_3x3 = Conv(32, 32, 3, 1, "VALID")
         self.Conv2d_2b_3x3 = Conv(32, 64, 3)
@@ -385,7 +385,7 @@ class Inception(base.Extractor):
         else:
             metric, caveat = f"FD of Inception weights {sha256[:8]} ({mode})", base.NO_FID
             logging.warning("%s is not %s: the distance is not the FID of papers", weights, OFFICIAL_NAME)
-        self.prepare, (mean, deviation) = MODES[mode]
+        self._resized, (mean, deviation) = MODES[mode]
         weights_only = nnx.state(network_of(tensors))
         super().__init__(
             name="Inception 2015",
@@ -401,6 +401,10 @@ class Inception(base.Extractor):
             batch_size=batch_size,
             compiler_options=_compiler_options(),
         )
+
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        """By the mode: float32 [299, 299, 3], 0..1 in legacy_pytorch and 0..255 in the others."""
+        return self._resized(picture)
 
 
 def _pool_features(params: tuple[nnx.State, jax.Array, jax.Array], images: jax.Array) -> jax.Array:

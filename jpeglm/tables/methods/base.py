@@ -36,12 +36,14 @@ class Completed:
 
     def to_arrays(self) -> Arrays:
         """What a store keeps."""
-        arrays = {
+        arrays: Arrays = {
             "bytes": np.frombuffer(b"".join(self.documents), np.uint8),
             "lengths": np.array([len(document) for document in self.documents], np.int64),
         }
-        optional = {"ended": self.ended, "tokens": self.tokens, "removed": self.removed}
-        return arrays | {name: values for name, values in optional.items() if values is not None}
+        for name, values in (("ended", self.ended), ("tokens", self.tokens), ("removed", self.removed)):
+            if values is not None:
+                arrays[name] = values
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Completed":

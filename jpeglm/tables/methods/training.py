@@ -75,12 +75,13 @@ def with_rest_of(
 
 def random_others(documents: Sequence[bytes], pool: Sequence[bytes], seed: int) -> list[bytes]:
     """One of `pool` for each document; which one depends on (seed, the document) alone."""
-    return [pool[random_of(seed, document).integers(len(pool))] for document in documents]
+    return [pool[int(random_of(seed, document).integers(len(pool)))] for document in documents]
 
 
 def mean_document(codec: PictureCodec, documents: Iterable[bytes]) -> bytes:
     """The canonical document of the pictures' mean, pixel by pixel."""
-    total, count = 0.0, 0
+    total: np.ndarray | float = 0.0
+    count = 0
     for document in documents:
         total = total + np.asarray(codec.decode(document), np.float64)
         count += 1
