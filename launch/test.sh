@@ -43,4 +43,5 @@ done
 
 ruff check .
 ruff format --check .
+mypy
 exec env JAX_PLATFORMS=cpu python -m pytest "${marker[@]}" "${arguments[@]}"

@@ -59,7 +59,9 @@ def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
         words = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
         raise InputError(f"does not fit: {words}") from error
     seconds = time.monotonic() - started
-    program = hlo.Program(compiled.as_text())
+    text = compiled.as_text()
+    assert text is not None  # XLA's programs have one
+    program = hlo.Program(text)
     held, temporary = device_memory(compiled)
     found = program.collectives(_one_slice(mesh))
     awaited = sum(collective.bytes * collective.times for collective in found if not collective.is_overlapped)
@@ -110,8 +112,8 @@ def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
     engine, mesh = sampling_engine(config, target, slots)
     cost = cost_of(engine.lower_decode(), mesh)
     sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
-    each = dict(sent=sent, awaited=cost.awaited / STEPS_A_CALL, traffic=cost.traffic / STEPS_A_CALL)
-    return dataclasses.replace(cost, **each)
+    awaited, traffic = cost.awaited / STEPS_A_CALL, cost.traffic / STEPS_A_CALL
+    return dataclasses.replace(cost, sent=sent, awaited=awaited, traffic=traffic)
 
 
 def sampling_peak(prefill: Cost, step: Cost) -> float:

@@ -99,7 +99,7 @@ class Program:
         One that the compiler overlaps with products stands in several fusions, from its start to its end, with the
         same attributes: it runs once.
         """
-        found = {}
+        found: dict[str | _Instruction, Collective] = {}
         for _, instruction, times in self._walk(self._entry, 1, into_fusions=True):
             if instruction.operation == "send":
                 found[instruction] = _between_slices(instruction, times)
@@ -159,7 +159,7 @@ class Program:
         """How often a loop runs: as XLA says, or from where its counter starts up to the bound of its comparison."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known[1])
-        condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
+        condition = self._computations[re.findall(r"condition=%?([\w.\-]+)", loop.rest)[0]]
         bounds = [value for i in condition.values() if (value := _constant(i)) is not None]
         compared = [i for i in condition.values() if "direction=LT" in i.rest]
         start = self._start(computation, loop, condition, compared[0]) if len(compared) == 1 else None
@@ -243,19 +243,19 @@ class Program:
 
 def by_axis(found: list[Collective]) -> dict[str, float]:
     """What one device sends in one run, by the mesh axes that it crosses ("fsdp", or "data x fsdp"), most first."""
-    total: collections.Counter[str] = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     for collective in found:
         total[" x ".join(collective.axes)] += collective.bytes * collective.times
-    return dict(total.most_common())
+    return dict(sorted(total.items(), key=lambda item: item[1], reverse=True))
 
 
 def _between_slices(send: _Instruction, times: int) -> Collective:
     """What a chip hands to its host for other slices. The program goes on meanwhile, up to recv-done."""
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
     target = re.search(r'_xla_megascale_target="?(\{[-\d{},:x>]*\})', send.rest)
-    if not kind or kind[1] not in _TRANSFERS or not target:
+    if not transfer or transfer[1] not in _TRANSFERS or not target:
         raise ValueError(f"{send.name}: a send whose target is written in an unknown way: {send.rest[:200]}")
-    kind, members = _TRANSFERS[kind[1]], _slices_of_members(target[1])
+    kind, members = _TRANSFERS[transfer[1]], _slices_of_members(target[1])
     others = 1 - members.count(members[0]) / len(members)  # the share of the participants in other slices
     share = {"all-reduce": 2 * others, "all-gather": others * len(members), "collective-permute": 1}.get(kind, others)
     return Collective(kind, (SLICES,), share * _bytes(_arrays(send.shape)[0]), times, is_overlapped=True)
@@ -297,9 +297,11 @@ def _arrays(shape: str) -> list[str]:
 
 
 def _bytes(array: str) -> float:
-    kind, dims, _ = _ARRAY.match(array).groups()
-    digits = re.search(r"\d+", kind)
-    each = BYTES[kind] if kind in BYTES else int(digits[0]) / 8
+    found = _ARRAY.match(array)
+    if not found:
+        raise ValueError(f"an array whose type is written in an unknown way: {array}")
+    kind, dims, _ = found.groups()
+    each = BYTES[kind] if kind in BYTES else int(re.findall(r"\d+", kind)[0]) / 8
     return each * float(np.prod([int(size) for size in dims.split(",") if size]))
 
 
@@ -321,7 +323,7 @@ def _groups(instruction: _Instruction, mesh: Mesh) -> np.ndarray:
     if named := re.search(
         r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", rest
     ):
-        return _named_groups(*named.groups(), mesh.size)
+        return _named_groups(mesh.size, *named.groups())
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         shape, dims, order = (_numbers(part) if part else None for part in iota.groups())
         return np.arange(mesh.size).reshape(dims).transpose(order).reshape(shape)
@@ -334,19 +336,20 @@ def _groups(instruction: _Instruction, mesh: Mesh) -> np.ndarray:
     )
 
 
-def _named_groups(sizes: str, dims: str | None, order: str | None, along: str, num_devices: int) -> np.ndarray:
+def _named_groups(num_devices: int, sizes: str, dims: str | None, order: str | None, along: str) -> np.ndarray:
     """Groups along axes of a mesh that XLA names itself, such as 'a'=4,'b'=8 along 'a','b':(2)4.
 
     The devices lie in it row by row or, with `dims` and `order`, as an array of these dims that is transposed. (2)4 is
     the part of size 4 of an axis that is left inside of 2.
     """
-    devices = np.arange(num_devices)
+    devices: np.ndarray = np.arange(num_devices)
     if dims:
         devices = devices.reshape(_numbers(dims)).transpose(_numbers(order) if order else None)
     axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", sizes)}
     wanted = {name: (int(before or 1), int(size or axes[name]))
               for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", along)}  # fmt: skip
-    shape, places = [], []
+    shape: list[int] = []
+    places: list[int] = []
     for name, size in axes.items():
         before, part = wanted.get(name, (1, 1))
         if name in wanted:

@@ -28,7 +28,7 @@ class Roofline:
             "network": sum(size for axes, size in cost.sent.items() if axes != hlo.SLICES) / chip.network,
             "dcn": across / chip.dcn if across else 0.0,
         }
-        self.binds = max(self.seconds, key=self.seconds.get)
+        self.binds = max(self.seconds, key=self.seconds.__getitem__)
         self.awaited = cost.awaited / chip.network
         busy = max(self.seconds["compute"], self.seconds["memory"])
         self.bound = max(busy + self.awaited, self.seconds["network"], self.seconds["dcn"])

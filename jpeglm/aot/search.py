@@ -72,11 +72,12 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, 
             trial = _with(config, accumulate=each // sizes[-1], remat=policy)
             with tries.next(f"remat {policy}, {microbatch_words(sizes[-1], mesh)}"):
                 cost, words = _fitting(trial, target)
-            bound = cost and Roofline(target.chip, step_flops(trial, target)[1], cost).bound
-            tried.append((policy, trial.optim.accumulate, words, human_seconds(bound) if cost else ""))
             if cost is None:
+                tried.append((policy, trial.optim.accumulate, words, ""))
                 sizes.pop()
                 continue
+            bound = Roofline(target.chip, step_flops(trial, target)[1], cost).bound
+            tried.append((policy, trial.optim.accumulate, words, human_seconds(bound)))
             largest[policy] = sizes[-1]
             if best is None or bound < best[0]:
                 best = bound, trial, cost

@@ -148,7 +148,7 @@ def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple
     Raises:
       InputError: checkpoints are there and none can be restored, or one that may be good cannot be read.
     """
-    damaged = {}
+    damaged: dict[int, str] = {}
     for step in reversed(_agreed_steps(workdir)):
         state, why = _restore(workdir, step, abstract_state)
         if why is None:
@@ -240,9 +240,12 @@ def _restore(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> 
     except InputError as error:
         failure = error
     distributed.wait_for_all(f"step {step} is read")  # one may have tried again and again
-    if said := _any_process_says(failure and str(failure)):
+    if said := _any_process_says(str(failure) if failure else None):
         raise failure or InputError(said)
-    damage = _any_process_says(damage) or _altered(state)
+    if damage := _any_process_says(damage):
+        return None, damage
+    assert state is not None  # nothing is wrong on any process
+    damage = _altered(state)
     return (None, damage) if damage else (state, None)
 
 

@@ -6,6 +6,7 @@ watchdog or for another process that is gone, start me again. 1: anything unexpe
 
 import contextlib
 import functools
+import io
 import logging as std_logging
 import math
 import os
@@ -14,6 +15,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -40,7 +42,7 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _fail(message: object) -> None:
+def _fail(message: object) -> NoReturn:
     _tell(message)
     # Not sys.exit: that waits for the other processes of the job, which wait for this one, and lets the threads of a
     # save that failed say more.
@@ -177,7 +179,7 @@ def run(main: Callable[..., None], positional: Sequence[str] = (), required: Seq
       positional: names of the arguments that are not flags; each must be given and is passed to `main`.
       required: names of the flags that must be given.
     """
-    if sys.stdout is not None:  # a name may hold what the terminal's encoding does not
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed; a name may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
 
     def wrapped(argv: Sequence[str]) -> None:

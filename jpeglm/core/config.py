@@ -110,7 +110,7 @@ def avc() -> ConfigDict:
     return _defaults(CODECS, "avc")
 
 
-def _defaults(kinds: Registry, name: str) -> ConfigDict:
+def _defaults(kinds: Registry, name: Any) -> ConfigDict:
     """The section of a config that asks for this kind and says nothing else; `InputError` for an unknown one."""
     return ConfigDict(kinds.defaults(name)).lock()
 

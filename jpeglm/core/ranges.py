@@ -45,13 +45,14 @@ def real(
     0.99999999999 is 1 in float32, and 1e-40 is 0 on a device.
     """
 
-    def is_within(value: float) -> bool:
+    def is_within(value: float | np.float32) -> bool:
         low = (above is None or value > above) and (least is None or value >= least)
         high = (below is None or value < below) and (most is None or value <= most)
         return bool(value == also or (low and high))
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not abs(value) <= _FLOAT32_MAX:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= _FLOAT32_MAX:
             return False  # NaN compares with nothing
         rounded = np.float32(0 if abs(value) < _FLOAT32_TINY else value)
         return is_within(value) and is_within(rounded)

@@ -146,7 +146,7 @@ def _scatter(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> tupl
 _gather.defvjp(lambda axes, x: (_gather(axes, x), None), _scatter)
 
 
-def parameter_shardings(abstract: nnx.State, mesh: Mesh) -> Any:
+def parameter_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of the parameters, as the pure dict `nnx.to_pure_dict` gives.
 
     Each `nnx.Param` carries its logical `axes`; a parameter stacked over layers has one leading dimension more.

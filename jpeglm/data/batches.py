@@ -7,7 +7,8 @@ process reads only the rows that it is told to, and a run that goes on starts at
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ Batch = dict[str, np.ndarray]
 class Chunks:
     """The chunks of one split of a prepared folder, by number, each as a training example."""
 
-    def __init__(self, path: str, split: str, seq_len: int, mask_documents: bool = False):
+    def __init__(self, path: str | os.PathLike, split: str, seq_len: int, mask_documents: bool = False):
         """Opens the folder.
 
         Args:
@@ -133,7 +134,7 @@ def train_batches(
     chunks: Chunks,
     seed: int,
     batch_size: int,
-    rows: Sequence[int],
+    rows: Collection[int],
     first_step: int,
     num_steps: int,
     threads: int = 2,
@@ -177,7 +178,7 @@ def _order(chunks: Chunks, seed: int) -> grain.MapDataset:
 
 
 def eval_batches(
-    chunks: Chunks, batch_size: int, rows: Sequence[int], max_batches: int | None = None
+    chunks: Chunks, batch_size: int, rows: Collection[int], max_batches: int | None = None
 ) -> Iterator[Batch]:
     """All chunks in order, at most `max_batches` batches; rows after the last chunk are empty, of weight 0.
 

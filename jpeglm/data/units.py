@@ -1,13 +1,14 @@
 """A loss in the units of the field."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jpeglm.core.errors import Diverged
 from jpeglm.core.registry import CODECS
 
 
-def heldout_units(nats_per_token: float, manifest: dict[str, Any]) -> dict[str, float]:
+def heldout_units(nats_per_token: float, manifest: Mapping[str, Any]) -> dict[str, float]:
     """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files.
 
     Raises:

@@ -1,6 +1,6 @@
 """The training loss: next-token cross-entropy in float32, optionally with z-loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,10 +32,10 @@ def weighted_loss(
 
 def make_loss(
     graphdef: nnx.GraphDef, z_loss: float
-) -> Callable[[Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]:
     """loss(params, batch, total_weight): the batch's sums over `total_weight`, with z-loss and without."""
 
-    def loss(params: Any, batch: dict[str, jax.Array], total_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Any, batch: Mapping[str, jax.Array], total_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = nnx.merge(graphdef, params)(batch["tokens"], batch["positions"], batch["segment_ids"])
         total, nll = weighted_loss(logits, batch["targets"], batch["loss_weights"], z_loss)
         return total / total_weight, nll / total_weight

@@ -59,8 +59,11 @@ def _start_worker(
     SOURCES[:] = sources
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool has the cores already
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     # A worker waits for tasks on a pipe whose other end it holds open too: it would outlive a killed parent.

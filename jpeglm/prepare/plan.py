@@ -310,7 +310,8 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
       counts: pictures or clips kept, duplicates among them and refused, and variants, for the manifest.
     """
     all_keys, all_places, all_variants = [], [], []
-    refused, first_refused = collections.Counter(), []
+    refused: collections.Counter[str] = collections.Counter()
+    first_refused: list[str] = []
     with replacing(Path(job.out) / REFUSED, job.work) as temporary, open(temporary, "wb") as refused_file:
         for unit in range(num_units):
             with np.load(_index_path(job, unit)) as index:
@@ -410,7 +411,7 @@ def _pack_all(pool: Pool, job: Job, places: np.ndarray, held_out: int, shard: np
         for index in range(count):
             yield job, "train", index, count, training[bounds[index] : bounds[index + 1]]
 
-    entries = {split: [] for split in records.SPLITS}
+    entries: dict[str, list[dict]] = {split: [] for split in records.SPLITS}
     with progress(len(places), "doc", "packing") as bar:
         for split, entry in pool.map_unordered(_pack_shard, tasks()):
             entries[split].append(entry)

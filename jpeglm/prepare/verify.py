@@ -29,7 +29,7 @@ def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
         raise InputError(f"{folder / tokenizers.FILE} is not the one that the manifest names")
     splits, counts = manifest["splits"], manifest["counts"]
     listed = [(split, index) for split in splits for index in range(len(records.shard_paths(folder, manifest, split)))]
-    ranges = {split: [] for split in splits}  # first and last key of each shard
+    ranges: dict[str, list[bytes]] = {split: [] for split in splits}  # first and last key of each shard
     listed_documents = counts["kept"] + counts["variants"]
     with Pool(workers) as pool, progress(listed_documents, "doc", "verifying") as bar:
         for split, first_last, documents in pool.map_unordered(

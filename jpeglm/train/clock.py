@@ -32,7 +32,7 @@ class Stopwatch:
 
     def go_on(self, rows: list[dict[str, Any]]) -> None:
         """Adds what a run's metrics have counted before."""
-        counted = next((row for row in reversed(rows) if "goodput" in row), {})
+        counted: dict[str, Any] = next((row for row in reversed(rows) if "goodput" in row), {})
         for part in self.PARTS:
             self._counted[part] += counted.get(f"seconds/{part}", 0.0)
 

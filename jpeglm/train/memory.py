@@ -11,6 +11,7 @@ from jpeglm.core.human import human_bytes
 def device_memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
     """Bytes on each device while a compiled program runs: its arguments and results, and its temporaries."""
     sizes = compiled.memory_analysis()
+    assert sizes is not None  # CPU, GPU and TPU all tell
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return held, sizes.temp_size_in_bytes
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jpeglm.core.errors import InputError
@@ -37,7 +37,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, decayed: Any) -
 
 
 def state_shardings(
-    optimizer: optax.GradientTransformation, abstract_params: Any, param_shardings: Any, mesh: Mesh
+    optimizer: optax.GradientTransformation, abstract_params: Any, param_shardings: Any, mesh: Mesh | AbstractMesh
 ) -> Any:
     """Moments are laid out as their parameters; counters are on every device."""
     replicated = NamedSharding(mesh, PartitionSpec())

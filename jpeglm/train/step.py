@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from jpeglm.core import sharding
@@ -44,7 +44,7 @@ class Programs:
     schedule: optax.Schedule
 
 
-def build_programs(config: ConfigDict, mesh: Mesh) -> Programs:
+def build_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> Programs:
     """The programs of a run on a mesh, not compiled yet; they are lowered and run where that mesh is set.
 
     Raises:

@@ -122,7 +122,7 @@ class PassedOver:
       names: the first hundred.
     """
 
-    def __init__(self, on_each: Callable[[str, str], None] = lambda name, why: None):
+    def __init__(self, on_each: Callable[[str, str], object] = lambda name, why: None):
         """`on_each`: called with the name and the reason of each."""
         self.counts: collections.Counter[str] = collections.Counter()
         self.names: list[str] = []

@@ -29,8 +29,8 @@ class LanguageModelling:
     @property
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
         """What they hold: jpeglm/data/batches.py."""
-        dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32)
-        dtypes["loss_weights"] = np.float32
+        integers = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32)
+        dtypes = integers | {"loss_weights": np.float32}
         return {name: ((self.seq_len,), dtype) for name, dtype in dtypes.items()}
 
     def data(self, path: os.PathLike, split: str, model: Model) -> Any:
