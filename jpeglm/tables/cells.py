@@ -12,15 +12,14 @@ from jpeglm.fid.extractors.base import Extractor, extract
 from jpeglm.fid.frechet import Moments, frechet_distance
 from jpeglm.tables import methods
 from jpeglm.tables.context import Context
-from jpeglm.tables.judges import judge, psnr
+from jpeglm.tables.judges import judge
 from jpeglm.tables.methods import REGISTRY, Completed, title_of
 from jpeglm.tables.methods.base import documents_identity
+from jpeglm.tables.metrics import Measures, scores_of_row
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, MethodRow, Row, Shown
 from jpeglm.tables.store import Store
 
 SHOWN = 8  # pictures of each cell that a report shows
-# `features` float32 [pictures, dim], `video` float32 [n, dim] if whole clips are measured, and scores float64 [n].
-Measures = dict[str, np.ndarray]
 
 
 class Cells:
@@ -79,7 +78,7 @@ class Cells:
                 tokens=None,
                 distance=self._distance("features", measured, kept),
                 video_distance=self._distance("video", measured, kept) if self._video_extractor else None,
-                **_more_scores(measured, None),
+                scores=scores_of_row(measured, None),
             )
             floors.append(row)
         self._show(None, FLOOR, self._originals)
@@ -100,7 +99,7 @@ class Cells:
             tokens=_mean(completed.tokens),
             distance=self._distance("features", measured, kept),
             video_distance=self._distance("video", measured, kept) if self._video_extractor else None,
-            **_more_scores(measured, self._truths[kept]),
+            scores=scores_of_row(measured, self._truths[kept]),
         )
         if REGISTRY[method].is_network and self._codec.grammar():
             completed, measured = self._fill(method, ratio, grammar=True)
@@ -217,16 +216,3 @@ def _features(extractor: Extractor, pictures: Iterator[np.ndarray], total: int, 
 
 def _mean(values: np.ndarray | None) -> float | None:
     return None if values is None else float(values.mean())
-
-
-def _more_scores(measured: Measures, truth: Measures | None) -> dict[str, float | None]:
-    """Scores that not every codec has, by the fields of `Row`; `truth`: the measures of the originals."""
-    scores: dict[str, float | None] = {
-        name: float(measured[name].mean()) for name in ("concealed", "ssim") if name in measured
-    }
-    if truth and "squared_error" in measured:
-        error = float(measured["squared_error"].mean())
-        scores["psnr"] = psnr(error) if error else None
-        apart = np.linalg.norm(measured["features"] - truth["features"], axis=1)
-        scores["true_distance"] = float(apart.mean())
-    return scores

@@ -14,6 +14,7 @@ from jpeglm.fid.frechet import RELIABLE_PICTURES
 from jpeglm.tables import ngram
 from jpeglm.tables.context import Context
 from jpeglm.tables.methods import REGISTRY, rows_of, title_of, trained
+from jpeglm.tables.metrics import METRICS
 from jpeglm.tables.rows import NGRAM_ORDER, Table
 from jpeglm.tables.text import columns, given, number, with_grammar
 
@@ -80,20 +81,14 @@ def _against_floor(table: Table) -> Iterator[str]:
 
 def _against_still_frames(table: Table) -> Iterator[str]:
     """How the trained networks compare with still frames, by each number that both have."""
-    measures = (
-        ("distance", "distance", _DIGITS),
-        ("to true frames", "true_distance", 3),
-        ("PSNR", "psnr", 2),
-        ("SSIM", "ssim", 4),
-    )
     for row, still in itertools.product(table.rows, table.rows):
         if row.method in trained() and REGISTRY[still.method].is_compared_in_full and still.ratio == row.ratio:
-            both = [(what, getattr(still, name), getattr(row, name), digits) for what, name, digits in measures]
-            compared = [
-                f"{what} {number(theirs, digits)} against {number(ours, digits)}"
-                for what, theirs, ours, digits in both
-                if theirs is not None and ours is not None
-            ]
+            compared = [f"distance {number(still.distance, _DIGITS)} against {number(row.distance, _DIGITS)}"]
+            for metric in METRICS:
+                theirs, ours = still.scores.get(metric.name), row.scores.get(metric.name)
+                if metric.digits is not None and theirs is not None and ours is not None:
+                    name, digits = metric.header.partition(",")[0], metric.digits
+                    compared.append(f"{name} {number(theirs, digits)} against {number(ours, digits)}")
             yield f"“{still.title}” against “{row.title}” at {given(table, row.ratio)}: {', '.join(compared)}."
 
 
@@ -162,13 +157,7 @@ def _about_columns(table: Table) -> dict[str, str]:
         f"{unit}s readable": f"“{unit}s readable”: of the {unit}s to be completed, the share that a tolerant decoder "
         "reads in sequence before the first that it cannot.",
         "ended": "“ended” means that the model wrote its end token within the budget.",
-        "concealed": "“concealed” is the share of the macroblocks to be completed that ffmpeg's decoder made up, or "
-        "that never came: a frame that is missing shows the one before it. “valid” wants every slice of every frame, "
-        "once and in order, and a decoder without warnings.",
-        "to true frames": "“to true frames” is the mean distance between the features of each completed frame and "
-        "those of the true one.",
-        "PSNR, dB": "PSNR is of the squared error of all completed frames of a row together (in RGB), SSIM the mean "
-        "over frames; both against the clip's own continuation, of which a prompt allows many.",
+        **{metric.header: metric.note for metric in METRICS if metric.note},
     }
 
 

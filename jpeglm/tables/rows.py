@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jpeglm.core.errors import InputError
 from jpeglm.data.codecs import Codec
+from jpeglm.tables.metrics import METRICS
 
 FLOOR = "heldout"
 FLOOR_TITLE = "held-out originals"
@@ -16,11 +18,11 @@ NGRAM_ORDER = 4
 
 def _check_finite(record: Any) -> None:
     """Raises InputError for a NaN or an infinity in a line of a table; None stands for a number that is not there."""
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    for name, value in (values | values.get("scores", {})).items():
         if isinstance(value, float) and not math.isfinite(value):
             place = "" if getattr(record, "ratio", None) is None else f" at ratio {record.ratio:g}"
-            raise InputError(f"“{record.title}”{place}: {field.name} is {value}, so there is no table")
+            raise InputError(f"“{record.title}”{place}: {name} is {value}, so there is no table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,7 @@ class Row:
         wrote.
       removed: the share of its probability that the grammar took away from the model at a token, the mean over each
         file's tokens and then over the files; None where no model wrote.
-      concealed: of clips, the mean share of the macroblocks to be completed that a decoder made up or never gave.
-      true_distance: of clips, the mean Euclidean distance between the features of each completed frame and of the true
-        one; None for originals.
-      psnr: of clips, decibels of the squared error of all their completed frames together, against the originals';
-        None where there is no error.
-      ssim: of clips, the mean structural similarity of these frames; None for originals.
+      scores: of each of `metrics.METRICS`, by name; None, or no entry, where there is no such number.
       video_distance: between the features of whole clips and of the reference; None without `config.video_weights`.
 
     Raises:
@@ -68,14 +65,21 @@ class Row:
     valid_with_grammar: float | None = None
     distance_with_grammar: float | None = None
     removed: float | None = None
-    concealed: float | None = None
-    true_distance: float | None = None
-    psnr: float | None = None
-    ssim: float | None = None
+    scores: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     video_distance: float | None = None
 
     def __post_init__(self) -> None:
         _check_finite(self)
+
+    def record(self) -> dict[str, Any]:
+        """All numbers by name, each score in a place of its own."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            if field.name == "scores":
+                found |= {metric.name: self.scores.get(metric.name) for metric in METRICS}
+            else:
+                found[field.name] = getattr(self, field.name)
+        return found
 
     def distance_by(self, grammar: bool) -> float:
         """The distance with or without the grammar; where no model wrote, there is only one distance."""

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from jpeglm.core.errors import writing
 from jpeglm.core.files import write_whole
+from jpeglm.tables.metrics import METRICS, Metric
 from jpeglm.tables.rows import Row, Table
 
 NOTHING = "–"
@@ -62,6 +63,13 @@ def columns(table: Table) -> list[Column]:
     def distance(header: str, metric: str, name: str) -> Column:
         return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name), metric)
 
+    def score(metric: Metric) -> Column:
+        def text(row: Row) -> str:
+            value = row.scores.get(metric.name)
+            return percent(value) if metric.digits is None else number(value, metric.digits)
+
+        return Column(metric.header, text)
+
     found = [
         Column("N", lambda row: f"{row.num:,}"),
         Column("valid", lambda row: percent(row.valid)),
@@ -69,14 +77,12 @@ def columns(table: Table) -> list[Column]:
         Column("removed", lambda row: fine_percent(row.removed)),
         Column("ended", lambda row: percent(row.ended)),
         Column(f"{table.codec.unit}s readable", lambda row: percent(row.readable)),
-        Column("concealed", lambda row: percent(row.concealed)),
+        *(score(metric) for metric in METRICS if metric.digits is None),
         Column("tokens", lambda row: number(row.tokens, 1)),
         distance(table.metric, table.metric, "distance"),
         distance(with_grammar(table.metric), table.metric, "distance_with_grammar"),
         distance(table.video_metric, table.video_metric, "video_distance"),
-        Column("to true frames", lambda row: number(row.true_distance, 3)),
-        Column("PSNR, dB", lambda row: number(row.psnr, 2)),
-        Column("SSIM", lambda row: number(row.ssim, 4)),
+        *(score(metric) for metric in METRICS if metric.digits is not None),
     ]
     return [column for column in found if any(column.text(row) != NOTHING for row in table.all_rows)]
 
@@ -118,10 +124,10 @@ def as_csv(table: Table) -> str:
     """The main table, unrounded; empty where there is nothing to say."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    fields = [field.name for field in dataclasses.fields(Row)]
-    writer.writerow(["metric", "video_metric", *fields])
-    for row in table.all_rows:
-        writer.writerow([table.metric, table.video_metric, *(getattr(row, field) for field in fields)])
+    records = [row.record() for row in table.all_rows]
+    writer.writerow(["metric", "video_metric", *records[0]])
+    for record in records:
+        writer.writerow([table.metric, table.video_metric, *record.values()])
     return file.getvalue()
 
 
@@ -136,7 +142,7 @@ def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
         "video_metric": table.video_metric,
         "extractors": table.extractors,
         "step": table.step,
-        "rows": [dataclasses.asdict(row) for row in table.all_rows],
+        "rows": [row.record() for row in table.all_rows],
         "language_models": [dataclasses.asdict(model) for model in table.language_models],
         "notes": table.notes,
         **facts,

@@ -9,9 +9,10 @@ from jpeglm.data.codecs import avc_decoder, avc_parser, jpeg
 from jpeglm.data.codecs.avc import AvcCodec
 from jpeglm.data.codecs.base import Judged
 from jpeglm.data.codecs.jpeg import JpegCodec
-from jpeglm.tables.judges import judge, psnr
+from jpeglm.tables.judges import judge
 from jpeglm.tables.methods.last_frame import with_last_frame
 from jpeglm.tables.methods.random_bytes import with_random_bytes
+from jpeglm.tables.metrics import decibels
 from tests.clips import FILMS, ffmpeg
 from tests.photographs import photographs
 
@@ -35,7 +36,7 @@ def test_originals_are_perfect(originals):
         np.testing.assert_array_equal(each.seen, CODEC.decode(original))
         np.testing.assert_array_equal(each.pictures, each.seen[KEPT:])
     assert "ssim" not in next(judge(CODEC, originals, KEPT)).scores
-    assert psnr(0.0) == float("inf")
+    assert decibels(0.0) == float("inf")
 
 
 def test_a_clip_that_stands_still_is_valid_and_shows_its_last_frame(originals):
@@ -56,7 +57,7 @@ def test_psnr_is_that_of_ffmpeg_s_filter(originals, tmp_path):
     errors = [float(found) for found in re.findall(r"mse_avg:([0-9.]+)", log.read_text())]
     assert len(errors) == 5
     assert each.scores["squared_error"] == pytest.approx(np.mean(errors), abs=0.01)
-    assert psnr(each.scores["squared_error"]) == pytest.approx(10 * np.log10(255**2 / np.mean(errors)), abs=0.01)
+    assert decibels(each.scores["squared_error"]) == pytest.approx(10 * np.log10(255**2 / np.mean(errors)), abs=0.01)
 
 
 def test_ssim_is_wang_s(originals):

@@ -46,19 +46,22 @@ def random_table(seed: int) -> Table:
         if not is_clips:
             return {}
         psnr = None if random.random() < 0.3 else float(random.uniform(5, 40))
-        return {"psnr": psnr, "ssim": float(random.random()), "true_distance": float(random.uniform(0, 9))}
+        compared = {"psnr": psnr, "ssim": float(random.random()), "true_distance": float(random.uniform(0, 9))}
+        return compared | {"concealed": float(random.random())}
 
     def row(method: str, ratio: float) -> Row:
         wrote = method in networks()
-        extra = {"concealed": float(random.random()), "video_distance": distance()} if is_clips else {}
+        extra = {"video_distance": distance()} if is_clips else {}
         if wrote and not is_clips:
             extra = {"valid_with_grammar": 1.0, "distance_with_grammar": distance(), "removed": float(random.random())}
         tokens = float(random.uniform(1, 2_000)) if wrote else None
         ended = float(random.random()) if wrote else None
         shares = float(random.random()), ended, float(random.random())
-        return Row(method, REGISTRY[method].title, ratio, 7, *shares, distance(), tokens, **extra, **clip_scores())
+        return Row(
+            method, REGISTRY[method].title, ratio, 7, *shares, distance(), tokens, scores=clip_scores(), **extra
+        )
 
-    extra = {"concealed": 0.0, "video_distance": distance()} if is_clips else {}
+    extra = {"scores": {"concealed": 0.0}, "video_distance": distance()} if is_clips else {}
     floors = [
         Row("heldout", "held-out originals", ratio, 7, 1.0, None, None, distance(), None, **extra)
         for ratio in (ratios if is_clips else [None])
@@ -284,7 +287,8 @@ def test_the_notes_speak_of_rows_and_columns_that_are_there(seed):
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("field", ["valid", "readable", "distance", "tokens", "distance_with_grammar", "psnr"])
 def test_a_row_takes_no_number_that_is_none(field, number):
-    values = {"valid": 1.0, "ended": None, "readable": 1.0, "distance": 1.0, "tokens": None} | {field: number}
+    values = {"valid": 1.0, "ended": None, "readable": 1.0, "distance": 1.0, "tokens": None}
+    values |= {"scores": {field: number}} if field == "psnr" else {field: number}
     with pytest.raises(InputError, match=f"“flat” at ratio 0.5: {field} is ") as caught:
         Row("flat", "flat", 0.5, 4, **values)
     assert "\n" not in str(caught.value)
