@@ -118,8 +118,9 @@ def test_a_folder_is_gone_again_if_nothing_was_written(tmp_path):
 
 _HOLDS = """
 import sys, time
-from jpeglm import files
-from jpeglm.data import listing, sources
+from jpeglm.core import files
+from jpeglm.data import sources
+from jpeglm.data.sources import listing
 with files.owned(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

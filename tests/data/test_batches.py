@@ -10,7 +10,8 @@ from jpeglm.core.config import base
 from jpeglm.core.errors import InputError
 from jpeglm.data import batches as pipeline
 from jpeglm.data.batches import Chunks, check_fits, eval_batches, train_batches
-from jpeglm.data.tokenizers.bpe import Tokenizer
+from jpeglm.data.tokenizers import BOS, EOS
+from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.prepare import plan
 
 SEQ_LEN = 512
@@ -72,7 +73,7 @@ def test_padding_has_no_weight_and_no_segment(train):
     for index, length in last_chunks(train, "train").items():
         chunk = train[index]
         assert 0 < length < SEQ_LEN, "this data is chosen to end inside its chunks"
-        assert chunk["tokens"][length - 1] == Tokenizer.EOS
+        assert chunk["tokens"][length - 1] == EOS
         assert not chunk["tokens"][length:].any()
         np.testing.assert_array_equal(chunk["loss_weights"], np.arange(SEQ_LEN) < length - 1)
         assert (chunk["segment_ids"][:length] > 0).all()
@@ -98,11 +99,11 @@ def test_segments_count_the_documents_of_a_chunk(train):
     for index in range(0, len(train), 50):
         chunk = train[index]
         real = chunk["segment_ids"] > 0
-        is_start = chunk["tokens"] == Tokenizer.BOS
+        is_start = chunk["tokens"] == BOS
         starts_inside += not is_start[0]
         assert chunk["segment_ids"][0] == 1
         np.testing.assert_array_equal(np.diff(chunk["segment_ids"][real]), is_start[real][1:])
-        ends = np.flatnonzero(chunk["tokens"][real] == Tokenizer.EOS)
+        ends = np.flatnonzero(chunk["tokens"][real] == EOS)
         np.testing.assert_array_equal(chunk["segment_ids"][ends], np.arange(1, len(ends) + 1))
     assert starts_inside
 
@@ -202,12 +203,10 @@ def test_documents_come_back_in_packing_order(folder, train):
     documents = list(pipeline.documents(folder, "train"))
     assert len(documents) == len(set(documents)) == 9700
     assert documents[:5] == list(pipeline.documents(folder, "train", limit=5))
-    learnt = Tokenizer.load(folder / "tokenizer.json")
+    learnt = BpeTokenizer.load(folder / "tokenizer.json")
     first_shard = train.manifest["splits"]["train"]["shards"][0]
     stream = np.concatenate([train[index]["tokens"] for index in range(first_shard["chunks"])])
-    packed = [
-        [Tokenizer.BOS, *ids, Tokenizer.EOS] for ids in learnt.encode_batch(documents[: first_shard["documents"]])
-    ]
+    packed = [[BOS, *ids, EOS] for ids in learnt.encode_batch(documents[: first_shard["documents"]])]
     np.testing.assert_array_equal(stream[: first_shard["tokens"]], np.concatenate(packed))
 
 

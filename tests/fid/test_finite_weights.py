@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jpeglm.convert import __main__ as convert
+from jpeglm.convert import inception as conversion
 from jpeglm.core.errors import InputError
 from jpeglm.fid.extractors import efficientnet, i3d, inception
 
@@ -41,7 +41,7 @@ def test_converting_inception_refuses_them_and_leaves_nothing(tmp_path):
     name = "fc.bias"
     state = poisoned(tmp_path / "weights.pth", inception.expected_shapes(), name, [np.nan])
     with pytest.raises(InputError, match=f"tensor {name} holds 1 numbers of 1,008 that are NaN or infinite"):
-        convert._convert_inception(tmp_path / "weights.pth", tmp_path / "weights.safetensors")
+        conversion.convert(tmp_path / "weights.pth", tmp_path / "weights.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
     # Nor does a file that was converted before hold them.
     tensors = {key: tensor.numpy() for key, tensor in state.items()}

@@ -275,7 +275,7 @@ def test_each_gpu_has_its_process(slurm, tmp_path):
 @pytest.mark.slow
 def test_a_command_without_srun_runs_alone(slurm, tmp_path):
     """In a job of two tasks, which moreover was submitted from the shell of another's."""
-    code = "from jpeglm import runtime; print('devices:', len(runtime.start('cpu')))"
+    code = "from jpeglm.core import distributed; print('devices:', len(distributed.start('cpu')))"
     command = shlex.join([sys.executable, "-c", code])
     job = ["sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path / 'log'}", "--wrap", command]
     slurm.run("srun", "--ntasks=1", *job)
