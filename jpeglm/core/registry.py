@@ -12,28 +12,48 @@ said at `Registry`, and all else in its protocol. An entry may be the class itse
 import functools
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from jpeglm.core.errors import InputError
 from jpeglm.core.ranges import Range, check_one, one_of
 
 Section = Mapping[str, tuple[Any, Range]]  # each key of a section of the config: its default, and what it may be
 
 
 def resolved(kind: Any) -> Any:
-    """What an entry of a registry means: itself or, of a place as text, what is found there."""
-    if isinstance(kind, str):
-        module, _, attribute = kind.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    return kind
+    """What an entry of a registry means: itself or, of a place as text, what is found there.
+
+    Raises:
+      InputError: another package's kind cannot be imported.
+    """
+    if not isinstance(kind, str):
+        return kind
+    module, _, attribute = kind.partition(":")
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except Exception as error:
+        if module.split(".")[0] == __name__.split(".")[0]:  # a fault of this package, which wants its traceback
+            raise
+        raise InputError(f"{kind}, of another package, cannot be imported: {type(error).__name__}: {error}") from error
 
 
 @functools.cache
 def installed(group: str) -> dict[str, str]:
     """The places of other packages' kinds by name: their entry points of "jpeglm.GROUP"."""
-    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"jpeglm.{group}")}
+    entries = importlib.metadata.entry_points(group=f"jpeglm.{group}")
+    return {entry.name: f"{entry.module}:{entry.attr}" for entry in entries}
+
+
+def check_free(name: Any, own: Container[Any], group: str) -> None:
+    """Raises InputError if another package's kind has this name, and one of this package has it, too."""
+    if name in own and name in installed(group):
+        raise InputError(
+            f"{name!r} is a name of jpeglm's own, and that of {installed(group)[name]} in another package: "
+            f"that entry point of jpeglm.{group} needs another name"
+        )
 
 
 def with_installed(own: Mapping[str, Any], group: str) -> dict[str, Any]:
@@ -57,6 +77,7 @@ class Registry:
         self.section = section
         self.kinds = dict(kinds)
         self.default = next(iter(self.kinds))
+        self._own = tuple(self.kinds)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,8 +89,9 @@ class Registry:
         return with_installed(self.kinds, f"{self.section}s")
 
     def kind(self, name: Any) -> Any:
-        """The class. Raises InputError for a name that is not known."""
+        """The class. Raises InputError for a name that is not known or not clear, or a class that is not there."""
         check_one(f"config.{self.section}.name", name, one_of(*self.names))
+        check_free(name, self._own, f"{self.section}s")
         return resolved(self._all[name])
 
     def kind_of(self, config: Mapping[str, Any]) -> Any:

@@ -4,10 +4,11 @@ An entry is the class's place as text, "package.module:Class", which is imported
 packages come last; see jpeglm/core/registry.py.
 """
 
+import contextlib
 from typing import Any
 
 from jpeglm.core.errors import InputError
-from jpeglm.core.registry import resolved, with_installed
+from jpeglm.core.registry import check_free, resolved, with_installed
 from jpeglm.fid.extractors.base import Extractor
 
 # A new extractor is one line here. The first one is taken where none is named. A table asks for the one of clips by
@@ -16,10 +17,11 @@ PICTURES: dict[str, type[Extractor] | str] = {
     "efficientnet_lite0": "jpeglm.fid.extractors.efficientnet:EfficientNetLite0",
     "inception": "jpeglm.fid.extractors.inception:Inception",
 }
-PICTURES = with_installed(PICTURES, "extractors")
 CLIPS: dict[str, type[Extractor] | str] = {
     "i3d": "jpeglm.fid.extractors.i3d:I3D",
 }
+_OWN = (*PICTURES, *CLIPS)
+PICTURES = with_installed(PICTURES, "extractors")
 CLIPS = with_installed(CLIPS, "clip_extractors")
 DEFAULT = next(iter(PICTURES))
 FID = "inception"  # the network of FID
@@ -29,8 +31,10 @@ def find(name: str) -> type[Extractor]:
     """The class of this name.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none or, of another package's, it cannot be imported or has a name of jpeglm's own.
     """
+    for group in ("extractors", "clip_extractors"):
+        check_free(name, _OWN, group)
     place = (PICTURES | CLIPS).get(name)
     if place is None:
         raise InputError(f"extractor {name!r} is none of {', '.join(PICTURES | CLIPS)}")
@@ -38,8 +42,12 @@ def find(name: str) -> type[Extractor]:
 
 
 def modes() -> list[str]:
-    """All modes that an extractor of pictures has."""
-    return list(dict.fromkeys(mode for name in PICTURES for mode in find(name).modes))
+    """All modes that an extractor of pictures has, of those that can be used."""
+    found: dict[str, None] = {}
+    for name in PICTURES:
+        with contextlib.suppress(InputError):  # which whoever asks for that extractor is told
+            found |= dict.fromkeys(find(name).modes)
+    return list(found)
 
 
 def make(

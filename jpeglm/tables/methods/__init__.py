@@ -8,8 +8,10 @@ sampling or, if the codec has a grammar, among the legal tokens alone.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
+from jpeglm.core.errors import InputError
 from jpeglm.core.registry import installed, resolved
 from jpeglm.tables.context import Context, Run
 from jpeglm.tables.methods.base import Completed, Method
@@ -32,7 +34,7 @@ __all__ = [
     "trained",
 ]
 
-# In the order of tables; a new method is one line here. Those of other packages: see jpeglm/core/registry.py.
+# In the order of tables; a new method is one line here. Those of other packages come last, see `_add_installed`.
 _METHODS: tuple[Method, ...] = (
     TRAINED,
     PRETRAINED,
@@ -42,9 +44,27 @@ _METHODS: tuple[Method, ...] = (
     Flat(),
     TrainingMean(),
     TrainingPicture(),
-    *(resolved(place)() for place in installed("methods").values()),
 )
 REGISTRY: dict[str, Method] = {method.name: method for method in _METHODS}
+
+
+def _add_installed() -> None:
+    """Adds the methods of other packages (see jpeglm/core/registry.py); warns of those that cannot be used.
+
+    A table that has no such row is made nevertheless; one that asks for it is refused.
+    """
+    for place in installed("methods").values():
+        try:
+            method = resolved(place)()
+        except InputError as error:
+            logging.warning("a method of tables is left out: %s", error)
+            continue
+        if method.name in REGISTRY:
+            logging.warning("a method of tables is left out: %s has the name %s of another one", place, method.name)
+        REGISTRY.setdefault(method.name, method)
+
+
+_add_installed()
 
 
 def networks() -> tuple[str, ...]:
