@@ -15,7 +15,7 @@ from jpeglm.tables.context import Context
 from jpeglm.tables.judges import judge
 from jpeglm.tables.methods import REGISTRY, Completed, title_of
 from jpeglm.tables.methods.base import documents_identity
-from jpeglm.tables.metrics import Measures, scores_of_row
+from jpeglm.tables.metrics import Measures, score_names, scores_of_row
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, MethodRow, Row, Shown
 from jpeglm.tables.store import Store
 
@@ -165,7 +165,12 @@ class Cells:
         if truth:
             identity["originals"] = documents_identity(truth)
         found = dict(
-            self._store.get(f"{name}{part}.features", identity, lambda: self._judge_all(documents, kept, truth, title))
+            self._store.get(
+                f"{name}{part}.features",
+                identity,
+                lambda: self._judge_all(documents, kept, truth, title),
+                needed=score_names() if truth else (),  # a metric may have been added since
+            )
         )
         if extractor := self._video_extractor:
             found["video"] = self._store.get(

@@ -107,6 +107,11 @@ METRICS = (
 )
 
 
+def score_names() -> set[str]:
+    """The names of what `compared` gives."""
+    return {metric.score for metric in METRICS if metric.of_pictures}
+
+
 def compared(pictures: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """The scores of completed pictures uint8 [n, height, width, 3] beside the true ones, by name."""
     return {metric.score: metric.of_pictures(pictures, truth) for metric in METRICS if metric.of_pictures}

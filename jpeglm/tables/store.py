@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,16 @@ class Store:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def get(self, name: str, identity: dict, make: Callable[[], Arrays]) -> Arrays:
+    def get(
+        self, name: str, identity: dict, make: Callable[[], Arrays], needed: Collection[str] = frozenset()
+    ) -> Arrays:
         """The arrays of `name` if they are there with this identity; otherwise those of `make()`, which are then kept.
 
         Args:
           name: of the file, without its suffix.
           identity: all that the arrays depend on; JSON types.
           make: makes the arrays.
+          needed: names of arrays without which kept ones are not enough: what `make` gives may have become more.
 
         Raises:
           InputError: they cannot be written, or cannot be read for another reason than damage.
@@ -38,9 +41,10 @@ class Store:
             found = retries.read(path.read_bytes, path)
             try:
                 with np.load(io.BytesIO(found)) as file:
-                    if str(file["fingerprint"]) == fingerprint:
-                        return {key: file[key] for key in str(file["names"]).split()}
-                logging.info("%s is of other settings: made again", path)
+                    names = str(file["names"]).split()
+                    if str(file["fingerprint"]) == fingerprint and set(needed) <= set(names):
+                        return {key: file[key] for key in names}
+                logging.info("%s is of other settings or metrics: made again", path)
             except Exception as error:  # a damaged file can make the reader fail in any way
                 logging.warning("%s cannot be read (%s): made again", path, error)
         arrays = make()

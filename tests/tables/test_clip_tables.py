@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from jpeglm.core.registry import CODECS
 from jpeglm.data import batches
 from jpeglm.fid.frechet import Moments, frechet_distance
 from jpeglm.sample.sampler import Sampler
-from jpeglm.tables import make, ngram, report
+from jpeglm.tables import make, metrics, ngram, report
 from jpeglm.tables import text as table_text
 from jpeglm.tables.judges import judge
 from jpeglm.tables.methods.last_frame import with_last_frame
@@ -167,6 +168,20 @@ def test_a_second_time_everything_is_taken_from_the_cells(table, config, monkeyp
     extractors = Projection(), VideoProjection()
     again = make.make(config, *extractors)
     assert again.all_rows == table.all_rows and not any(extractor.seen for extractor in extractors)
+
+
+def test_a_metric_that_was_added_since_is_measured_of_what_is_there(table, config, monkeypatch, tmp_path):
+    monkeypatch.setattr(Sampler, "load", lambda *_: pytest.fail("sampled again"))
+    brightness = metrics.Metric(
+        "brightness", "brightness", metrics.mean_of("grey"), 1, "grey", of_pictures=lambda a, b: float(a.mean())
+    )
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, brightness))
+    changed = ConfigDict(config.to_dict())
+    changed.out = str(shutil.copytree(config.out, tmp_path / "out"))
+    again = make.make(changed, Projection(), VideoProjection())
+    assert all(0 < row.scores["brightness"] < 255 for row in again.rows)
+    before = [row.record() for row in table.rows]
+    assert [{name: row.record()[name] for name in before[0]} for row in again.rows] == before
 
 
 @pytest.mark.parametrize(
