@@ -63,10 +63,18 @@ def test_an_extractor_that_cannot_be_imported(command, tmp_path):
     assert "gone.package:Network" in said and "cannot be imported" in said
 
 
-def test_a_method_that_cannot_be_imported(command):
-    found = command(["methods broken = gone.package:Method"], "tables", "--config=configs/eval/demo.py")
+@pytest.mark.parametrize(
+    "place, why",
+    [
+        ("gone.package:Method", "cannot be imported"),
+        ("jpeglm.tables.methods.flat:Flat", "another one is called flat"),
+        ("jpeglm.tables.methods.base:Method", "abstract"),
+    ],
+)
+def test_a_method_that_cannot_be_used_is_left_out(command, place, why):
+    found = command([f"methods broken = {place}"], "tables", "--config=configs/eval/demo.py")
     assert "--config.workdir=DIR is needed" in one_line(found)  # which is what is wrong with this table
-    assert "left out: gone.package:Method" in found.stderr
+    assert f"the method of tables {place} is left out: " in found.stderr and why in found.stderr
 
 
 def test_a_place_may_have_extras(command, tmp_path):

@@ -56,12 +56,12 @@ def _add_installed() -> None:
     for place in installed("methods").values():
         try:
             method = resolved(place)()
-        except InputError as error:
-            logging.warning("a method of tables is left out: %s", error)
-            continue
-        if method.name in REGISTRY:
-            logging.warning("a method of tables is left out: %s has the name %s of another one", place, method.name)
-        REGISTRY.setdefault(method.name, method)
+            if method.name in REGISTRY:
+                raise InputError(f"another one is called {method.name}")
+        except Exception as error:  # a class that lacks something, too
+            logging.warning("the method of tables %s is left out: %s", place, error)
+        else:
+            REGISTRY[method.name] = method
 
 
 _add_installed()
