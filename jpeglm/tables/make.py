@@ -29,13 +29,14 @@ from jpeglm.tables import notes
 from jpeglm.tables.cells import Cells
 from jpeglm.tables.context import Context, Run
 from jpeglm.tables.losses import language_models
-from jpeglm.tables.methods import REGISTRY, rows_of, runs_of
+from jpeglm.tables.methods import REGISTRY, add_installed, rows_of, runs_of
 from jpeglm.tables.rows import Table
 from jpeglm.tables.store import Store
 
 
 def check(config: ConfigDict) -> None:
     """Raises InputError for a config that is not that of a table, before any run or data is opened."""
+    add_installed()
     config_lib.check_table(config)
     for key in ("workdir", "data", "out"):
         if not config[key]:

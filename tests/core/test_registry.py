@@ -12,13 +12,14 @@ PALETTE = "tests.outside.palette:PaletteCodec"
 def command(tmp_path):
     """Runs a command where a package is installed with these entry points, "GROUP NAME = PLACE" each."""
 
-    def done(entry_points: list[str], name: str, *flags: str):
+    def done(entry_points: list[str], module: str, *flags: str):
         about = tmp_path / "site/outside-1.0.dist-info"
         about.mkdir(parents=True)
         (about / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
         lines = ("[jpeglm.{}]\n{}\n".format(*entry.split(" ", 1)) for entry in entry_points)
         (about / "entry_points.txt").write_text("".join(lines))
-        return run(f"jpeglm.{name}", *flags, PYTHONPATH=f"{tmp_path / 'site'}:{ROOT}")
+        name = module if "." in module else f"jpeglm.{module}"
+        return run(name, *flags, PYTHONPATH=f"{tmp_path / 'site'}:{ROOT}")
 
     return done
 
@@ -75,6 +76,13 @@ def test_a_method_that_cannot_be_used_is_left_out(command, place, why):
     found = command([f"methods broken = {place}"], "tables", "--config=configs/eval/demo.py")
     assert "--config.workdir=DIR is needed" in one_line(found)  # which is what is wrong with this table
     assert f"the method of tables {place} is left out: " in found.stderr and why in found.stderr
+
+
+@pytest.mark.parametrize("kind", ["codecs words", "methods originals", "sources originals", "extractors originals"])
+def test_a_module_of_a_kind_can_be_imported_first(command, kind):
+    module = f"tests.outside.{kind.split()[1]}"
+    found = command([f"{kind} = {module}:Kind"], module)
+    assert found.returncode == 0 and "left out" not in found.stderr, found.stderr
 
 
 def test_a_place_may_have_extras(command, tmp_path):

@@ -5,6 +5,7 @@ the model before its first step, and the prompt with something simple after it. 
 sampling or, if the codec has a grammar, among the legal tokens alone.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "REGISTRY",
     "Completed",
     "Method",
+    "add_installed",
     "complete",
     "identity",
     "networks",
@@ -34,7 +36,7 @@ __all__ = [
     "trained",
 ]
 
-# In the order of tables; a new method is one line here. Those of other packages come last, see `_add_installed`.
+# In the order of tables; a new method is one line here. Those of other packages come last, see `add_installed`.
 _METHODS: tuple[Method, ...] = (
     TRAINED,
     PRETRAINED,
@@ -48,10 +50,12 @@ _METHODS: tuple[Method, ...] = (
 REGISTRY: dict[str, Method] = {method.name: method for method in _METHODS}
 
 
-def _add_installed() -> None:
+@functools.cache
+def add_installed() -> None:
     """Adds the methods of other packages (see jpeglm/core/registry.py); warns of those that cannot be used.
 
-    A table that has no such row is made nevertheless; one that asks for it is refused.
+    A table that has no such row is made nevertheless; one that asks for it is refused. Not done when this package is
+    imported: the modules of such methods import it.
     """
     for place in installed("methods").values():
         try:
@@ -62,9 +66,6 @@ def _add_installed() -> None:
             logging.warning("the method of tables %s is left out: %s", place, error)
         else:
             REGISTRY[method.name] = method
-
-
-_add_installed()
 
 
 def networks() -> tuple[str, ...]:
