@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,13 @@ def replacing(path: AnyPath, beside: AnyPath | None = None) -> Iterator[AnyPath]
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: epath.Path) -> None:
+    """Removes what `replacing` left in a folder when it was killed: a run that is preempted often would gather them."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.\d+", path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path | epath.Path, content: bytes) -> None:

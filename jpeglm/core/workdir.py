@@ -68,6 +68,7 @@ def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> 
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         claim = Claim(workdir)
+        files.remove_unfinished(workdir)
         for name in ("tokenizer.json", "manifest.json"):
             files.write_whole(workdir / name, retries.read((data_dir / name).read_bytes, data_dir / name))
         files.write_whole(workdir / "config.json", config_lib.to_json(stored).encode())

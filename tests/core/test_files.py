@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 from PIL import Image
 
 from jpeglm.core import files
@@ -153,3 +154,22 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
     with files.owned(tmp_path / "out"):
         pass
     assert "this file system has no locks" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt()])
+def test_what_is_not_written_to_its_end_changes_nothing(tmp_path, error):
+    path = tmp_path / "a.json"
+    path.write_text("before")
+    with pytest.raises(type(error)), files.replacing(path) as beside:
+        beside.write_text("half")
+        raise error
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"metrics.jsonl", ".lock", ".dry_run-0123abcd", "notes.123", ".note.txt"}
+    for name in (*kept, ".metrics.jsonl.4711", ".config.json.9"):
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.1").mkdir()
+    files.remove_unfinished(epath.Path(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == kept | {".folder.1"}
