@@ -41,7 +41,7 @@ def replacing(path: AnyPath, beside: AnyPath | None = None) -> Iterator[AnyPath]
 
 
 def remove_unfinished(folder: epath.Path) -> None:
-    """Removes what `replacing` left in a folder when it was killed; a run that is often preempted would gather them."""
+    """Removes what killed writers (`replacing`) left in a folder; a run that is often preempted would gather it."""
     for path in folder.iterdir():
         if re.fullmatch(r"\..+\.\d+", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
