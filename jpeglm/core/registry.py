@@ -1,12 +1,12 @@
-"""Kinds by name: of codecs, tokenizers, models and tasks. A new kind is one file, and one line here.
+"""The registries of codecs, tokenizers, models and tasks (kinds). A new kind is one file and one line here.
 
-Another package adds kinds without a change here: by entry points of the groups "jpeglm.codecs", "jpeglm.tokenizers",
-"jpeglm.models" and "jpeglm.tasks", and likewise "jpeglm.sources", "jpeglm.methods", "jpeglm.extractors" and
-"jpeglm.clip_extractors". Every command knows them where that package is installed.
+Another package can add kinds without a change here, by entry points of the groups "jpeglm.codecs",
+"jpeglm.tokenizers", "jpeglm.models" and "jpeglm.tasks", and likewise "jpeglm.sources", "jpeglm.methods",
+"jpeglm.extractors" and "jpeglm.clip_extractors". Every command knows them once that package is installed.
 
-A section of the config says by its key `name` which kind is meant. A kind is a class; what its registry asks of it is
-said at `Registry`, and all else in its protocol. An entry may be the class itself, or its place as text,
-"package.module:Class", which is imported when it is asked for: a config asks for the kinds without importing them all.
+The key `name` of a section of the config selects the kind. A kind is a class; `Registry` says what the registry needs
+of it, its protocol says the rest. An entry is the class itself or its path as text, "package.module:Class", which is
+imported on first use, so that a config can list all kinds without importing them.
 """
 
 import functools
@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from jpeglm.core.ranges import Range, check_one, one_of
 
-Section = Mapping[str, tuple[Any, Range]]  # each key of a section of the config: its default, and what it may be
+Section = Mapping[str, tuple[Any, Range]]  # for each key of a section of the config: default and range
 
 
 def resolved(kind: Any) -> Any:
-    """What an entry of a registry means: itself or, of a place as text, what is found there."""
+    """Resolves an entry of a registry: imports it if it is a path as text."""
     if isinstance(kind, str):
         module, _, attribute = kind.partition(":")
         return getattr(importlib.import_module(module), attribute)
@@ -32,25 +32,25 @@ def resolved(kind: Any) -> Any:
 
 @functools.cache
 def installed(group: str) -> dict[str, str]:
-    """The places of other packages' kinds by name: their entry points of "jpeglm.GROUP"."""
+    """The paths of other packages' kinds by name: their entry points of "jpeglm.GROUP"."""
     return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"jpeglm.{group}")}
 
 
 def with_installed(own: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """A registry's own kinds and, after them, those of other packages, which replace none of them."""
+    """A registry's own kinds, followed by those of other packages, which cannot replace them."""
     return dict(own) | {name: place for name, place in installed(group).items() if name not in own}
 
 
 class Registry:
-    """The kinds of one section of the config, as `config.model`, whose key `name` says which of them is meant.
+    """The kinds for one section of the config, such as `config.model`, whose key `name` selects one.
 
-    A kind has `SECTION`, a `Section` of the keys beside `name`. Those that are made from settings alone (all but
-    tokenizers, which are learnt) have a classmethod `of(config)`, too.
+    A kind has `SECTION`, a `Section` with the keys other than `name`. Kinds that are made from settings alone (all
+    except tokenizers, which are learnt) also have a classmethod `of(config)`.
 
     Attributes:
-      section: "model".
-      kinds: class or its place by name; code outside of this package may put its own here.
-      default: the name of the first, which a section has that was written without a name.
+      section: its name, such as "model".
+      kinds: class or path by name; code outside this package may add its own here.
+      default: the first name, which is used for a section that was saved without one.
     """
 
     def __init__(self, section: str, kinds: Mapping[str, type | str]):
@@ -60,7 +60,7 @@ class Registry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `name` may be."""
+        """The allowed values of `name`."""
         return tuple(self._all)
 
     @property
@@ -68,31 +68,31 @@ class Registry:
         return with_installed(self.kinds, f"{self.section}s")
 
     def kind(self, name: Any) -> Any:
-        """The class. Raises InputError for a name that is not known."""
+        """The class. Raises InputError for an unknown name."""
         check_one(f"config.{self.section}.name", name, one_of(*self.names))
         return resolved(self._all[name])
 
     def kind_of(self, config: Mapping[str, Any]) -> Any:
-        """The class that a config names, a run's or a manifest's. Raises InputError for a name that is not known."""
+        """The class that a config (of a run or a manifest) names. Raises InputError for an unknown name."""
         return self.kind(config[self.section].get("name"))
 
     def of(self, config: Mapping[str, Any]) -> Any:
-        """What a config names, made with its settings. Raises InputError where they do not fit together."""
+        """An instance of the named kind, made from the config. Raises InputError if settings do not fit together."""
         return self.kind_of(config).of(config)
 
     def defaults(self, name: str) -> dict[str, Any]:
-        """The whole section of a kind, its name included."""
+        """The whole section of a kind with its defaults, including its name."""
         return {"name": name} | {key: default for key, (default, _) in self.kind(name).SECTION.items()}
 
     def ranges(self, name: str) -> dict[str, Range]:
-        """What the keys of its section may be, as "model.name"."""
+        """The ranges of the keys of its section, by names such as "model.name"."""
         own = {"name": one_of(*self.names)} | {key: range_ for key, (_, range_) in self.kind(name).SECTION.items()}
         return {f"{self.section}.{key}": range_ for key, range_ in own.items()}
 
     def identity(self, section: ConfigDict) -> dict[str, Any]:
-        """The section as a part of what a result is known by, without the default's name.
+        """The section as a part of a result's identity, without the name if it is the default.
 
-        So that results stay known that were made when nothing had a name.
+        This keeps the identities of results that were made before kinds had names.
         """
         return {key: value for key, value in section.to_dict().items() if (key, value) != ("name", self.default)}
 
