@@ -56,8 +56,7 @@ class _Manager(ocp.CheckpointManager):
     failure: BaseException | None = None  # of a save in the background
 
     def reached_preemption(self, step: int) -> bool:
-        """Always False: Orbax would ask JAX from another thread and with other step numbers, which disturbs
-        `Preemption`."""
+        """Always False: Orbax's own calls, from another thread and with other steps, would disturb `Preemption`."""
         return False
 
     def _wait_for_checkpointers(self) -> None:
