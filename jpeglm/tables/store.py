@@ -1,4 +1,4 @@
-"""What is kept of a table between two runs of its command."""
+"""The cache of a table between runs of its command."""
 
 import io
 import json
@@ -16,17 +16,17 @@ Arrays = dict[str, np.ndarray]
 
 
 class Store:
-    """Named arrays in a folder, each with the identity of what made them. When that changes, they are made again."""
+    """Named arrays in a folder, each with an identity of its inputs; a change of identity invalidates them."""
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def get(self, name: str, identity: dict, make: Callable[[], Arrays]) -> Arrays:
-        """The arrays of `name` if they are there with this identity; otherwise those of `make()`, which are then kept.
+        """The arrays of `name` stored with this identity, or else those of `make()`, which are then stored.
 
         Args:
           name: of the file, without its suffix.
-          identity: all that the arrays depend on; JSON types.
+          identity: everything that the arrays depend on; JSON types.
           make: makes the arrays.
 
         Raises:
