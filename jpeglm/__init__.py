@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(workdir: str | os.PathLike, step: int | None = None, slots: int = 8) -> "Model":
-    """A trained run, ready to complete and to write pictures; see `jpeglm.sample.api.Model`.
+    """Loads a trained run, which can complete and generate pictures; see `jpeglm.sample.api.Model`.
 
     Args:
       workdir: the folder of the run.
@@ -23,6 +23,6 @@ def load(workdir: str | os.PathLike, step: int | None = None, slots: int = 8) ->
     Raises:
       InputError: no run there, or no such checkpoint.
     """
-    from jpeglm.sample.api import Model  # here: whoever needs only codecs or data waits for no JAX
+    from jpeglm.sample.api import Model  # imported here: users of codecs or data alone need no JAX
 
     return Model.load(workdir, step, slots)

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 
 def commands() -> dict[str, str]:
-    """What each command does, in the first line of its file, by name."""
+    """What each command does, by name: the first line of its file."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*/__main__.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
@@ -18,7 +18,7 @@ def commands() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the list; one line on standard error and status 2 where a command is given as an argument."""
+    """Prints the list; if a command is given as an argument, one line on standard error and status 2."""
     found = commands()
     if set(arguments) - {"--help", "-h", "--helpfull", "--helpshort"}:
         name = arguments[0]
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         return 2
     print("Language models on the bytes of compressed files. The commands:\n")
     print(tabulate([(f"python -m jpeglm.{name}", what) for name, what in found.items()], tablefmt="plain"))
-    print("\npython -m jpeglm.COMMAND --help tells more; README.md says where to start.")
+    print("\npython -m jpeglm.COMMAND --help explains a command; README.md says where to start.")
     return 0
 
 

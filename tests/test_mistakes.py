@@ -209,7 +209,7 @@ def test_the_package_lists_its_commands():
     lines = [line for line in done.stdout.splitlines() if line.startswith("python -m jpeglm.")]
     listed = {line.split()[2].removeprefix("jpeglm.") for line in lines}
     assert listed - {"COMMAND"} == {command.split()[0] for command in NEEDS} | {"inspect"}
-    assert "python -m jpeglm.train    Trains a language model on prepared chunks, or goes on" in done.stdout
+    assert "python -m jpeglm.train    Trains a language model on prepared chunks, or resumes" in done.stdout
     for arguments, line in (
         (["train"], "'train': commands are written python -m jpeglm.train"),
         (["trian", "--x"], "'trian': commands are written python -m jpeglm.COMMAND; COMMAND is one of aot, convert,"),

@@ -1,1 +1,1 @@
-"""The step compiled for machines that are not here."""
+"""Compiles the step for machines that are not available."""

@@ -2,12 +2,12 @@
 
 python -m jpeglm.aot --config=configs/jpeglm_7b.py --topology=v5p:4x4x4
 
-compiles the very step that `jpeglm.train` would run on that slice of a TPU, without having one: libtpu, the TPU's own
-compiler, works anywhere (`pip install -r requirements-tpu.txt`). --what=sample compiles prefill and decoding instead.
+compiles the same step that `jpeglm.train` would run on that TPU slice, without one: libtpu, the TPU's own compiler,
+works anywhere (`pip install -r requirements-tpu.txt`). --what=sample compiles prefill and decoding instead.
 --search tries each microbatch that divides the global batch, and each remat policy, and names the fastest that fits;
-what the config says of both does not count. --slices=2 compiles for two such slices, and counts what crosses them.
-For GPUs, as in --topology=h100:32, no compiler works without the card: the bytes are an estimate from the shapes.
-Every key of the config is a flag, as in `jpeglm.train`; no data are needed.
+the config's own values of both are ignored. --slices=2 compiles for two such slices, and counts the traffic between
+them. For GPUs, as in --topology=h100:32, nothing can be compiled without the card: the bytes are estimated from the
+shapes. Every key of the config is a flag, as in `jpeglm.train`; no data is needed.
 """
 
 import json
@@ -32,7 +32,7 @@ def main() -> None:
     config = FLAGS.config
     config_lib.check(config, any_accumulate=FLAGS.search)
     distributed.compute_in_float32()
-    jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none needs to be there
+    jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none is needed
     jax.config.update("jax_enable_compilation_cache", False)  # which cannot read such programs again
     target = describe(FLAGS.topology, FLAGS.slices, FLAGS.dcn_bandwidth)
     if FLAGS.what == "sample" and not target.devices:

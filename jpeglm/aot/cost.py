@@ -1,4 +1,4 @@
-"""What compiled programs take of one chip: the training step, prefill and decoding."""
+"""The cost of compiled programs on one chip: the training step, prefill and decoding."""
 
 import dataclasses
 import time
@@ -21,13 +21,13 @@ from jpeglm.train.step import batch_shapes, build_programs
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run of a compiled program takes of one chip.
+    """The cost of one run of a compiled program on one chip.
 
     Attributes:
       held: bytes of arguments and results.
-      temporary: bytes more while it runs.
+      temporary: additional bytes while it runs.
       sent: bytes sent over the network, by mesh axes, and to other slices under hlo.SLICES.
-      awaited: those of them for which the chip waits, instead of computing meanwhile.
+      awaited: the part of them that is not overlapped with computation.
       traffic: bytes between the chip and its memory.
       seconds: of compiling.
     """
@@ -45,7 +45,7 @@ class Cost:
 
 
 def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
-    """Compiles a program and reads what it takes.
+    """Compiles a program and determines its cost.
 
     Raises:
       InputError: it needs more memory than the chip has.
@@ -75,13 +75,13 @@ def _one_slice(mesh: Mesh) -> Mesh:
 
 
 def train_cost(config: ConfigDict, target: Target) -> Cost:
-    """Of one step of `jpeglm.train`; for GPUs estimated memory alone.
+    """The cost of one step of `jpeglm.train`; for GPUs only estimated memory.
 
     Raises:
       InputError: config and mesh do not fit, or the step does not fit the memory.
     """
     mesh = target.mesh(config.mesh)
-    programs = build_programs(config, mesh)  # before the mesh is set: nothing runs on devices that are not here
+    programs = build_programs(config, mesh)  # before the mesh is set, because nothing can run on absent devices
     if isinstance(mesh, AbstractMesh):
         return Cost(*estimate.train_step(config, mesh, programs.abstract_state))
     batch = batch_shapes(TASKS.of(config), config.optim.batch_size, mesh)
@@ -91,9 +91,9 @@ def train_cost(config: ConfigDict, target: Target) -> Cost:
 
 
 def sampling_engine(config: ConfigDict, target: Target, slots: int) -> tuple[Engine, Mesh]:
-    """An engine without numbers that samples sequences of data.seq_len tokens, as `jpeglm.sample --nogrammar` does.
+    """An engine without parameter values that samples data.seq_len tokens, as `jpeglm.sample --nogrammar` does.
 
-    A grammar needs a tokenizer; with 320 tokens its tables take 36 MiB more of each device.
+    A grammar would need a tokenizer; with 320 tokens its tables take 36 MiB more on each device.
     """
     model = MODELS.of(config)
     mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
@@ -102,13 +102,13 @@ def sampling_engine(config: ConfigDict, target: Target, slots: int) -> tuple[Eng
 
 
 def prefill_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
-    """Of taking in the longest prompt."""
+    """The cost of prefilling the longest prompt."""
     engine, mesh = sampling_engine(config, target, slots)
     return cost_of(engine.lower_prefill(config.data.seq_len - 1), mesh)
 
 
 def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
-    """Of one step of decoding."""
+    """The cost of one step of decoding."""
     engine, mesh = sampling_engine(config, target, slots)
     cost = cost_of(engine.lower_decode(), mesh)
     sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}

@@ -1,4 +1,4 @@
-"""Bytes of a training step on one device by shape arithmetic, where no compiler for the device can be asked."""
+"""Bytes of a training step on one device, from shapes, for devices without an offline compiler."""
 
 import math
 from typing import Any
@@ -21,10 +21,10 @@ def state_bytes(state: dict[str, Any]) -> dict[str, int]:
 
 
 def train_step(config: ConfigDict, mesh: Mesh | AbstractMesh, state: dict[str, Any]) -> tuple[float, float]:
-    """Bytes on each device for the state, and what a step needs beside it for a while.
+    """Bytes on each device for the state, and the temporary bytes of a step.
 
-    The second is the gradients (float32; with accumulation their sums, too), and what the model says of itself
-    (`Model.step_bytes`). What a compiler adds (copies into other layouts, scratch) is not known.
+    The second is the gradients (float32; with accumulation also their sums) plus `Model.step_bytes`. What a compiler
+    adds (layout copies, scratch) is not known.
     """
     tokens = config.optim.batch_size // config.optim.accumulate * config.data.seq_len
     tokens //= sharding.num_parts(mesh, "batch") * sharding.num_parts(mesh, "sequence")

@@ -1,7 +1,7 @@
-"""Reads a compiled program's text (HLO): what crosses the network and the memory bus, with loops counted.
+"""Reads a compiled program's text (HLO) for its network and memory traffic, taking loops into account.
 
-XLA's own cost analysis counts the body of a loop once and names no mesh axes. The text tells both: how often each loop
-runs, and which devices take part in each collective.
+XLA's own cost analysis counts the body of a loop only once and does not name mesh axes. The text has both: how often
+each loop runs, and which devices take part in each collective.
 
 A program that is compiled for several slices of a TPU is that of one slice: its collectives stay inside the slice and
 number its devices alone. What crosses slices goes through the hosts, by pairs of send and recv whose attributes name a

@@ -1,4 +1,4 @@
-"""What is told of compiled programs: rows of a table for people, and the same numbers for programs."""
+"""Reports on compiled programs: rows of a table for people, and the same numbers for programs."""
 
 from typing import Any
 

@@ -15,9 +15,9 @@ from jpeglm.core.registry import MODELS
 class Roofline:
     """The least time that a program can take on a chip.
 
-    Each resource works at the maker's peak, and all at once, but for the part of the network's time that the chip, as
-    the program is compiled, waits for. What crosses slices is sent while the program goes on. "network" is inside of a
-    slice, "dcn" the data centre's, between slices.
+    Each resource works at the vendor's peak, all of them at once, except for the network time that the compiled
+    program waits for. Traffic between slices overlaps with the program. "network" is inside of a slice, "dcn" the data
+    centre's, between slices.
     """
 
     def __init__(self, chip: Chip, flops: float, cost: Cost):
@@ -45,7 +45,7 @@ class Roofline:
 
 
 def step_flops(config: ConfigDict, target: Target) -> tuple[float, float]:
-    """FLOPs of one chip in one training step: the model's, and with what is computed again."""
+    """FLOPs of one chip in one training step: the model's, and including recomputation."""
     model, seq_len = MODELS.of(config), config.data.seq_len
     tokens = config.optim.batch_size * seq_len / target.num_chips
     flops = model.flops_per_token(seq_len)

@@ -1,4 +1,4 @@
-"""What is compiled for a target: one program, or several tries for the fastest step or the most slots that fit."""
+"""Chooses what to compile for a target: one program, or a search for the fastest step or the most slots that fit."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from jpeglm.core.errors import InputError
 from jpeglm.core.human import human_seconds
 from jpeglm.core.registry import MODELS
 
-SPARE = 0.1  # of the memory, which is left free
+SPARE = 0.1  # share of the memory to leave free
 MOST_SLOTS = 4096
 
 
@@ -50,8 +50,8 @@ def try_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dic
 def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dict[str, int]]:
     """The microbatch and the remat policy that are fastest by the roofline of those that fit.
 
-    Policies go from the one that needs least memory to the one that computes least; what does not fit under one is
-    not tried under the next. The config's own `optim.accumulate` and `model.remat` do not count.
+    Policies go from the least memory to the least computation; a microbatch that does not fit under one policy is not
+    tried under the next. The config's own `optim.accumulate` and `model.remat` are ignored.
 
     Returns:
       the config with them, what they cost, and by policy the largest microbatch (chunks a member of the batch's mesh
@@ -143,7 +143,7 @@ def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
     first, second = (sampling_peak(prefill, step_of(slots)) for slots in (least, 2 * least))
     if first > limit:
         raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} to spare")
-    # The caches grow with the slots and hardly anything else does: two sizes tell where the limit lies.
+    # Almost only the caches grow with the slots, so two sizes suffice to extrapolate the limit.
     each, slots = (second - first) / least, 2 * least
     while 2 * slots <= MOST_SLOTS and first + each * (2 * slots - least) <= limit:
         slots *= 2

@@ -1,4 +1,4 @@
-"""Machines that need not be here: a slice of a TPU as libtpu describes it, or so many GPUs."""
+"""Target machines, which need not be available: a TPU slice as libtpu describes it, or a number of GPUs."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from jpeglm.core import hardware, sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.hardware import Chip
 
-LIBTPU = {  # so that libtpu neither looks for a TPU nor minds being loaded twice
+LIBTPU = {  # so that libtpu does not look for a TPU and can be loaded twice
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -5,12 +5,12 @@ python -m jpeglm.convert export WORKDIR DST [--step=N] [--dtype=bfloat16]
 python -m jpeglm.convert slim WORKDIR DST [--step=N]
 python -m jpeglm.convert inception FILE.pth FILE.safetensors
 
-`import` makes a WORKDIR, with which `jpeglm.sample` and `jpeglm.score` work and from which `jpeglm.train` begins with
---config.init_from=WORKDIR. The config says codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
+`import` makes a WORKDIR for `jpeglm.sample` and `jpeglm.score`; `jpeglm.train` can start from it with
+--config.init_from=WORKDIR. The config gives codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
 directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
 checkpoint without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them,
-so that `jpeglm.fid` reads none of torch's formats. Each writes beside its target, then renames. `import` and `export`
-hold one parameter (of all layers) in memory at a time, the others hold all of them.
+so that `jpeglm.fid` need not read torch's formats. All of them write atomically. `import` and `export` keep one
+parameter (of all layers) in memory at a time, the others all of them.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Workdirs out of Hugging Face's Llama directories."""
+"""Imports Hugging Face's Llama directories as workdirs."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from jpeglm.data.tokenizers import BOS, EOS
 from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.models.llama_config import LlamaConfig
 
-# Keys of config.json that change the function, beside shapes and rotary embedding: what they may be.
+# Allowed values for keys of config.json that change the function, besides shapes and rotary embedding.
 _PLAIN = {
     "hidden_act": (None, "silu"),
     "attention_bias": (None, False),
@@ -40,7 +40,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _MOST = 1 << 20  # of any size of the model
 _RANGES = {"rms_norm_eps": (1e-12, 0.1), "rope_theta": (1.0, 1e12)}
 _WEIGHTS = ("float32", "float16", "bfloat16")
-_FILE_BYTES = 1 << 26  # of the checkpoint's files; as much of it waits in memory to be written
+_FILE_BYTES = 1 << 26  # size of the checkpoint's files; also bounds the memory used while writing
 
 
 def import_model(source: Path, workdir: Path, config: ConfigDict) -> LlamaConfig:
@@ -120,7 +120,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
     config.model.num_kv_heads = whole("num_key_value_heads", heads)
     config.model.head_dim = whole("head_dim", width // heads)
     config.model.ffn_width = whole("intermediate_size")
-    config.model.norm_eps = real("rms_norm_eps", 1e-6)  # what an absent key means there
+    config.model.norm_eps = real("rms_norm_eps", 1e-6)  # the default if the key is absent
     config.model.rope_theta = real("rope_theta", 10_000.0)
     config.model.qk_norm = False
     config.data.path = ""
@@ -135,7 +135,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
 
 
 def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
-    """Refuses by name what changes the function and is not ours; leaves the rotary base in `rope_theta`."""
+    """Refuses keys that change the function in ways we do not support; puts the rotary base into `rope_theta`."""
     if theirs.get("model_type") != "llama" or theirs.get("architectures") not in (None, ["LlamaForCausalLM"]):
         architecture = shown(theirs.get("architectures") or theirs.get("model_type"))
         raise InputError(f"{path}: architecture {architecture}, only LlamaForCausalLM can be imported")
@@ -195,7 +195,7 @@ def _needed(source: Path, theirs: dict[str, Tensor], model: LlamaConfig) -> dict
 
 
 def _check_layers(source: Path, theirs: dict[str, Tensor], num_layers: int) -> None:
-    """Before the names of so many layers are made: the files must hold as many at least."""
+    """Checks that the files have this many layers, before the names of all layers are made."""
     there = {name.split(".")[2] for name in theirs if name.startswith("model.layers.")}
     if num_layers > len(there):
         first = next(number for number in range(len(there) + 1) if str(number) not in there)

@@ -1,6 +1,6 @@
-"""The parameters of our Llama, each beside the tensors of Hugging Face's Llama that it consists of.
+"""Maps each parameter of our Llama to the tensors of Hugging Face's Llama that it consists of.
 
-They are the same numbers. Hugging Face stores a matrix as [outputs, inputs], with heads and their dimensions folded
+The values are the same. Hugging Face stores a matrix as [outputs, inputs], with heads and their dimensions folded
 into one axis; ours is [inputs, outputs], with the layers stacked. Both lay out rotary halves alike, so nothing is
 permuted.
 """
@@ -124,7 +124,7 @@ def fingerprint(array: np.ndarray) -> np.uint32:
 
 
 def insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Puts a value into a tree of dicts, which are made on the way."""
+    """Puts a value into a tree of dicts, creating missing ones."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

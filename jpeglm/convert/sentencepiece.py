@@ -1,6 +1,6 @@
 """SentencePiece's `tokenizer.model` over Braille characters, as the `tokenizer.json` that jpeglm reads.
 
-The public JPEG-LM checkpoint (uwnlp/jpeg-lm-reimplementation) brings such a file: BPE over the characters
+The public JPEG-LM checkpoint (uwnlp/jpeg-lm-reimplementation) has such a file: BPE over the characters
 chr(0x2800 + byte). Both libraries merge adjacent symbols until nothing is left to merge. SentencePiece takes the pair
 whose *concatenation* is the piece of the highest score, the leftmost of equals; `tokenizers` ranks pairs, so two ways
 to join one piece could never be equals there. One pair a piece is enough: what happens inside the span of text that

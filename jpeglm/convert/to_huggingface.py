@@ -1,4 +1,4 @@
-"""Hugging Face's Llama directories out of workdirs."""
+"""Exports workdirs as Hugging Face's Llama directories."""
 
 import gc
 import json
@@ -56,7 +56,7 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
                 for name, tensor in leaf.parts(read(leaf)):
                     writer.put(name, tensor)
                     bar.update()
-                del tensor  # a view of the whole parameter, which goes before the next is read
+                del tensor  # a view: free the whole parameter before the next is read
     return model
 
 
@@ -72,7 +72,7 @@ def _open_checkpoint(workdir: epath.Path, step: int, ours: list[Leaf]) -> Callab
             yield
         except InputError as error:
             raise InputError(f"{workdir}: the checkpoint of step {step} cannot be read: {error}") from error
-        except Exception as error:  # whatever Orbax and TensorStore make of damaged bytes
+        except Exception as error:  # Orbax and TensorStore raise many kinds on damaged bytes
             raise InputError(
                 f"{workdir}: the checkpoint of step {step} cannot be read: {retries.cause(error)}"
             ) from error
@@ -84,7 +84,7 @@ def _open_checkpoint(workdir: epath.Path, step: int, ours: list[Leaf]) -> Callab
         restored = retries.read(lambda: handler.restore(folder, args=args), ".".join(path))
         for key in path:
             restored = restored[key]
-        gc.collect()  # Orbax leaves cycles behind, which would hold the array for longer than we do
+        gc.collect()  # Orbax leaves reference cycles behind, which would keep the array in memory
         return restored
 
     with reading():

@@ -1,8 +1,8 @@
-"""The checkpoints of a run, by Orbax.
+"""The checkpoints of a run, written with Orbax.
 
 WORKDIR/checkpoints/STEP holds {"params", "opt_state", "fingerprints"} after STEP steps. An imported model has a
-checkpoint of step 0 with parameters alone, a slim copy of a run one of its own step. One that could not be restored is
-set aside as STEP.damaged.
+checkpoint of step 0 with only parameters; a slim copy of a run has only parameters, at that run's step. A damaged
+checkpoint is set aside as STEP.damaged.
 """
 
 import gc
@@ -22,17 +22,17 @@ from ml_collections import ConfigDict
 from jpeglm.core import distributed, retries
 from jpeglm.core.errors import InputError, writing
 
-RESTORE_GB = 4  # of host memory on its way to the devices, or two of the largest arrays; Orbax takes 96
+RESTORE_GB = 4  # host memory for data on its way to the devices, or two of the largest arrays; Orbax's default is 96
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
-    """The checkpoints of a run; absolute, as Orbax wants it, without taking gs://... for a local name."""
+    """The checkpoints of a run. Orbax needs an absolute path; gs://... must not be taken for a local name."""
     folder = workdir / "checkpoints"
     return folder if "://" in str(folder) else folder.absolute()
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:
-    """The steps that were saved to their end, in order.
+    """The steps with a complete checkpoint, in order.
 
     Raises:
       InputError: the folder cannot be listed; that is not the same as an empty one.
@@ -41,7 +41,7 @@ def saved_steps(workdir: epath.Path) -> list[int]:
 
     def steps() -> list[int]:
         try:
-            list(folder.iterdir())  # Orbax takes one that cannot be listed for an empty one
+            list(folder.iterdir())  # Orbax treats a folder that cannot be listed as empty
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(ocp.utils.checkpoint_steps(folder))
@@ -56,13 +56,13 @@ class _Manager(ocp.CheckpointManager):
     failure: BaseException | None = None  # of a save in the background
 
     def reached_preemption(self, step: int) -> bool:
-        """Never asks: with another's steps, from another thread, it would disturb `Preemption`."""
+        """Always False: Orbax's own calls, from another thread and with other steps, would disturb `Preemption`."""
         return False
 
     def _wait_for_checkpointers(self) -> None:
-        """Called by the thread that ends a save. It keeps a failure to itself until the next save.
+        """Records a failure in the thread that finishes a save; Orbax would report it only at the next save.
 
-        In a job of several processes it then waits for the others, which wait for this one.
+        In a job of several processes that thread then waits for the others, which wait for this one.
         """
         try:
             super()._wait_for_checkpointers()
@@ -72,9 +72,10 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Saver:
-    """Writes checkpoints in the background; each appears whole or not at all.
+    """Writes checkpoints in the background; each appears complete or not at all.
 
-    The newest `keep` stay, and every step divisible by `keep_every`. Every process makes one and calls it alike.
+    Keeps the newest `keep`, and every step divisible by `keep_every`. Every process makes one and makes the same
+    calls.
     """
 
     def __init__(self, workdir: epath.Path, config: ConfigDict):
@@ -87,22 +88,22 @@ class Saver:
             self._manager = _Manager(self._folder, options=options)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Starts to write the state after `step` steps; returns once the arrays are copied off the devices.
+        """Starts writing the state after `step` steps; returns once the arrays are copied off the devices.
 
         Raises:
-          InputError: this save, or the one before, cannot be written.
+          InputError: this save or the previous one cannot be written.
         """
         prints = {name: jax.device_get(fingerprints(tree)) for name, tree in state.items()}
         with writing(self._folder):
             self._manager.save(step, args=ocp.args.StandardSave(state | {"fingerprints": prints}))
 
     def check(self) -> None:
-        """Raises what went wrong in the background, an InputError if the system refused to write. Does not wait."""
+        """Raises a failure of the background save, as InputError if the system refused to write. Does not wait."""
         with writing(self._folder):
             if self._manager.failure:
                 raise self._manager.failure
             if not self._manager.is_saving_in_progress():
-                self._manager.wait_until_finished()  # raises what went wrong after the arrays were written
+                self._manager.wait_until_finished()  # raises a failure that came after the arrays were written
 
     def close(self) -> None:
         """Waits for the last save."""
@@ -114,10 +115,10 @@ class Saver:
 
 @jax.jit
 def fingerprints(tree: Any) -> jax.Array:
-    """A hash of the bits of each array, uint32 [leaves], which does not depend on the layout over devices.
+    """A hash of the bits of each array, uint32 [leaves], independent of the layout over devices.
 
-    Neither Orbax nor TensorStore notices a changed bit in an array's values. Here every change within one element
-    changes the hash, and any other change does but for one in 2^32.
+    Neither Orbax nor TensorStore detects a changed bit in an array's values. Any change within a single element
+    changes this hash; any other change does with probability 1 - 2^-32.
     """
 
     def fingerprint(x: jax.Array) -> jax.Array:
@@ -125,10 +126,10 @@ def fingerprints(tree: Any) -> jax.Array:
         place = jnp.zeros(x.shape, jnp.uint32)
         for axis, size in enumerate(x.shape):
             place = place * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        bits ^= place * np.uint32(0x9E3779B9)  # so that the same value counts differently elsewhere
-        bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)  # MurmurHash3's finalizer: one to one
+        bits ^= place * np.uint32(0x9E3779B9)  # so that swapped elements change the hash
+        bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)  # MurmurHash3's finalizer, a bijection
         bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
-        return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)  # integers: the same in any order
+        return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)  # integers: the sum does not depend on the order
 
     return jnp.stack([fingerprint(x) for x in jax.tree.leaves(tree)])
 
@@ -137,16 +138,16 @@ def fingerprints(tree: Any) -> jax.Array:
 
 
 def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple[int, Any]:
-    """The newest checkpoint that can be restored, laid out as `abstract_state`'s shardings say.
+    """Restores the newest checkpoint that is not damaged, with the shardings of `abstract_state`.
 
     Each process reads only its own part, and all agree on the step. Newer checkpoints that are damaged are set aside
     as STEP.damaged, with a warning, so that the run can save these steps again.
 
     Returns:
-      (step, state), or (0, None) where nothing has been saved.
+      (step, state), or (0, None) if nothing has been saved.
 
     Raises:
-      InputError: checkpoints are there and none can be restored, or one that may be good cannot be read.
+      InputError: there are checkpoints but none can be restored, or one that may be good cannot be read.
     """
     damaged: dict[int, str] = {}
     for step in reversed(_agreed_steps(workdir)):
@@ -162,10 +163,10 @@ def restore_newest(workdir: epath.Path, abstract_state: dict[str, Any]) -> tuple
 
 
 def restore_model(workdir: epath.Path, step: int, abstract_params: Any) -> Any:
-    """Only the parameters of a run, as a pure dict; the optimiser's moments are not read.
+    """Restores only the parameters of a run, as a pure dict; the optimiser's moments are not read.
 
     Args:
-      abstract_params: their shapes, dtypes and layouts, as `networks.laid_out` gives them.
+      abstract_params: their shapes, dtypes and layouts, as from `networks.laid_out`.
 
     Raises:
       InputError: the checkpoint is damaged, or cannot be read.
@@ -180,8 +181,8 @@ def restore_model(workdir: epath.Path, step: int, abstract_params: Any) -> Any:
 def weights_hash(workdir: epath.Path, step: int) -> str:
     """SHA-256 over the fingerprints of a checkpoint's parameters, in hexadecimal: the identity of the weights.
 
-    Equal weights give the same hash wherever and whenever they were saved: in a copy, in a slim run, in another
-    training that came to the same bits. Only the fingerprints are read, unless an old import has none.
+    Equal weights give the same hash wherever they were saved: in a copy, in a slim run, or in another run that reached
+    the same bits. Only the fingerprints are read, except for old imports, which have none.
 
     Raises:
       InputError: the checkpoint is damaged, or cannot be read.
@@ -202,7 +203,7 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
         prints = []
         for path, _ in jax.tree_util.tree_leaves_with_path(saved["params"]):  # one array at a time in memory
             prints.append(jax.device_get(fingerprints(array("params", *(key.key for key in path))))[0])
-            gc.collect()  # Orbax leaves cycles behind, which would hold the array for longer than we do
+            gc.collect()  # Orbax leaves reference cycles behind, which would keep the array in memory
         return prints
 
     try:
@@ -213,7 +214,7 @@ def weights_hash(workdir: epath.Path, step: int) -> str:
 
 
 def _saved(workdir: epath.Path, step: int) -> dict[str, Any]:
-    """What a checkpoint holds, as a tree of its arrays' metadata (shape, dtype)."""
+    """The content of a checkpoint, as a tree of the arrays' metadata (shape, dtype)."""
     return ocp.PyTreeCheckpointHandler().metadata(_stored(workdir, step)).tree
 
 
@@ -227,10 +228,10 @@ def _name(workdir: epath.Path, step: int) -> str:
 
 
 def _restore(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> tuple[Any, str | None]:
-    """Parts of a checkpoint and None, or None and what is damaged. All processes return or raise alike.
+    """(parts of a checkpoint, None), or (None, what is damaged). All processes agree on the result or the error.
 
     Raises:
-      InputError: a process cannot read its part for another reason, which says nothing about what is stored.
+      InputError: a process cannot read its part for another reason; the stored data may be intact.
     """
     state, damage, failure = None, None, None
     try:
@@ -239,12 +240,12 @@ def _restore(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> 
         damage = error.why
     except InputError as error:
         failure = error
-    distributed.wait_for_all(f"step {step} is read")  # one may have tried again and again
+    distributed.wait_for_all(f"step {step} is read")  # one of them may have retried for a while
     if said := _any_process_says(str(failure) if failure else None):
         raise failure or InputError(said)
     if damage := _any_process_says(damage):
         return None, damage
-    assert state is not None  # nothing is wrong on any process
+    assert state is not None  # no process has reported a problem
     damage = _altered(state)
     return (None, damage) if damage else (state, None)
 
@@ -260,15 +261,15 @@ def _read(workdir: epath.Path, step: int, abstract_state: dict[str, Any]) -> dic
         }
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-    # The handler itself: a Checkpointer would wait for a process that failed.
-    # Orbax refuses an array that does not fit, and counts whole stored pieces of it.
+    # The handler is used directly: a Checkpointer would wait for a process that failed.
+    # Orbax refuses an array larger than this limit, and counts whole stored chunks of it.
     largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(item))
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(RESTORE_GB, 1 + 2 * largest // 10**9))
     return handler.restore(_stored(workdir, step), args=args)
 
 
 def _altered(restored: dict[str, Any]) -> str | None:
-    """Takes the fingerprints out of what was read and compares them; says where they differ."""
+    """Removes the fingerprints from the restored state and compares them; describes any difference."""
     for name, expected in restored.pop("fingerprints", {}).items():
         differs = np.flatnonzero(jax.device_get(fingerprints(restored[name])) != jax.device_get(expected))
         if len(differs):
@@ -282,7 +283,7 @@ def _set_aside(workdir: epath.Path, damaged: dict[int, str], used: int) -> None:
     folder = _folder(workdir)
     for step, why in damaged.items() if jax.process_index() == 0 else ():
         name = f"{step}.damaged"
-        while (folder / name).exists():  # from an earlier time
+        while (folder / name).exists():  # from an earlier run
             name += "+"
         logging.warning("step %d of %s is damaged (%s): kept as %s, step %d is used", step, folder, why, name, used)
         with writing(folder):
@@ -292,7 +293,7 @@ def _set_aside(workdir: epath.Path, damaged: dict[int, str], used: int) -> None:
 
 
 def _agreed_steps(workdir: epath.Path) -> list[int]:
-    """The saved steps as process 0 sees them: a shared disk may show the others another list."""
+    """The saved steps as process 0 sees them: on a shared disk the others may see another list."""
     steps = np.array(saved_steps(workdir), np.int32)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist() if count else []
@@ -305,7 +306,7 @@ def _any_process_says(why: str | None) -> str | None:
 
 
 def pick_step(workdir: epath.Path, step: int | None) -> int:
-    """`step` if it was saved, or the last one that was."""
+    """`step` if it was saved, or the last saved step for None."""
     steps = saved_steps(workdir)
     if not steps:
         raise InputError(f"{workdir}: no checkpoint has been saved here")
@@ -315,7 +316,7 @@ def pick_step(workdir: epath.Path, step: int | None) -> int:
 
 
 def has_parameters_alone(workdir: epath.Path, step: int) -> bool:
-    """Whether a checkpoint has no optimiser's state; False of a damaged one: restoring says how."""
+    """Whether a checkpoint has no optimiser state; False for a damaged one, which restoring will report."""
     try:
         return "opt_state" not in retries.read(lambda: _saved(workdir, step), _name(workdir, step))
     except retries.Damaged:
@@ -323,11 +324,11 @@ def has_parameters_alone(workdir: epath.Path, step: int) -> bool:
 
 
 def saved_shapes(workdir: epath.Path, step: int) -> dict[str, list[int]]:
-    """The shapes of a checkpoint's parameters, as `shapes` gives them; InputError where they cannot be read."""
+    """The shapes of a checkpoint's parameters, as from `shapes`; raises InputError if they cannot be read."""
     return shapes(retries.read(lambda: _saved(workdir, step)["params"], _name(workdir, step)))
 
 
 def shapes(tree: Any) -> dict[str, list[int]]:
-    """The shape of each array by its name, as layers.wq, in the order of `jax.tree.leaves`."""
+    """The shape of each array by name (such as layers.wq), in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): list(x.shape) for path, x in leaves}

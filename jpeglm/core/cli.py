@@ -1,7 +1,8 @@
 """What every command shares: flag parsing, one-line errors, exit statuses.
 
-Exit status 0: done. 2: bad input that the user can mend, one line on standard error. 75: stopped on request, by the
-watchdog or for another process that is gone, start me again. 1: anything unexpected, with its traceback.
+Exit status 0: done. 2: bad input that the user can fix, reported in one line on standard error. 75: stopped on
+request, by the watchdog or because another process died; run the same command again. 1: anything unexpected, with its
+traceback.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ EXIT_BAD_INPUT = 2
 PACKAGE = Path(__file__).parents[1]
 _FLOATS = ranges.Range(math.isfinite, "a finite number")
 _INTEGERS = ranges.Range(lambda value: abs(value) < 2**32, "a whole number of at most 32 bits")
-flags.disclaim_key_flags()  # what is defined here is the command's
+flags.disclaim_key_flags()  # flags defined here belong to the command
 
 
 def _tell(message: object) -> None:
@@ -44,21 +45,21 @@ def _flush() -> None:
 
 def _fail(message: object) -> NoReturn:
     _tell(message)
-    # Not sys.exit: that waits for the other processes of the job, which wait for this one, and lets the threads of a
-    # save that failed say more.
+    # Not sys.exit: it waits for the other processes of the job, which wait for this one, and the threads of a failed
+    # save would print more.
     os._exit(EXIT_BAD_INPUT)
 
 
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:
-    # Orbax, Grain and JAX tell their inner workings at INFO: some forty lines a checkpoint. Orbax's errors are raised
-    # as well, so that they come out once.
+    # Orbax, Grain and JAX log their internals at INFO: some forty lines per checkpoint. Orbax also raises the errors
+    # that it logs, so they would be printed twice.
     path = Path(record.pathname)
     is_told_again = "orbax" in path.parts and record.levelno >= std_logging.ERROR
     return path.is_relative_to(PACKAGE) or (record.levelno > std_logging.INFO and not is_told_again)
 
 
 def _tell_unraisable(event: "sys.UnraisableHookArgs") -> None:
-    # Of the writes of a save, those under way when one fails report to an event loop that is gone.
+    # When one write of a save fails, the other writes in progress report to an event loop that is already closed.
     if str(event.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(event)
 
@@ -69,13 +70,13 @@ def _program() -> str:
 
 
 class _ConfigFile(flags.ArgumentParser):
-    """Loads the file that --config names, and looks whether it has the keys of --config.KEY=VALUE."""
+    """Loads the file that --config names, and checks that it has the keys of --config.KEY=VALUE."""
 
     def parse(self, path: str) -> ConfigDict:
-        """The config, locked. flags.Error where it cannot be loaded or has no such key."""
+        """The config, locked. Raises flags.Error if it cannot be loaded or lacks a key."""
         try:
             config = config_lib.load(path)
-        except InputError as error:  # a ValueError, which absl would tell in words of its own
+        except InputError as error:  # a ValueError, which absl would reword
             raise flags.Error(str(error)) from error
         for argument in sys.argv[1:]:
             if found := re.match(r"--?(?:no)?config\.([^=\[]+)=?(.?)", argument):
@@ -88,7 +89,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 def _check_key(config: ConfigDict, key: str, begin: str) -> None:
-    """flags.Error for a key that is not there, and for a section without "{", which begins a whole one."""
+    """Raises flags.Error for an unknown key, and for a section whose value does not begin with "{"."""
     known = ranges.flat(config.to_dict())
     section = [name for name in known if name.startswith(f"{key}.")]
     if section and begin != "{":
@@ -98,7 +99,7 @@ def _check_key(config: ConfigDict, key: str, begin: str) -> None:
 
 
 def define_config(what: str = "File with get_config(); single keys as --config.KEY=VALUE.") -> flags.FlagHolder:
-    """Defines the flag --config, whose value is the ConfigDict; `what` says in --help what it is."""
+    """Defines the flag --config, whose value is the ConfigDict; `what` is its text in --help."""
     holder = config_flags.DEFINE_config_file("config", None, what)
     flags.FLAGS["config"].parser = _ConfigFile()
     return holder
@@ -121,13 +122,13 @@ def _parse(argv: Sequence[str], required: Sequence[str]) -> list[str]:
         if "config" in flags.FLAGS and flags.FLAGS["config"].value is None and is_key:
             hint = "; with --config=FILE before it, a key of the config is --config.KEY=VALUE"
         _fail(f"unknown flag --{error.flagname}{hint}")
-    # config_flags raises any of them for a value that does not fit its key.
+    # config_flags may raise any of these for a value that does not fit its key.
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(error)
 
 
 def _check_flags(required: Sequence[str]) -> None:
-    """`InputError` for flags that are missing, and for numbers out of their range."""
+    """Raises InputError for missing flags and for numbers out of range."""
     missing = [f"--{name}" for name in required if not flags.FLAGS[name].value]
     if missing:
         raise InputError(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} needed; see --help")
@@ -140,23 +141,23 @@ def _check_flags(required: Sequence[str]) -> None:
 
 
 def _unreachable_store(error: Exception) -> str:
-    """What is wrong with a path on a store that nothing here can reach; "" if the error says something else."""
+    """Why a path on a remote store cannot be reached; "" if the error has another cause."""
     if isinstance(error, ImportError):
-        return str(error) if "install" in str(error).lower() else ""  # as of gs:// or s3:// without gcsfs or s3fs
+        return str(error) if "install" in str(error).lower() else ""  # such as gs:// or s3:// without gcsfs or s3fs
     scheme = str(error.args[0]) if error.args else ""
     return f"{scheme}: there is no such store; gs:// and s3:// are known" if scheme.endswith("://") else ""
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader, as `head`, has seen enough."""
+    """Whether standard output is a pipe whose reader (such as `head`) has closed it."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are always told
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager
 def only_standard_error() -> Iterator[None]:
-    """Sends to standard error what is written to standard output meanwhile, by libraries in C++ too."""
+    """Redirects standard output to standard error inside the block, also for output of C++ libraries."""
     if sys.stdout is None:  # closed by whoever started this
         yield
         return
@@ -179,7 +180,7 @@ def run(main: Callable[..., None], positional: Sequence[str] = (), required: Seq
       positional: names of the arguments that are not flags; each must be given and is passed to `main`.
       required: names of the flags that must be given.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed; a name may hold what the terminal's encoding does not
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed; a file name may not be encodable for the terminal
         sys.stdout.reconfigure(errors="backslashreplace")
 
     def wrapped(argv: Sequence[str]) -> None:
@@ -200,14 +201,14 @@ def run(main: Callable[..., None], positional: Sequence[str] = (), required: Seq
             if not (why := _unreachable_store(error)):
                 raise
             _fail(why)
-        except Diverged as error:  # all processes meet it at the same step, and end together
+        except Diverged as error:  # all processes raise it at the same step, and end together
             if str(error):
                 _tell(error)
             sys.exit(1)
         except BrokenPipeError:
             if not _nobody_reads():
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the flush at exit complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
             sys.exit(1)
 
     app.run(wrapped, flags_parser=functools.partial(_parse, required=required))

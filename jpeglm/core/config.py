@@ -1,7 +1,7 @@
-"""Every key that a config may hold, with the default of a run (the 7B JPEG-LM) and the range of its values.
+"""All keys of a config, with their defaults (the 7B JPEG-LM) and the ranges of their values.
 
-Files in `configs/` start from `base()` and change what differs. The ConfigDict is locked, so a misspelt key is an
-error and not a silent default. Every command checks its config here before it does anything.
+Files in `configs/` start from `base()` and override what differs. The ConfigDict is locked, so a misspelt key is an
+error instead of being ignored. Every command checks its config here before it does anything else.
 """
 
 import importlib.machinery
@@ -21,11 +21,11 @@ from jpeglm.core.ranges import SEED, SWITCH, TEXT, Range, one_of, real, several,
 from jpeglm.core.registry import CODECS, MODELS, TASKS, TOKENIZERS, Registry
 
 PLATFORMS = ("", "cpu", "gpu", "tpu")
-BACKGROUNDS = ("white", "black", "refuse")  # what transparent pictures are put over, if they are taken
+BACKGROUNDS = ("white", "black", "refuse")  # what transparent pictures are put over, or refuse
 DEFAULT_BACKGROUND = "white"
 VERSION = 2  # of config.json; see `upgraded`
-# What a resumed run may change, beside what its model lets be free: nothing of it alters what is learnt, but for
-# rounding and the end of the schedule.
+# What a resumed run may change, in addition to the keys that its model leaves free. None of these alters what is
+# learnt, except by rounding and by the end of the schedule.
 _FREE = (
     "steps",
     "platform",
@@ -43,15 +43,15 @@ _FREE = (
 
 
 def base() -> ConfigDict:
-    """JPEG-LM 7B on 256x256 colour images (JPEG-LM, sections 3 and 4); silent points as in BUILD_NOTES.md."""
+    """JPEG-LM 7B on 256x256 colour images (JPEG-LM, sections 3 and 4; for gaps in the paper see BUILD_NOTES.md)."""
     config = ConfigDict()
     config.seed = 0  # parameters and the order of chunks
-    config.platform = ""  # cpu, gpu or tpu; "" takes what JAX finds
+    config.platform = ""  # cpu, gpu or tpu; "": what JAX finds
     config.deterministic = False  # bitwise reproducible on GPUs, but slower; CPUs and TPUs always are
     config.steps = 74_000
-    config.init_from = ""  # workdir whose newest weights a new run begins with
+    config.init_from = ""  # workdir whose newest weights a new run starts from
     config.watchdog = 900  # seconds that a step, a batch of an evaluation or a wait for a checkpoint may take; 0: any
-    config.profile = 0  # so many steps, from the third on, are traced into WORKDIR/profile
+    config.profile = 0  # number of steps, from the third on, to trace into WORKDIR/profile
 
     # Each codec, tokenizer, model and task has its own keys, in its file.
     config.codec = _defaults(CODECS, CODECS.default)
@@ -60,14 +60,15 @@ def base() -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = ""  # folder that `jpeglm.prepare` wrote
     config.data.seq_len = 12_288  # tokens a chunk
-    config.data.verify = True  # compare the checksum of every shard at each start; False: its size
+    config.data.verify = True  # verify the checksum of every shard at each start; False: only its size
     config.data.shards = 256
     config.data.holdout = 0.001  # fraction of the documents, or (an integer) their number
-    # Variants to add of each training picture (jpeglm/data/augment.py); of clips, at most so many later windows.
+    # Variants to add for each training picture (jpeglm/data/augment.py); for clips, the largest number of later
+    # windows.
     config.data.augment = 0
-    config.data.stride = 0  # frames from the beginning of one window of a clip to the next; 0: as many as a clip has
+    config.data.stride = 0  # frames from the start of one window of a clip to the next; 0: the length of a clip
     config.data.seed = 0  # order of documents and held-out split
-    config.data.background = DEFAULT_BACKGROUND  # what transparent pictures are put over; or black, or refuse
+    config.data.background = DEFAULT_BACKGROUND  # what transparent pictures are put over: white, black, or refuse
 
     config.model = _defaults(MODELS, MODELS.default)
     config.task = _defaults(TASKS, TASKS.default)
@@ -77,7 +78,7 @@ def base() -> ConfigDict:
     config.optim.accumulate = 1  # microbatches a step; divides batch_size
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 2_000
-    config.optim.final_lr_ratio = 0.1  # cosine down to this share of lr
+    config.optim.final_lr_ratio = 0.1  # cosine decay to this fraction of lr
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
     config.optim.eps = 1e-8
@@ -85,7 +86,7 @@ def base() -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.optim.z_loss = 0.0
 
-    config.mesh = ConfigDict()  # one axis may be -1: all the devices that the others leave
+    config.mesh = ConfigDict()  # one axis may be -1: all remaining devices
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.context = 1
@@ -98,7 +99,7 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps
     config.checkpoint.keep = 3  # newest ones
-    config.checkpoint.keep_every = 10_000  # and each step divisible by this, for ever
+    config.checkpoint.keep_every = 10_000  # and each step divisible by this, permanently
 
     config.log = ConfigDict()
     config.log.every = 10  # steps
@@ -111,7 +112,7 @@ def avc() -> ConfigDict:
 
 
 def _defaults(kinds: Registry, name: Any) -> ConfigDict:
-    """The section of a config that asks for this kind and says nothing else; `InputError` for an unknown one."""
+    """The section of a config for this kind, with its defaults; raises InputError for an unknown kind."""
     return ConfigDict(kinds.defaults(name)).lock()
 
 
@@ -123,7 +124,7 @@ def _is_holdout(value: Any) -> bool:
 
 
 _AXIS = whole(1, also=-1)
-# Of each key of `base()` but those of codec, tokenizer, model and task, which know their own.
+# For each key of `base()` except those of codec, tokenizer, model and task, which define their own.
 RUN = {
     "seed": SEED,
     "platform": one_of(*PLATFORMS),
@@ -133,7 +134,7 @@ RUN = {
     "watchdog": whole(0, 366 * 86_400),
     "profile": whole(0),
     "data.path": TEXT,
-    "data.seq_len": whole(2, 2**24),  # positions that float32 tells apart
+    "data.seq_len": whole(2, 2**24),  # positions that float32 represents exactly
     "data.verify": SWITCH,
     "data.shards": whole(1, 99_999),  # five digits in their names
     "data.holdout": Range(_is_holdout, "a fraction above 0 and below 1, or a whole number from 1 to 2,147,483,647"),
@@ -163,7 +164,7 @@ RUN = {
     "checkpoint.keep_every": whole(0),
     "log.every": whole(1),
 }
-# How files are drawn: of flags, of the arguments in Python and of a table's section.
+# Sampling settings: of flags, of arguments in Python and of a table's section.
 SAMPLING = {
     "max_tokens": whole(2, 2**24),
     "temperature": real(least=1e-30, most=1e30, also=0),  # what float32 can divide by
@@ -172,7 +173,7 @@ SAMPLING = {
     "slots": whole(1),
     "grammar": SWITCH,
 }
-# Of the flags of any command, beside what absl checks.
+# For the flags of all commands, in addition to what absl checks.
 FLAGS = SAMPLING | {"seed": SEED, "ratio": real(least=0, most=1)}
 # Of a table's config (configs/eval).
 TABLE = {
@@ -198,12 +199,12 @@ _OPTIONAL_IN_TABLES |= {key for key in TABLE if key.startswith("sampling.") and 
 
 
 def check(config: ConfigDict, any_accumulate: bool = False) -> None:
-    """The config of a run: every key of `base()` is there, no other one, each in its range, and they fit together.
+    """Checks the config of a run: exactly the keys of `base()`, each in its range, and consistent with each other.
 
-    `any_accumulate`: whether `optim.accumulate` is to be chosen later and need not fit.
+    `any_accumulate`: whether `optim.accumulate` is chosen later, so that it need not divide the batch now.
 
     Raises:
-      InputError: the first key that the user must change.
+      InputError: names the first key that the user must change.
     """
     values = ranges.flat(config.to_dict())
     if "sampling" in config and "model" not in config:
@@ -226,7 +227,7 @@ def check(config: ConfigDict, any_accumulate: bool = False) -> None:
 
 
 def allowed(values: Mapping[str, Any]) -> dict[str, Range]:
-    """The range of each key but the codec's, which checks its own, for a config of these values by flat key.
+    """The range of each key for a config of these values (by flat key), without the codec's, which checks its own.
 
     Raises:
       InputError: the tokenizer, the model or the task has no name, or an unknown one.
@@ -241,12 +242,12 @@ def allowed(values: Mapping[str, Any]) -> dict[str, Range]:
 
 
 def free(config: ConfigDict) -> tuple[str, ...]:
-    """How the flat keys begin that a resumed run may change."""
+    """Prefixes of the flat keys that a resumed run may change."""
     return (*_FREE, *(f"model.{key}" for key in MODELS.kind(config.model.name).FREE))
 
 
 def check_table(config: ConfigDict) -> None:
-    """The config of a table, likewise."""
+    """Checks the config of a table, like `check`."""
     values = ranges.flat(config.to_dict())
     if "model" in config and "sampling" not in config:
         raise InputError("this is the config of a run; the config of a table is needed, as configs/eval/demo.py")
@@ -256,7 +257,7 @@ def check_table(config: ConfigDict) -> None:
 
 
 def check_sampling(settings: dict[str, Any]) -> None:
-    """How files are drawn, likewise."""
+    """Checks the sampling settings, like `check`."""
     ranges.check("sampling.", settings, SAMPLING)
 
 
@@ -264,10 +265,10 @@ def check_sampling(settings: dict[str, Any]) -> None:
 
 
 def load(path: str) -> ConfigDict:
-    """What get_config() of a Python file gives; `FILE.py:TEXT` calls get_config("TEXT").
+    """The result of get_config() in a Python file; `FILE.py:TEXT` calls get_config("TEXT").
 
     Raises:
-      InputError: there is no such file, it fails, or it gives no ConfigDict.
+      InputError: there is no such file, it fails, or it does not return a ConfigDict.
     """
     path, *argument = path.split(":", 1)
     if not path:
@@ -276,9 +277,9 @@ def load(path: str) -> ConfigDict:
         raise InputError(f"{path}: a config is a Python file with get_config(), as configs/jpeglm_demo.py")
     module = types.ModuleType("config_file")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # where dataclasses look for it
+    sys.modules[module.__name__] = module  # dataclasses look it up there
     try:
-        # By Python's own loader, which reads the source's encoding and keeps what it compiled.
+        # Python's own loader handles the encoding of the source and caches the bytecode.
         importlib.machinery.SourceFileLoader(module.__name__, path).exec_module(module)
         make = getattr(module, "get_config", None)
         if make is None:
@@ -298,7 +299,7 @@ def load(path: str) -> ConfigDict:
 
 
 def _place(error: BaseException, path: str) -> str:
-    """ ", line N" of the config file in which an error arose, or "" where it did not come so far."""
+    """ ", line N" of the config file at which an error arose, or "" if it arose elsewhere."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}" if error.filename == path and error.lineno else ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
@@ -306,13 +307,13 @@ def _place(error: BaseException, path: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    # A KeyError of ml_collections goes on with all keys that there are.
+    # The rest of a KeyError of ml_collections is a list of all keys.
     text = str(error.args[0]) if error.args else ""
     return text.partition("\n")[0].partition(" Other fields present")[0][:200]
 
 
 def parse(path: os.PathLike, text: bytes | str) -> ConfigDict:
-    """The config in the `config.json` of a run; keys that it is too old to have get their defaults. It is locked.
+    """Parses the `config.json` of a run into a locked config; keys newer than the file get their defaults.
 
     Args:
       path: for messages.
@@ -347,13 +348,13 @@ def to_json(config: ConfigDict) -> str:
 
 
 def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
-    """What a config.json of an older version says, as this version writes it, without the version.
+    """Brings the content of a config.json of an older version up to date; removes the version number.
 
-    Version 0, which does not say so, has no names of model and task, and version 1 none of the tokenizer: there was
-    one of each.
+    Version 0 (no version number) has no names of model and task, and version 1 has none of the tokenizer, because
+    there was only one of each.
 
     Raises:
-      InputError: it is of a newer version.
+      InputError: the version is newer than this program.
     """
     stored = dict(stored)
     version = stored.pop("version", 0)
@@ -370,7 +371,7 @@ def _defaults_for(stored: dict[str, Any]) -> ConfigDict:
     """`base()` with the sections of the codec, the tokenizer, the model and the task that are stored.
 
     Raises:
-      InputError: a tokenizer, a model or a task that is not known. Of a codec, `check` says so.
+      InputError: an unknown tokenizer, model or task. `check` reports an unknown codec.
     """
     config = base()
     for kinds in (TOKENIZERS, MODELS, TASKS):

@@ -1,4 +1,4 @@
-"""Starting JAX: the processes of a job join each other, and a platform that is missing is told in one line."""
+"""Starting JAX: the processes of a job join each other; a missing platform is reported in one line."""
 
 import functools
 import os
@@ -16,22 +16,23 @@ from jpeglm.core.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_CONFIG: Any = jax.config  # which gets its attributes at run time
+_CONFIG: Any = jax.config  # its attributes are set at run time, so a type checker does not know them
 LONGEST_COMPILATION = 3600  # seconds
-_PIECE = 256 << 20  # bytes that go over the network, and into the memory of devices, at once
-# No operation whose order of additions varies, and none chosen by timing, which varies from start to start.
+_PIECE = 256 << 20  # bytes sent over the network, and held by devices, at a time
+# Rules out operations with a varying order of additions, and autotuning, whose timings vary from start to start.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 
 def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) -> list[jax.Device]:
-    """All devices of the job. `platform` is "", "cpu", "gpu" or "tpu"; one that is absent is an InputError.
+    """Starts JAX and returns all devices of the job. `platform`: "", cpu, gpu or tpu; InputError if it is absent.
 
-    `watchdog`: seconds after which the watchdog ends a process that hangs. JAX, which aborts all processes when
-    one is not heard of, is told to wait longer. `deterministic`: the same bits each time on GPUs too, at some speed.
+    `watchdog`: seconds after which the watchdog ends a process that hangs. JAX aborts all processes if one sends no
+    heartbeat, so its timeout is set longer than that. `deterministic`: bit-identical results on GPUs too, at the cost
+    of some speed.
 
-    A job of several processes is joined first: as the three PROCESS_VARIABLES say (HOST:PORT of process 0, their
-    number, this one's), or as JAX finds out by itself under Slurm and Open MPI (one process a GPU, if
-    JAX_LOCAL_DEVICE_IDS does not say otherwise), on GKE and, with platform "tpu", on any Cloud TPU.
+    The processes of a job join first: by the three PROCESS_VARIABLES (HOST:PORT of process 0, the number of processes,
+    the number of this one), or by JAX's own detection under Slurm and Open MPI (one process per GPU, unless
+    JAX_LOCAL_DEVICE_IDS says otherwise), on GKE and, with platform "tpu", on any Cloud TPU.
     """
     compute_in_float32()
     if platform not in PLATFORMS:
@@ -44,7 +45,8 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
         _join_processes(platform, 100 + int(watchdog))
     try:
         devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:  # without a GPU, JAX 0.10 fails in an assertion without words
+    # without a GPU, JAX 0.10 fails with an assertion that has no message
+    except (RuntimeError, AssertionError) as error:
         asked, why = platform or _CONFIG.jax_platforms, str(error) or "no such device"
         raise InputError(f"platform {asked!r} was asked for and is not there: {why}") from error
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
@@ -55,23 +57,23 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
 
 
 def compute_in_float32() -> None:
-    """Switches 64-bit types off, which JAX_ENABLE_X64 has switched on for other programs: ours are of 32 bits."""
+    """Switches off 64-bit types, which JAX_ENABLE_X64 may have switched on for other programs."""
     if _CONFIG.jax_enable_x64:
         logging.warning("JAX_ENABLE_X64 is set, and has no effect here: jpeglm computes in 32 bits")
         jax.config.update("jax_enable_x64", False)
 
 
 def wait_for_all(what: str, seconds: int = LONGEST_COMPILATION) -> None:
-    """Returns when every process of the job has come here; after so many seconds it raises.
+    """Waits until every process of the job has called this; raises after `seconds`.
 
-    This uses JAX's coordination service and not a collective. One process may find its programs in the cache while
-    another compiles, and in the first collective Gloo (CPUs) waits for only half a minute.
+    This uses JAX's coordination service instead of a collective. One process may find its programs in the cache while
+    another still compiles, and Gloo (CPUs) waits only half a minute in the first collective.
     """
     multihost.get_barrier_sync_fn()(key=what, timeout_ms=seconds * 1000)
 
 
 def refuse_several(command: str) -> None:
-    """Refuses a job of several processes, in which each would write all that one has to.
+    """Refuses a job of several processes, because each would do the whole work.
 
     Raises:
       InputError: this process is one of several.
@@ -81,13 +83,14 @@ def refuse_several(command: str) -> None:
 
 
 def from_each(content: bytes) -> Iterator[bytes]:
-    """What each process of the job gives, in their order, in every process; each holds one at a time."""
+    """The `content` of each process, in the order of processes, on every process; one at a time in memory."""
     sizes = multihost_utils.process_allgather(np.array(divmod(len(content), _PIECE), np.int32)).reshape(-1, 2)
     for process, (whole, rest) in enumerate(sizes.tolist()):
         mine, received = process == jax.process_index(), []
         for start in range(0, whole * _PIECE + rest, _PIECE):
             size = min(_PIECE, whole * _PIECE + rest - start)
-            piece = np.zeros(-(-size // 4) * 4, np.uint8)  # as words, whose type a sum keeps
+            # sent as 32-bit words: broadcasting sums over processes, which would widen uint8
+            piece = np.zeros(-(-size // 4) * 4, np.uint8)
             if mine:
                 piece[:size] = np.frombuffer(content, np.uint8, size, start)
             sent = multihost_utils.broadcast_one_to_all(piece.view(np.uint32), is_source=mine)
@@ -109,14 +112,14 @@ def _join_processes(platform: str, heartbeat_seconds: int) -> None:
         if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and ":" in address):
             raise InputError(f"{given}: an address HOST:PORT, a number of processes, and this one's below it")
         join(address, int(count), int(number))
-    elif given.keys() - {"JAX_COORDINATOR_ADDRESS"}:  # that one alone may correct what JAX finds out
+    elif given.keys() - {"JAX_COORDINATOR_ADDRESS"}:  # this one alone may override what JAX detects
         missing = ", ".join(name for name in PROCESS_VARIABLES if name not in given)
         raise InputError(f"{', '.join(given)} is set but not {missing}")
     elif platform == "tpu":
         try:
             join()
         except ValueError:
-            pass  # a TPU outside any cluster: its host is alone
+            pass  # a TPU outside any cluster: a single host
     elif _in_cluster():
         join()
 
@@ -124,7 +127,8 @@ def _join_processes(platform: str, heartbeat_seconds: int) -> None:
 def _in_cluster() -> bool:
     """Whether a launcher has started several processes. JAX's own detection also finds clusters of one.
 
-    Under Slurm those of one step: SLURM_NTASKS alone may be the job's, in a shell that salloc or srun has opened.
+    Under Slurm only the processes of one step count: SLURM_NTASKS may be the job's, in a shell opened by salloc or
+    srun.
     """
     env = os.environ
     return (

@@ -1,4 +1,4 @@
-"""The exceptions that become one line for the user, and how messages show names from outside."""
+"""Exceptions that are shown to the user as one line, and how messages print untrusted names."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class Refused(InputError):
-    """A picture or clip that no rule converts. `reason`: its class, which is counted; `detail`: what exactly."""
+    """A picture or clip that cannot be used. `reason`: the class it is counted under; `detail`: the exact cause."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -30,16 +30,16 @@ class Diverged(ArithmeticError):
     """A loss, a gradient or a parameter is no longer finite. Commands print the line and exit with status 1."""
 
 
-# TensorStore and Riegeli raise ValueError and RuntimeError with the system's words inside.
+# TensorStore and Riegeli raise ValueError and RuntimeError whose text contains the system's message.
 _REFUSALS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
 
 
 @contextlib.contextmanager
 def writing(folder: object) -> Iterator[None]:
-    """What the system refuses while `folder` is written (it is full, read-only, ...) becomes a line that names it.
+    """Turns a failed write (disk full, read-only, ...) into an InputError of one line that names `folder`.
 
     Raises:
-      InputError: instead of an OSError, or of a library's error that holds the system's words.
+      InputError: instead of an OSError, or of a library's error that contains the system's message.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def writing(folder: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: object, what: str) -> Iterator[None]:
-    """Any error while a file from outside is parsed becomes one line that names the file.
+    """Turns any error while an untrusted file is parsed into an InputError of one line that names the file.
 
     Raises:
       InputError: instead of any exception: a damaged or hostile file can make a reader fail in any way.
@@ -70,5 +70,5 @@ def reading(path: object, what: str) -> Iterator[None]:
 
 
 def printable(name: object) -> str:
-    """`str(name)` for a terminal or a log: control characters, line ends and bytes that are not UTF-8 as escapes."""
+    """`str(name)` for a terminal or a log: control characters, line ends and bytes that are not UTF-8 are escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))

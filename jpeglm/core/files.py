@@ -1,4 +1,4 @@
-"""Files and folders that a command writes: whole or not at all, by one command at a time, never inside its input."""
+"""Writing files and folders: atomically, by one command at a time, and never inside the input."""
 
 import contextlib
 import errno
@@ -23,9 +23,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def replacing(path: AnyPath, beside: AnyPath | None = None) -> Iterator[AnyPath]:
-    """Gives the name of a file to write, which then takes the place of `path`: it is there whole or not at all.
+    """Yields a temporary file name to write to, which is then renamed to `path`: `path` is never half-written.
 
-    If the block or the renaming fails, what was written is removed, and `path` stays as it was.
+    If the block or the renaming fails, the temporary file is removed, and `path` stays as it was.
 
     Args:
       path: local, or on a store that etils knows (gs://).
@@ -62,10 +62,10 @@ def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 @contextlib.contextmanager
 def new_folder(path: AnyPath) -> Iterator[AnyPath]:
-    """Gives a folder to write in, which then becomes `path`: it is there whole or not at all.
+    """Yields a temporary folder to write in, which is then renamed to `path`: `path` is never half-written.
 
     Raises:
-      InputError: `path` exists, or PATH.partial does, or the system refuses.
+      InputError: `path` or PATH.partial exists, or the system refuses.
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
@@ -83,18 +83,18 @@ def new_folder(path: AnyPath) -> Iterator[AnyPath]:
 
 
 def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) -> None:
-    """Refuses an output that lies in one of the inputs, or on a store that is not mounted.
+    """Refuses an output that is inside one of the inputs, or on a store that is not mounted.
 
-    The next start would take what lies in an input for input. Links in an input folder itself are followed, those
-    further below are not.
+    Otherwise the next start would read its own output as input. Links directly in an input folder are followed, links
+    in its subfolders are not.
 
     Args:
       out: a folder or file to be written.
-      **inputs: paths by the names of their flags, or of positional arguments in capitals. None, and what is not here
-        under that name (`tfds:`, `gs://`), is passed over.
+      **inputs: paths by the names of their flags, or of positional arguments in capitals. None, and names that are not
+        local paths (`tfds:`, `gs://`), are ignored.
 
     Raises:
-      InputError: `out` is one of the inputs or lies below one, or is no local path.
+      InputError: `out` is one of the inputs or inside one, or is not a local path.
     """
     if "://" in os.fspath(out):
         raise InputError(f"{out}: not a local path; write to one, then copy it there")
@@ -110,16 +110,16 @@ def check_outside(out: str | os.PathLike, **inputs: str | os.PathLike | None) ->
         folder = Path(os.path.realpath(path))
         entries = os.scandir(os.fspath(path))
         links = [os.path.realpath(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
-        followed = [link for link in links if not folder.is_relative_to(link)]  # the listing passes over a loop
+        followed = [link for link in links if not folder.is_relative_to(link)]  # the listing skips a loop
         if any(written.is_relative_to(read) for read in (folder, *followed)):
             raise InputError(f"{out} lies in {named}: take a place outside; what lies there may be read as input")
 
 
 def check_store(folder: epath.Path) -> None:
-    """Refuses a workdir that is a file, on a store that nothing here can reach (s3:// without s3fs), or not UTF-8.
+    """Refuses a workdir that is a file, is on an unreachable store (s3:// without s3fs), or is not UTF-8.
 
     Raises:
-      InputError: which of them, and what must be installed.
+      InputError: names the cause, and what must be installed.
     """
     try:
         str(folder if "://" in str(folder) else folder.absolute()).encode()  # as the libraries for checkpoints do
@@ -137,12 +137,12 @@ def check_store(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def owned(folder: str | os.PathLike) -> Iterator[None]:
-    """Makes `folder` and holds it, so that no second command writes there meanwhile. A killed command releases it.
+    """Makes `folder` and locks it, so that no second command writes there. A killed command releases the lock.
 
-    A folder that it has made and in which nothing was written is removed again.
+    If this made the folder and nothing was written to it, it is removed again.
 
-    The system's lock on FOLDER/.lock does that, also between the hosts of an NFS. Where a file system knows no locks,
-    a warning says so and nothing is held.
+    It uses the system's lock on FOLDER/.lock, which also works between the hosts of an NFS. On a file system without
+    locks it only logs a warning.
 
     Raises:
       InputError: another command holds it, or it cannot be made.
@@ -163,6 +163,6 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):  # it may be gone
-            if is_new and os.listdir(folder) == [".lock"]:  # of a command that was refused before it wrote anything
+            if is_new and os.listdir(folder) == [".lock"]:  # the command was refused before it wrote anything
                 shutil.rmtree(folder)
         os.close(lock)

@@ -1,4 +1,4 @@
-"""Accelerators by their makers' data sheets: dense bf16 FLOP/s, memory and bandwidths of one chip."""
+"""Accelerators, from the vendors' data sheets: dense bf16 FLOP/s, memory and bandwidths of one chip."""
 
 import dataclasses
 
@@ -12,17 +12,17 @@ class Chip:
     """One accelerator.
 
     Attributes:
-      name: as `jpeglm.aot --topology` and people call it.
-      kinds: what JAX gives as the `device_kind` of such a device, each in full: a name that only begins or ends the
-        same way (GH200, H20, a MIG share of a card) is another chip.
-      flops: multiply-adds in bf16 a second, times two.
-      memory: bytes that a program can have. Of TPUs what libtpu 0.0.42 says when a program asks for more, of GPUs
-        three quarters of the card, JAX's share (XLA_PYTHON_CLIENT_MEM_FRACTION).
+      name: as in `jpeglm.aot --topology`.
+      kinds: JAX's `device_kind` of such a device, each in full: a name that only begins or ends the same way (GH200,
+        H20, a MIG share of a card) is another chip.
+      flops: bf16 FLOP/s; a multiply-add counts as two.
+      memory: bytes available to a program. For TPUs, the limit that libtpu 0.0.42 reports when a program needs more;
+        for GPUs, three quarters of the card, JAX's default share (XLA_PYTHON_CLIENT_MEM_FRACTION).
       bandwidth: bytes a second between a chip and its memory.
       network: bytes a second that a chip can send over all its links to its neighbours together (ICI, NVLink).
-      dcn: bytes a second that a chip can send to other slices over the data centre's network; 0 where Google
-        publishes none, and of GPUs, which have no slices. From docs.cloud.google.com/tpu/docs, pages v5e (6.4 Tbit/s
-        for a pod of 256 chips), v5p (50 Gbit/s a chip) and v6e (25.6 Tbit/s for a pod of 256).
+      dcn: bytes a second that a chip can send to other slices over the data-centre network; 0 if Google publishes
+        none, and for GPUs, which have no slices. From docs.cloud.google.com/tpu/docs, pages v5e (6.4 Tbit/s for a pod
+        of 256 chips), v5p (50 Gbit/s a chip) and v6e (25.6 Tbit/s for a pod of 256).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Chip:
         return self.kinds[0].startswith("TPU")
 
 
-# From the makers' data sheets.
+# From the vendors' data sheets.
 CHIPS = (
     Chip("v4", ("TPU v4",), 275e12, 31.25 * GIB, 1228e9, 300e9),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9),
@@ -57,11 +57,11 @@ CHIPS = (
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The chip that a device is, or None where its `device_kind` is none of those above (a CPU, another card)."""
+    """The chip of a device, or None if its `device_kind` is not listed above (a CPU, another card)."""
     return next((chip for chip in CHIPS if device.device_kind in chip.kinds), None)
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s of one device in bf16, or None where it is not known."""
+    """FLOP/s of one device in bf16, or None if unknown."""
     chip = chip_of(device)
     return chip.flops if chip else None

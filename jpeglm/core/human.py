@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 
 def human_count(number: float) -> str:
@@ -18,7 +18,7 @@ def human_bytes(number: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """3_725 -> '1:02:05'; days in front where there are any."""
+    """3_725 -> '1:02:05'; with days in front if there are any."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

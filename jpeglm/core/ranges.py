@@ -1,4 +1,4 @@
-"""The values that a setting may take, as a test and in words; and the nearest name to a misspelt one."""
+"""Ranges of settings, as a test and in words; and suggestions for misspelt names."""
 
 import dataclasses
 import difflib
@@ -17,14 +17,14 @@ _LONGEST = 80  # characters of a refused value that a message shows
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that are allowed: a test, and words that follow "KEY=VALUE: " in a message."""
+    """A set of allowed values: a test, and the words that follow "KEY=VALUE: " in a message."""
 
     holds: Callable[[Any], bool]
     words: str
 
 
 def whole(least: int, most: int = INT32_MAX, also: int | None = None) -> Range:
-    """Integers from `least` to `most`, and `also`. A bool is none."""
+    """Integers from `least` to `most`, and `also`. Bools are not integers here."""
 
     def holds(value: Any) -> bool:
         is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
@@ -40,7 +40,7 @@ def real(
     most: float | None = None,
     also: float | None = None,
 ) -> Range:
-    """Finite numbers within the given bounds, and `also`, themselves and as float32, in which devices compute.
+    """Finite numbers within bounds, and `also`. Checked as float32, too, because devices compute in float32.
 
     0.99999999999 is 1 in float32, and 1e-40 is 0 on a device.
     """
@@ -53,7 +53,7 @@ def real(
     def holds(value: Any) -> bool:
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not is_number or not abs(value) <= _FLOAT32_MAX:
-            return False  # NaN compares with nothing
+            return False  # NaN compares as false
         rounded = np.float32(0 if abs(value) < _FLOAT32_TINY else value)
         return is_within(value) and is_within(rounded)
 
@@ -79,16 +79,16 @@ def several(each: Range) -> Range:
 TEXT = Range(lambda value: isinstance(value, str), "a text")
 SWITCH = Range(lambda value: isinstance(value, bool), "True or False")
 SEED = whole(0, 2**32 - 1)  # JAX takes the low 32 bits: a larger seed, or a negative one, would equal another
-INTEGER = Range(whole(-INT32_MAX).holds, "a whole number of at most 32 bits")  # for a class that knows its ranges
+INTEGER = Range(whole(-INT32_MAX).holds, "a whole number of at most 32 bits")  # for kinds that check their own ranges
 
 
 def check(prefix: str, values: Mapping[str, Any], ranges: Mapping[str, Range], optional: Collection[str] = ()) -> None:
-    """Every key is there, none is unknown, and every value lies in its range.
+    """Checks that every key is there, that none is unknown, and that every value is in its range.
 
     Args:
-      prefix: stands before each key in a message, as "config.".
+      prefix: put before each key in a message, such as "config.".
       values: by key, flat.
-      ranges: of all keys that there may be.
+      ranges: by key, for all keys that are allowed.
       optional: keys that may be missing.
 
     Raises:
@@ -105,12 +105,12 @@ def check(prefix: str, values: Mapping[str, Any], ranges: Mapping[str, Range], o
 
 
 def check_one(name: str, value: Any, range_: Range) -> None:
-    """`InputError` if the value is not in the range."""
+    """Raises InputError if the value is not in the range."""
     if not range_.holds(value):
         try:
             shown = value if isinstance(value, numbers.Real) else repr(value)
             shown = f"{shown}"
-        except ValueError:  # Python refuses to write out a number of thousands of digits
+        except ValueError:  # Python refuses to print a number of thousands of digits
             shown = "(a number of thousands of digits)"
         shown = shown if len(shown) <= _LONGEST else shown[: _LONGEST - 3] + "..."
         raise InputError(f"{name}={shown}: {range_.words}")
@@ -126,7 +126,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 ############################ Hints ############################
 
-# What other programs of the field call our keys and flags, without dashes, underscores and dots.
+# Names that other programs of the field use for our keys and flags, without dashes, underscores and dots.
 _SYNONYMS = {
     "lr": ("learningrate", "maxlr", "peaklr", "stepsize"),
     "final_lr_ratio": ("minlrratio", "minlr", "endlr", "finallr", "lrmin"),
@@ -182,11 +182,12 @@ def _plain(name: str) -> str:
 def did_you_mean(name: str, known: Collection[str], prefix: str = "") -> str:
     """A hint such as "; did you mean optim.lr?" for a name that is not known, or "".
 
-    First what is the same but for dots and dashes, then what has the same last part (`lr` for `optim.lr`) or is what
-    the field also calls so, then the most alike letters. Of several the ones in the same section go first.
+    It looks first for names that are equal except for dots and dashes, then for names with the same last part (`lr`
+    for `optim.lr`) and for synonyms of the field, then for the most similar spelling. Names in the same section come
+    first.
 
     Args:
-      prefix: stands before each name of the hint.
+      prefix: put before each name in the hint.
     """
     section, _, last = name.rpartition(".")
     parts = {other: _plain(other.rpartition(".")[2]) for other in known}

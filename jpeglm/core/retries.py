@@ -1,8 +1,9 @@
-"""Reading files that may be damaged, or that cannot be read for a moment.
+"""Reading files that may be damaged or temporarily unreadable.
 
-A disk or a store may refuse a read although every byte is in its place: no permission, a time-out, no memory. Such a
-read is tried again, and after the last try its cause is told. Damage is what shows that bytes are missing or wrong: a
-missing file, a checksum that differs, content that cannot be parsed. An error that is not known to be damage is not.
+A read may fail although every byte is intact: no permission, a time-out, no memory. Such a read is retried, and after
+the last try its cause is reported. Damage means that bytes are missing or wrong: a missing file, a checksum that
+differs, content that cannot be parsed. An error that is not known to be damage is treated as a failed read, because a
+good checkpoint must not be set aside by mistake.
 """
 
 import errno
@@ -27,7 +28,7 @@ _T = TypeVar("_T")
 
 
 class Damaged(InputError):
-    """Bytes of `what` are missing, or are not those that were written. `why`: the cause."""
+    """Bytes of `what` are missing or differ from those written. `why`: the cause."""
 
     def __init__(self, what: str, why: str):
         super().__init__(f"{what}: {why}")
@@ -39,10 +40,10 @@ class Damaged(InputError):
 
 
 def read(action: Callable[[], _T], what: object) -> _T:
-    """The result of `action`, which reads `what`; tried again where it fails for another reason than damage.
+    """The result of `action`, which reads `what`; retried if it fails for a reason other than damage.
 
     Args:
-      action: must open again what it reads, because a reader that has failed once may fail for ever.
+      action: must reopen what it reads on each call, because a reader that has failed once may repeat its error.
       what: for messages.
 
     Raises:
@@ -68,7 +69,7 @@ def read(action: Callable[[], _T], what: object) -> _T:
 
 
 def read_text(path: Path | epath.Path) -> str | None:
-    """A small file's content; None where there is no such file.
+    """The content of a small file; None if it does not exist.
 
     Raises:
       InputError: it cannot be read, or is not UTF-8.
@@ -84,9 +85,9 @@ def read_text(path: Path | epath.Path) -> str | None:
 
 
 def _mute_abandoned() -> None:
-    """Coroutines and tasks whose errors are not awaited print no traceback on standard error, from now on.
+    """From now on, coroutines and tasks whose errors are not awaited print no traceback.
 
-    Orbax reads arrays at the same time. When one fails it abandons the others, and their errors say the same again.
+    Orbax reads arrays concurrently. When one fails it abandons the others, and their errors only repeat the first.
     """
     logger = standard_logging.getLogger("asyncio")
     if _is_awaited not in logger.filters:
@@ -96,7 +97,7 @@ def _mute_abandoned() -> None:
 
 
 class _WithoutCoroutines:
-    """A hook for errors that nobody can catch, which hands on all but those of coroutines."""
+    """A hook for unraisable errors, which forwards all except those of coroutines."""
 
     def __init__(self, hook: Callable[["sys.UnraisableHookArgs"], object]):
         self._hook = hook
@@ -121,7 +122,8 @@ def is_damage(error: BaseException) -> bool:
     """Whether an error of the system, Orbax, TensorStore, ArrayRecord or a parser shows missing or wrong bytes."""
     errors = list(_causes(error))
     text = str(errors[-1])
-    after = [*errors, *(error.__context__ for error in errors)]  # a parser may complain of what could not be read
+    # a parser's error may be the consequence of a failed read
+    after = [*errors, *(error.__context__ for error in errors)]
     if any(isinstance(error, _OTHER) and not isinstance(error, FileNotFoundError) for error in after):
         return False
     if any(words in text for words in _OF_THE_SYSTEM):
@@ -140,18 +142,18 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _SPECIFICATION = re.compile(r" \[tensorstore_spec='(?:[^'\\]|\\.)*'\]")
-# Of the system and of memory: no damage, but for a missing file. Libraries repeat the system's words.
+# Errors of the system and of memory are not damage, except for a missing file. Libraries quote the system's message.
 _OTHER = (OSError, MemoryError)
 _OF_THE_SYSTEM = [os.strerror(code) for code in errno.errorcode if code != errno.ENOENT]
-# TensorStore raises ValueErrors that begin with a status, as "DATA_LOSS: ...", but for those of its decoders.
+# TensorStore raises ValueErrors that begin with a status, such as "DATA_LOSS: ..."; those of its decoders do not.
 _STATUS = re.compile(r"([A-Z]+(?:_[A-Z]+)*): ")
 _DAMAGE = {"NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}
-# What parsers raise that meet changed bytes in JSON, names, shapes or compressed data.
+# What parsers raise on changed bytes in JSON, names, shapes or compressed data.
 _BY_PARSERS = (
     ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     NotImplementedError, RecursionError, FileNotFoundError,
 )  # fmt: skip
-# ArrayRecord raises RuntimeErrors for everything; JAX raises them too.
+# ArrayRecord raises RuntimeError for everything, and so may JAX: only these texts mean damage.
 _BY_RECORDS = (
     "Corrupted ",
     "Invalid Riegeli",

@@ -1,19 +1,19 @@
 """The mesh, and the only table from logical axes to mesh axes.
 
-The model names the axes of its arrays in the field's terms ("embed", "heads", ...); this table alone says over which
-mesh axes each of them is spread:
+The model names the axes of its arrays in the field's terms ("embed", "heads", ...); this table alone maps them to mesh
+axes, over which they are sharded:
 
     data     replicas of the parameters (across slices or nodes)
     fsdp     parameters, optimiser state and the batch
     context  the sequence
     tensor   heads, feed-forward width and vocabulary
 
-A parameter has two layouts. It is stored spread over fsdp, and `gather` brings it together where it is used.
+A parameter has two layouts. It is stored sharded over fsdp, and `gather` collects it where it is used.
 
-A spread sequence is dealt out in stripes: member i of C holds stripes i and 2C-1-i of 2C, an early one and a late one,
-because under a causal mask late queries have more keys to meet. `global_batch` puts every array of a batch in this
-order; what works token by token need not know it, and attention finds its keys in natural order again by
-`whole_sequence`.
+A sharded sequence is dealt out in stripes: member i of C holds stripes i and 2C-1-i of 2C, an early one and a late
+one. Under a causal mask late queries attend to more keys, so contiguous parts would give the last member most of the
+work. `global_batch` puts every array of a batch in this order. Token-wise layers are not affected by it, and attention
+restores the natural order of its keys with `whole_sequence`.
 """
 
 import functools
@@ -47,19 +47,19 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "ffn": "tensor",
 }
 AUTO = (AxisType.Auto,) * len(MESH_AXES)
-STORED = "embed"  # spread only while the parameter is stored
+STORED = "embed"  # sharded only while the parameter is stored
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices; a size left out is 1, and at most one may be -1: what the others leave.
+    """A mesh over all devices. A missing size is 1; at most one may be -1, which takes all remaining devices.
 
-    Raises InputError where the sizes do not multiply to the number of devices, or do not fit the TPU's slices.
+    Raises InputError if the sizes do not multiply to the number of devices, or do not fit the TPU's slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(sizes, len(devices))
     slices = num_slices(devices)
     if slices == 1:
-        # A mesh axis may be a part of one axis of a TPU's torus; jax.make_mesh does not allow that.
+        # Not jax.make_mesh: it does not allow a mesh axis that is a part of one axis of a TPU's torus.
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         placed = across_slices(shape, slices, devices)
@@ -67,7 +67,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> list[int]:
-    """The sizes of MESH_AXES on so many devices; see `make_mesh`."""
+    """The sizes of MESH_AXES on `num_devices` devices; see `make_mesh`."""
     shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
     wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
@@ -80,7 +80,7 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> list[int]:
 
 
 def inference_mesh(tensor_parallelism: int, is_batched: bool, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A model over as many devices as divide its `tensor_parallelism`; the batch, if any, over what that leaves."""
+    """A mesh for inference: the model on as many devices as divide `tensor_parallelism`, a batch on the rest."""
     devices = jax.devices() if devices is None else devices
     tensor = math.gcd(len(devices), tensor_parallelism)
     return make_mesh({"data": -1, "tensor": tensor}, devices if is_batched else devices[:tensor])
@@ -89,18 +89,19 @@ def inference_mesh(tensor_parallelism: int, is_batched: bool, devices: Sequence[
 def num_slices(devices: Sequence[jax.Device]) -> int:
     """How many slices of a TPU the devices belong to.
 
-    For JAX each node of GPUs is a slice, but parameters are often spread over nodes: GPUs stay in JAX's order, node by
-    node.
+    JAX counts each node of GPUs as a slice, but parameters are often sharded over nodes, so GPUs count as one slice
+    here and stay in JAX's order, node by node.
     """
     if devices[0].platform != "tpu":
         return 1
-    return len({getattr(device, "slice_index", 0) for device in devices})  # one slice alone may bear no number
+    # devices of a single slice may have no slice_index
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def across_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices as an array of `shape` with slice after slice along data, the axis that needs least of the network.
+    """Devices as an array of `shape`, slice after slice along `data`, the axis with the least traffic.
 
-    Raises InputError where data is no multiple of the number of slices.
+    Raises InputError if `data` is not a multiple of the number of slices.
     """
     data, *rest = shape
     if data % slices:
@@ -110,22 +111,22 @@ def across_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Devic
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """The partition of an array whose dimensions carry these logical names (None: not spread)."""
+    """The partition of an array whose dimensions have these logical names (None: not sharded)."""
     return PartitionSpec(*(RULES[axis] if axis else None for axis in axes))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the layout of an activation to its logical axes; does nothing where no mesh is set."""
+    """Constrains the layout of an activation to its logical axes; does nothing without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
 def gather(x: jax.Array, dtype: Any, *axes: str | None) -> jax.Array:
-    """A float32 parameter as it is used: in `dtype`, brought together over the devices that store it.
+    """A float32 parameter as it is used: in `dtype`, gathered over the devices that store it.
 
-    It is cast first, so that the narrower dtype travels. Its gradient goes back as it is stored. Without a mesh it is
-    only cast.
+    It is cast before the all-gather, so that only the narrower dtype is sent. Its gradient is scattered back to the
+    stored layout. Without a mesh it is only cast.
     """
     x = x.astype(dtype)
     return x if jax.sharding.get_abstract_mesh().empty else _gather(axes, x)
@@ -137,9 +138,9 @@ def _gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
 
 
 def _scatter(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    # A sum over the batch, of which each device keeps a part: reduce-scatter. Were only the second layout named, the
-    # compiler would move activations instead, so as to compute each part where it is kept. The sum is of the dtype
-    # that the product gives: casting here would come after it.
+    # A sum over the batch, of which each device keeps a part: a reduce-scatter. If only the second layout were given,
+    # the compiler would move activations instead, to compute each part where it is kept. The sum has the dtype of the
+    # product: a cast here would come after it.
     return (constrain(_gather(axes, gradient), *axes),)
 
 
@@ -147,10 +148,10 @@ _gather.defvjp(lambda axes, x: (_gather(axes, x), None), _scatter)
 
 
 def parameter_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings of the parameters, as the pure dict `nnx.to_pure_dict` gives.
+    """Shardings of the parameters, as a pure dict like that of `nnx.to_pure_dict`.
 
-    Each `nnx.Param` carries its logical `axes`; a parameter stacked over layers has one leading dimension more.
-    Raises InputError where a dimension does not divide over its mesh axes.
+    Each `nnx.Param` has its logical `axes`; a parameter stacked over layers has one more leading dimension. Raises
+    InputError if a dimension does not divide over its mesh axes.
     """
 
     def sharding(path: Any, variable: nnx.Variable) -> nnx.Variable:
@@ -169,48 +170,48 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def laid_out(shapes: Any, shardings: Any) -> Any:
-    """Shapes and dtypes with their layouts, as restoring wants them."""
+    """Shapes and dtypes with their layouts, as needed for restoring."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def is_spread(axis: str) -> bool:
-    """Whether a logical axis is spread over more than one device of the mesh that is set."""
+    """Whether a logical axis is sharded over more than one device of the current mesh."""
     return parts(axis) > 1
 
 
 def parts(axis: str) -> int:
-    """Over how many devices of the mesh that is set a logical axis is spread; 1 where none is set."""
+    """The number of devices of the current mesh over which a logical axis is sharded; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else num_parts(mesh, axis)
 
 
 def num_parts(mesh: Mesh | AbstractMesh, axis: str) -> int:
-    """Over how many devices a logical axis is spread."""
+    """The number of devices over which a logical axis is sharded."""
     names = RULES[axis] or ()
     return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: what the mesh that is set consists of, which need not be in this machine."""
+    """cpu, gpu or tpu: the devices of the current mesh, which need not be in this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def layout(*axes: str | None) -> NamedSharding | None:
-    """How an array of these logical axes lies on the mesh that is set; None where none is set."""
+    """The sharding of an array with these logical axes on the current mesh; None without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else NamedSharding(mesh, spec(axes))
 
 
 def per_device(function: Callable[..., jax.Array], in_axes: Sequence[Any], out_axes: Sequence[str | None]) -> Any:
-    """`function` run by each device on its own parts, for kernels that the compiler cannot spread by itself.
+    """`function`, run by each device on its own shards, for kernels that the compiler cannot partition.
 
     Args:
-      function: takes arrays, gives one.
-      in_axes: for each argument its logical axes, or the partitions of a pytree's leaves, as `spec` gives them.
+      function: takes arrays, returns one.
+      in_axes: for each argument its logical axes, or the partitions of a pytree's leaves, as from `spec`.
       out_axes: logical axes of the result.
 
-    A dimension that does not divide (one prompt over many devices) stays whole on each of them.
+    A dimension that does not divide (one prompt over many devices) is replicated.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -227,12 +228,12 @@ def per_device(function: Callable[..., jax.Array], in_axes: Sequence[Any], out_a
 
 
 def member(axis: str) -> jax.Array:
-    """Inside `per_device`: which of the parts of a logical axis this device has."""
+    """Inside `per_device`: the index of this device's part of a logical axis."""
     return jax.lax.axis_index(RULES[axis])
 
 
 def whole_sequence(x: jax.Array, dim: int) -> jax.Array:
-    """Inside `per_device`: all parts of a spread sequence, in natural order along `dim`."""
+    """Inside `per_device`: all-gathers a sharded sequence into natural order along `dim`."""
     early, late = jnp.split(jax.lax.all_gather(x, RULES["sequence"], axis=0), 2, axis=dim + 1)
     stripes = jnp.concatenate([early, late[::-1]])  # [2C, ..., stripe, ...]
     shape = (*x.shape[:dim], -1, *x.shape[dim + 1 :])
@@ -240,7 +241,7 @@ def whole_sequence(x: jax.Array, dim: int) -> jax.Array:
 
 
 def dealt_order(length: int, members: int) -> np.ndarray:
-    """Places [length] in the chunk of the tokens in the order in which the members of a spread sequence hold them."""
+    """Positions [length] in the chunk, in the order in which the members of a sharded sequence hold the tokens."""
     if members == 1:
         return np.arange(length)
     stripes = np.arange(length).reshape(2 * members, -1)
@@ -248,9 +249,9 @@ def dealt_order(length: int, members: int) -> np.ndarray:
 
 
 def check_divides(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
-    """Batch and sequence must divide over the mesh; parameters are checked where their shardings are made.
+    """Checks that batch and sequence divide over the mesh; `parameter_shardings` checks the parameters.
 
-    Raises InputError with the keys to change, and the values that would fit.
+    Raises InputError that names the keys to change and values that would fit.
     """
     batch_size, accumulate = config.optim.batch_size, config.optim.accumulate
     members = num_parts(mesh, "batch")
@@ -267,13 +268,13 @@ def check_divides(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
 
 
 def microbatches_that_fit(batch_size: int, members: int) -> list[int]:
-    """The values of optim.accumulate with which a batch divides over so many devices, ascending; there may be none."""
+    """The values of optim.accumulate with which a batch divides over `members` devices, ascending; may be empty."""
     each, rest = divmod(batch_size, members)
     return [] if rest else [parts for parts in range(1, each + 1) if each % parts == 0]
 
 
 def _what_divides(batch_size: int, accumulate: int, members: int) -> str:
-    """Which changes of one key would make the batch fit."""
+    """Describes the changes of a single key that would make the batch fit."""
     fitting = ", ".join(map(str, microbatches_that_fit(batch_size, members)))
     unit = accumulate * members
     sizes = ", ".join(str(size) for size in (batch_size // unit * unit, (batch_size // unit + 1) * unit) if size)
@@ -289,9 +290,9 @@ def batch_sharding(mesh: Mesh | AbstractMesh, ndim: int = 2) -> NamedSharding:
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
-    """Rows of a global batch that this process's devices hold, ascending.
+    """The rows of a global batch that this process's devices hold, ascending.
 
-    Where `context` or `tensor` runs across processes, several of them need the same rows.
+    If `context` or `tensor` runs across processes, several of them need the same rows.
     """
     indices = sharding.addressable_devices_indices_map(shape).values()
     return np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in indices if index]))
@@ -300,11 +301,11 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 def global_batch(
     local: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding, batch_size: int
 ) -> dict[str, jax.Array]:
-    """Global arrays [batch_size, seq_len] or [batch_size] out of the rows that this process read.
+    """Makes global arrays [batch_size, seq_len] or [batch_size] from the rows that this process read.
 
-    A spread sequence is in dealt order. `sharding`: of the arrays with a sequence.
+    A sharded sequence is in dealt order. `sharding`: of the arrays with a sequence.
 
-    Each device takes its columns from rows that are on this host: the order costs no communication.
+    Each device takes its columns from rows that are already on this host, so the reordering needs no communication.
     """
     place = np.full(batch_size, -1)
     place[rows] = np.arange(len(rows))

@@ -1,11 +1,11 @@
-"""The workdir of a run: its config, its tokenizer, its metrics, and by whom it was started.
+"""The workdir of a run: its config, tokenizer, metrics and owner.
 
-    WORKDIR/config.json       the whole config, as the run was started or last resumed
+    WORKDIR/config.json       the whole config, as of the last start or resume
     WORKDIR/tokenizer.json, WORKDIR/manifest.json   of the data
-    WORKDIR/started.json      by whom and when: who started last owns the folder
+    WORKDIR/started.json      host, process and time of the last start, which owns the folder
     WORKDIR/checkpoints/STEP  see jpeglm/core/checkpoint.py
     WORKDIR/metrics.jsonl, WORKDIR/tensorboard/
-    WORKDIR/programs/         compiled, so that a restart need not; WORKDIR/profile/ traces
+    WORKDIR/programs/         compiled programs, for restarts; WORKDIR/profile/ traces
 
 Sampling, scoring and export need nothing else.
 """
@@ -30,9 +30,10 @@ from jpeglm.core.registry import TOKENIZERS
 
 
 class Claim:
-    """Who started last in a workdir owns it.
+    """Marks this process as the owner of a workdir; the process that started last owns it.
 
-    A crashed owner locks out no successor, and an owner that only seemed dead stops at its next checkpoint.
+    So a crashed owner does not lock out its successor, and an owner that only seemed dead stops at its next
+    checkpoint.
     """
 
     def __init__(self, workdir: epath.Path):
@@ -42,7 +43,7 @@ class Claim:
         files.write_whole(self._path, (json.dumps(self._mine) + "\n").encode())
 
     def check(self) -> None:
-        """Raises InputError if another training was started in the workdir since, or if nothing says who was."""
+        """Raises InputError if another training was started here since, or if started.json is missing or damaged."""
         text = retries.read_text(self._path) or ""
         try:
             owner = json.loads(text)
@@ -58,9 +59,9 @@ class Claim:
 
 
 def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> Claim:
-    """Writes what a workdir holds beside checkpoints and metrics; the config last: it marks the folder as a run.
+    """Writes the workdir without checkpoints and metrics. The config comes last: it marks the folder as a run.
 
-    A run that has checkpoints keeps the `init_from` that it began with, whatever `config` says.
+    A run that has checkpoints keeps the `init_from` that it started with, whatever `config` says.
     """
     stored = copy.deepcopy(config)
     if saved_steps(workdir):
@@ -76,7 +77,7 @@ def write_run(workdir: epath.Path, config: ConfigDict, data_dir: epath.Path) -> 
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """The config of the run in `workdir`, locked. Raises InputError where there is none, or a damaged one."""
+    """The config of the run in `workdir`, locked. Raises InputError if it is missing or damaged."""
     files.check_store(workdir)
     path = workdir / "config.json"
     text = retries.read_text(path)
@@ -86,27 +87,27 @@ def read_config(workdir: epath.Path) -> ConfigDict:
 
 
 def read_manifest(workdir: epath.Path) -> dict[str, Any]:
-    """The manifest of the data that a run learns. Raises InputError where there is none (an imported model)."""
+    """The manifest of the data that a run trains on. Raises InputError if there is none (an imported model)."""
     path = workdir / "manifest.json"
     text = retries.read_text(path)
     if text is None:
         raise InputError(f"{workdir}: nothing says what this was trained on (manifest.json is missing)")
     try:
         manifest = json.loads(text)
-        manifest["splits"]["heldout"]  # noqa: B018  a trial
+        manifest["splits"]["heldout"]  # noqa: B018  fails if it is missing
         return manifest
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str, Any]) -> None:
-    """A workdir goes on only with the model, data, optimiser and seed that it was started with; an empty one, always.
+    """Checks that model, data, optimiser and seed are those of the run in the workdir, if there is one.
 
-    `init_from` is read while a run has no checkpoint. Until then it may change, later it may be left out.
+    `init_from` is read until the run has a checkpoint. Until then it may change; afterwards it may be left out.
 
     Raises:
-      InputError: what differs, or that there are only weights to begin with (an imported model, a slim copy), or that
-        `workdir` is a file.
+      InputError: names what differs; or there are only weights (an imported model, a slim copy); or `workdir` is a
+        file.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; a run needs a folder")
@@ -123,18 +124,19 @@ def check_resumable(workdir: epath.Path, config: ConfigDict, manifest: dict[str,
     if not (steps and config.init_from):
         free = (*free, "init_from")
     changed = [key for key in now if not key.startswith(free) and before.get(key) != now[key]]
-    changed.sort(key=lambda key: key not in ("tokenizer.name", "model.name", "task.name"))  # others follow from these
+    # other keys depend on these
+    changed.sort(key=lambda key: key not in ("tokenizer.name", "model.name", "task.name"))
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)!r} there, {now[key]!r} asked)" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"{workdir} holds a run of another config: {differences}{more}; take a new --workdir")
-    # The folder may have moved, its content may not have changed: each shard's checksum is compared.
+    # The data folder may have moved, but its content must be the same: the checksum of each shard is compared.
     if read_manifest(workdir)["splits"] != manifest["splits"]:
         raise InputError(f"{workdir} holds a run on other data than {config.data.path}; take a new --workdir")
 
 
 def check_init_from(source: epath.Path, config: ConfigDict, params: Any, manifest: dict[str, Any]) -> None:
-    """A run may begin with the weights of `source` if they have its shapes and its tokenizer.
+    """Checks that a run can start from the weights of `source`: the same shapes and the same tokenizer.
 
     Args:
       params: the parameters of the new run, or their shapes.
@@ -155,13 +157,14 @@ def check_init_from(source: epath.Path, config: ConfigDict, params: Any, manifes
     for name in sorted(found | wanted):
         if found.get(name) != wanted.get(name):
             raise InputError(f"init_from: {name} is {found.get(name)} in {source}, {wanted.get(name)} in this model")
-    for key, value in ranges.flat(config.model.to_dict()).items():  # what no shape shows, such as rope_theta
+    # settings that shapes do not show, such as rope_theta
+    for key, value in ranges.flat(config.model.to_dict()).items():
         if theirs.model.get(key) != value:
             logging.warning("init_from: model.%s is %s in %s, %s here", key, theirs.model.get(key), source, value)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a workdir's `metrics.jsonl`, oldest first; none where it has not been written."""
+    """The rows of a workdir's `metrics.jsonl`, oldest first; empty if there is no such file."""
     path = epath.Path(workdir) / "metrics.jsonl"
     text = retries.read_text(path) or ""
     try:

@@ -1,6 +1,6 @@
 """Variants of a training picture: a little turned, scaled, slanted, shifted and bent.
 
-No mirroring: a mirrored digit, word or face is another one.
+There is no mirroring, because a mirrored digit or word is a different one.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
-TURN = np.deg2rad(8)  # each is the largest of a uniform draw
+TURN = np.deg2rad(8)  # this and the next ones: the maximum of a uniform draw
 LOG_SCALE = 0.08
 SLANT = 0.12
 SHIFT = 0.04  # of the longer side
@@ -18,10 +18,10 @@ KNOTS = 4
 
 
 def variant(image: Image.Image, number: int) -> Image.Image:
-    """The variant with this number of a picture of mode L or RGB, a function of both alone.
+    """Variant `number` of a picture of mode L or RGB; a function of these two alone.
 
-    All changes are one map from pixels to places in the original, which is read there by cubic splines; beyond its
-    edges stand the pixels of the edges.
+    All changes are combined into one map from pixels to positions in the original, which is sampled there by cubic
+    splines. Beyond the edges, the edge pixels are repeated.
     """
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]

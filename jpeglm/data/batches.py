@@ -1,8 +1,8 @@
-"""Prepared chunks to batches, by Grain. The batch of a step is a pure function of (seed, step).
+"""Batches of prepared chunks, read with Grain. The batch of a step is a pure function of (seed, step).
 
-Chunks are numbered through the shards of a split. The global order is a stream: all chunks in an order drawn from
-(seed, epoch), epoch after epoch; step t takes the positions t * batch_size to (t + 1) * batch_size - 1 of it. A
-process reads only the rows that it is told to, and a run that goes on starts at another step: no state is saved.
+Chunks are numbered consecutively over the shards of a split. The global order is a stream: all chunks in an order
+drawn from (seed, epoch), epoch after epoch; step t takes positions t * batch_size to (t + 1) * batch_size - 1. A
+process reads only its own rows, and a resumed run just starts at a later step, so no iterator state is saved.
 """
 
 import itertools
@@ -31,14 +31,14 @@ class Chunks:
         """Opens the folder.
 
         Args:
-          path: what `jpeglm.prepare` wrote.
+          path: the folder that `jpeglm.prepare` wrote.
           split: "train" or "heldout".
           seq_len: tokens a chunk.
-          mask_documents: positions start again with each document.
+          mask_documents: whether positions restart at each document.
 
         Raises:
-          InputError: no finished folder, no chunks or chunks of another length, a missing shard or one of another
-            size.
+          InputError: the folder is not finished, has no chunks or chunks of another length, or a shard is missing or
+            of another size.
         """
         self.manifest = records.read_manifest(path)
         found = self.manifest["config"]["data"]["seq_len"]
@@ -48,7 +48,7 @@ class Chunks:
         self.mask_documents = mask_documents
         entries = self.manifest["splits"][split]["shards"]
         paths = records.shard_paths(path, self.manifest, split)
-        # The reader has nothing to open in shards without chunks.
+        # Shards without chunks are left out: the reader cannot open them.
         self.paths = [str(found) for found, entry in zip(paths, entries, strict=True) if entry["chunks"]]
         entries = [entry for entry in entries if entry["chunks"]]
         if not entries:
@@ -84,7 +84,7 @@ class Chunks:
             try:
                 return np.frombuffer(self._source[index], "<u2").reshape(self.seq_len)
             except Exception:
-                self._open()  # a reader that has failed may fail for ever
+                self._open()  # a reader that has failed repeats its error
                 raise
 
         shard = np.searchsorted(self._ends, index, side="right")
@@ -96,7 +96,7 @@ class Chunks:
             raise InputError(f"{self.paths[shard]}: {why}") from error
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Several chunks; a negative index stands for an empty one, of weight 0.
+        """Several chunks; a negative index gives an empty one, of weight 0.
 
         Raises:
           InputError: a chunk cannot be read.
@@ -116,7 +116,7 @@ class Chunks:
         place = np.arange(self.seq_len, dtype=np.int32)
         is_real = place < np.array(lengths)[:, None]
         is_start = (tokens == BOS) & is_real
-        is_start[:, 0] = True  # a document may go on from the chunk before
+        is_start[:, 0] = True  # it may continue a document of the previous chunk
         positions = np.broadcast_to(place, tokens.shape)
         if self.mask_documents:
             positions = place - np.maximum.accumulate(np.where(is_start, place, 0), axis=1)
@@ -140,16 +140,16 @@ def train_batches(
     threads: int = 2,
     place: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[tuple[int, Any]]:
-    """Batches of the steps first_step .. num_steps - 1, read ahead by threads.
+    """Batches of the steps first_step to num_steps - 1, prefetched by threads.
 
     Args:
       seed: of the order; the same on all processes.
       batch_size: rows of the global batch.
-      rows: which of them this process needs, 0 .. batch_size - 1, in the order wanted.
-      first_step: where the run stands.
-      num_steps: where it ends.
-      threads: reading at once.
-      place: called on each batch by these threads, so that bringing it to the devices does not keep the loop waiting.
+      rows: the ones that this process needs, 0 to batch_size - 1, in the desired order.
+      first_step: the first step to read, from 0.
+      num_steps: the end, exclusive.
+      threads: number of threads that read.
+      place: called on each batch in these threads, so that the loop does not wait for the transfer to the devices.
 
     Yields:
       (step, place(batch)); a batch is the arrays of `Chunks.batch`, [len(rows), seq_len] each.
@@ -165,22 +165,22 @@ def train_batches(
 
 
 def chunk_numbers(chunks: Chunks, seed: int, batch_size: int, step: int) -> list[int]:
-    """The chunks of the global batch that `train_batches` gives as `step`."""
+    """The chunks of the global batch that `train_batches` yields as `step`."""
     order = _order(chunks, seed)
     return [order[step * batch_size + row] for row in range(batch_size)]
 
 
 def _order(chunks: Chunks, seed: int) -> grain.MapDataset:
-    """All chunks' numbers, epoch after epoch without end."""
-    # Seeded like this, each epoch draws its own order; shuffle(seed=...) would give the epochs of neighbouring seeds
-    # the same ones.
+    """The numbers of all chunks, epoch after epoch, endlessly."""
+    # Seeded like this, each epoch draws its own order. With shuffle(seed=...), epoch 2 of seed s would have the order
+    # of epoch 1 of seed s + 1.
     return grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
 
 
 def eval_batches(
     chunks: Chunks, batch_size: int, rows: Collection[int], max_batches: int | None = None
 ) -> Iterator[Batch]:
-    """All chunks in order, at most `max_batches` batches; rows after the last chunk are empty, of weight 0.
+    """All chunks in order, at most `max_batches` batches; rows beyond the last chunk are empty, with weight 0.
 
     Yields:
       batches as in `train_batches`: the given rows of each global batch.
@@ -213,9 +213,9 @@ def documents(path: str, split: str, limit: int | None = None) -> Iterator[bytes
 
 
 def check_fits(manifest: dict, config: ConfigDict) -> None:
-    """`InputError` naming the first key in which a run's config differs from the data's that it would train on."""
+    """Raises InputError that names the first key in which the run's config differs from that of the data."""
     data = manifest["config"]
-    keys = [("codec", "name"), ("tokenizer", "name")]  # what the others follow from
+    keys = [("codec", "name"), ("tokenizer", "name")]  # first, because other keys depend on them
     keys += [("codec", key) for key in data["codec"]] + [("tokenizer", "vocab_size"), ("data", "seq_len")]
     for section, key in keys:
         if config[section][key] != data[section][key]:

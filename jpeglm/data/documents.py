@@ -1,6 +1,6 @@
 """The canonical documents of a set of pictures or clips, by name.
 
-What an item of a source is, and how it becomes documents, the codec says: `Codec.items`.
+The codec decides what an item of a source is and how it becomes documents: `Codec.items`.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ from jpeglm.data.sources.listing import PassedOver
 
 
 def check(source: Source, codec: Codec) -> None:
-    """`InputError` if the source cannot hold what the codec encodes."""
+    """Raises InputError if the source cannot have what the codec encodes."""
     if records.is_prepared(source.path):
         raise InputError(f"{printable(source.path)} holds prepared data: documents, and no {codec.item}s to encode")
     codec.items.check_source(source)
 
 
 def read(path: str, codec: Codec, limit: int | None = None, background: str = DEFAULT_BACKGROUND) -> dict[str, bytes]:
-    """The canonical documents of a set of pictures or clips, by names that are good as those of files.
+    """The canonical documents of a set of pictures or clips, by names that can be used as file names.
 
     Args:
-      path: what `sources.open_source` understands; of what `jpeglm.prepare` wrote, they are the held-out documents.
+      path: as for `sources.open_source`; for a folder from `jpeglm.prepare`, its held-out documents are read.
       codec: of the documents.
-      limit: at most so many.
+      limit: the most documents to read.
       background: of transparent pictures, as the run's config says (`data.background`).
 
     Raises:
-      InputError: there is none, or the documents are another codec's.
+      InputError: there are none, or they belong to another codec.
     """
     source, left_out, passed_over = sources.open_source(path), 0, PassedOver()
     found: dict[str, bytes] = {}
@@ -61,11 +61,11 @@ def read(path: str, codec: Codec, limit: int | None = None, background: str = DE
 
 
 def _file_name(name: str, taken: Container[str]) -> str:
-    """What the samples of an item are called: its name without slashes, or a hash where that would be no good name."""
+    """The file name for samples of an item: its name without slashes, or a hash if that is not usable."""
     flat = name.rstrip("/").replace("/", "_")
     try:
         is_short = len(os.fsencode(flat)) <= 200
-    except UnicodeEncodeError:  # in a locale without these characters
+    except UnicodeEncodeError:  # the locale lacks these characters
         is_short = False
     if is_short and not flat.startswith(".") and flat.isprintable() and flat not in taken:
         return flat

@@ -3,12 +3,12 @@
     DIR/manifest.json       written last: a folder without it is not finished
     DIR/tokenizer.json
     DIR/refused.jsonl       every refused picture: name, reason, detail
-    DIR/passed_over.jsonl   every file of the source that is not looked for: name, reason
+    DIR/passed_over.jsonl   every file of the source that was skipped: name, reason
     DIR/train-00000-of-00008.array_record ...
     DIR/heldout-00000-of-00001.array_record
 
-A record is one chunk: exactly `seq_len` tokens, little-endian uint16. The last chunk of a shard is filled up with 0;
-how many of its tokens are real follows from the shard's token count in the manifest.
+A record is one chunk: exactly `seq_len` tokens, little-endian uint16. The last chunk of a shard is padded with 0; the
+shard's token count in the manifest tells how many tokens are real.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(folder: str | os.PathLike) -> dict:
-    """The manifest of a finished prepared folder; `InputError` if there is none or it is another version's."""
+    """The manifest of a finished prepared folder; InputError if there is none or it is of another version."""
     if "://" in str(folder):
         raise InputError(f"{folder}: prepared data are read as files: mount the bucket, or copy it to each host")
     path = Path(folder) / MANIFEST
@@ -69,12 +69,12 @@ def read_manifest(folder: str | os.PathLike) -> dict:
 
 
 def with_names(record: dict) -> None:
-    """Adds to the config in a manifest what it lacks that was written when there was one kind of tokenizer."""
+    """Adds the names that the config of an older manifest lacks, from when there was one kind of tokenizer."""
     record["config"]["tokenizer"].setdefault("name", TOKENIZERS.default)
 
 
 def shard_paths(folder: str | os.PathLike, manifest: dict, split: str) -> list[Path]:
-    """The files of a split in order; `InputError` if one is missing or has another size than was written."""
+    """The files of a split in order; InputError if one is missing or has another size than when written."""
     paths = []
     for shard in manifest["splits"][split]["shards"]:
         paths.append(Path(folder) / shard["name"])
@@ -88,10 +88,10 @@ def shard_paths(folder: str | os.PathLike, manifest: dict, split: str) -> list[P
 
 
 def check_checksums(folder: str | os.PathLike, manifest: dict, part: int = 0, parts: int = 1) -> None:
-    """Reads each `parts`-th shard from number `part` on, over both splits, and compares its SHA-256.
+    """Verifies the SHA-256 of every `parts`-th shard from number `part` on, over both splits.
 
     Raises:
-      InputError: a shard is missing, of another size or not as it was written.
+      InputError: a shard is missing, of another size, or altered.
     """
     listed = [
         (path, shard)
@@ -115,7 +115,7 @@ def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> di
     """Packs tokenized documents into one shard.
 
     Args:
-      path: a local file; not of use to anybody before the function returns.
+      path: a local file; incomplete until the function returns.
       documents: ids of each document, uint16 [n], without `<s>` and `</s>`, which are put around it here.
       seq_len: tokens a chunk.
 
@@ -123,12 +123,12 @@ def write_shard(path: Path, documents: Iterable[np.ndarray], seq_len: int) -> di
       {documents, chunks, tokens, shortest, longest, file_size, sha256}: the tokens are the real ones, `<s>` and `</s>`
       included; the shortest and longest document in tokens (0 in a shard without documents); the size in bytes.
     """
-    # One record a group: chunks are read in random order.
+    # One record per group, because chunks are read in random order.
     writer = ArrayRecordWriter(str(path), "group_size:1")
-    if not writer.ok():  # the constructor reports nothing
+    if not writer.ok():  # the constructor does not report errors
         raise OSError(f"cannot write {path}")
     lengths, chunks = [], 0
-    pending, held = [], 0  # pieces of the chunks not yet written, and their tokens in all
+    pending, held = [], 0  # pieces not yet written, and their total number of tokens
     for document in documents:
         pending.append(np.concatenate([[BOS], document, [EOS]]).astype(_TOKEN))
         lengths.append(len(pending[-1]))
@@ -172,7 +172,7 @@ def read_chunks(path: Path, num_chunks: int, seq_len: int) -> Iterator[np.ndarra
             reader = reader or _open_reader(path, num_chunks)
             return reader.read(start, min(start + 64, num_chunks))
         except Exception:
-            reader = None  # one that has failed may fail for ever
+            reader = None  # a reader that has failed repeats its error
             raise
 
     for start in range(0, num_chunks, 64):
@@ -198,7 +198,7 @@ def read_documents(folder: Path, shard: dict, seq_len: int) -> Iterator[np.ndarr
       shard: its entry in the manifest.
 
     Raises:
-      InputError: what stands between, before or after the documents is not as `write_shard` writes it.
+      InputError: the tokens around the documents are not as `write_shard` writes them.
     """
     path = folder / shard["name"]
     left = shard["tokens"]

@@ -1,4 +1,4 @@
-"""Pictures to look at: strips of frames, grids, animations, and a page that holds them."""
+"""Pictures for people: strips of frames, grids, animations, and a page with them."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 GAP = 2  # pixels between the pictures of a grid and the frames of a strip
-_WIDE_GAP = 10  # between the frames that were given and those that follow
+_WIDE_GAP = 10  # between the given frames and those that follow
 _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
@@ -35,7 +35,7 @@ def strip(frames: np.ndarray, kept: int) -> Image.Image:
 
 
 def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture of rows of equally large ones."""
+    """One picture made of rows of pictures of equal size."""
     width, height = rows[0][0].size
     across, down = max(map(len, rows)), len(rows)
     sheet = Image.new(rows[0][0].mode, (across * (width + GAP) - GAP, down * (height + GAP) - GAP), "white")
@@ -46,7 +46,7 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def page(title: str, caption: str, sheet: Image.Image, moving: Mapping[str, bytes]) -> str:
-    """An HTML page that needs no other file: a picture and, below it, animated WebP files by what they are called."""
+    """A self-contained HTML page: a picture and, below it, animated WebP files by their captions."""
     pictures = [f'<p><img alt="overview" src="{data_url("image/png", png(sheet))}"></p>']
     for name, animated in moving.items():
         picture = f'<img alt="" src="{data_url("image/webp", animated)}">'
@@ -55,7 +55,7 @@ def page(title: str, caption: str, sheet: Image.Image, moving: Mapping[str, byte
 
 
 def data_url(kind: str, content: bytes) -> str:
-    """Content of a MIME type as an address that holds it."""
+    """Content of a MIME type as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -67,7 +67,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def animation(frames: np.ndarray, fps: int) -> bytes:
-    """Frames uint8 [n, height, width, 3] as an animated WebP without end."""
+    """Frames uint8 [n, height, width, 3] as an endless animated WebP."""
     first, *others = map(Image.fromarray, frames)
     file = io.BytesIO()
     first.save(file, "WEBP", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90)

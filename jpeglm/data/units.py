@@ -1,4 +1,4 @@
-"""A loss in the units of the field."""
+"""A loss in the field's units."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from jpeglm.core.registry import CODECS
 
 
 def heldout_units(nats_per_token: float, manifest: Mapping[str, Any]) -> dict[str, float]:
-    """The held-out loss in the field's three units; bytes and pixels are those of the split's whole files.
+    """The held-out loss in the field's three units; bytes and pixels are those of the split's complete files.
 
     Raises:
       Diverged: the loss is not finite.

@@ -3,14 +3,14 @@
     python -m jpeglm.fid --real=originals --fake=samples --mode=clean --weights=pt_inception-2015-12-05-6726825d.pth
 
 The last line of standard output is the number; everything else goes to standard error. --real and --fake are folders,
-zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), what `jpeglm.prepare` wrote (its held-out
-pictures), what `jpeglm.sample` wrote (its samples), or statistics that --save_stats wrote before:
+zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), the folder of `jpeglm.prepare` (its held-out
+pictures) or of `jpeglm.sample` (its samples), or statistics from --save_stats:
 
     python -m jpeglm.fid --real=originals --save_stats=originals.npz --mode=... --weights=...
     python -m jpeglm.fid --real=originals.npz --fake=samples --mode=... --weights=...
 
 Without --weights it is the Fréchet distance of EfficientNet-Lite0 features (FD-EfficientNet-Lite0), which needs no
-download and is no FID: never compare one with the other. Several processes of one job share the pictures out.
+download but is not FID: never compare one with the other. The processes of a job share the pictures.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def main() -> None:
     values = FLAGS.flag_values_dict()
     options = compare.Options(**{field.name: values[field.name] for field in dataclasses.fields(compare.Options)})
     compare.check(options)
-    with cli.only_standard_error():  # the number alone goes to standard output, whatever libraries print
+    with cli.only_standard_error():  # only the number goes to standard output, whatever libraries print
         distributed.start(FLAGS.platform)
         result = compare.run(options)
     if result:

@@ -1,4 +1,4 @@
-"""What `python -m jpeglm.fid` does: two sets of pictures are opened, measured and compared."""
+"""The work of `python -m jpeglm.fid`: opens, measures and compares two sets of pictures."""
 
 import dataclasses
 import json
@@ -44,13 +44,13 @@ class Options:
 
 @dataclasses.dataclass
 class Side:
-    """One of the two sets: pictures to be measured, or statistics, which already are.
+    """One of the two sets: pictures to be measured, or statistics.
 
     Attributes:
-      path: as the flag names it.
-      held: what the path holds.
-      facts: what the features are made with; empty for statistics of another program.
-      dim: features a picture.
+      path: as given by the flag.
+      held: the content of the path.
+      facts: how the features are made; empty for statistics of another program.
+      dim: number of features per picture.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Side:
 
 
 def check(options: Options) -> None:
-    """`InputError` for flags that do not fit together; no file is opened but to see what it is."""
+    """Raises InputError for flags that do not fit together; opens files only to see what they are."""
     if not options.real:
         raise InputError("--real=PATH is needed")
     if not (options.fake or options.save_stats):
@@ -89,16 +89,15 @@ def _name(options: Options) -> str:
 
 
 def run(options: Options) -> dict[str, Any] | None:
-    """Measures what is not measured yet, and compares, in all processes of the job together.
+    """Measures pictures and compares, in all processes of the job together.
 
     Returns:
-      all numbers and what they were made with, as --json writes it; None in processes other than 0, and without
-      --fake.
+      all numbers and how they were made, as --json writes them; None in processes other than 0, and without --fake.
 
     Raises:
-      InputError: a path, a picture or a file of weights that the user can mend.
+      InputError: a path, a picture or a file of weights cannot be used.
     """
-    is_first = jax.process_index() == 0  # it alone writes
+    is_first = jax.process_index() == 0  # only process 0 writes
     if is_first:
         _check_outputs(options)
     sides, extractor = _open(options)
@@ -106,7 +105,7 @@ def run(options: Options) -> dict[str, Any] | None:
     for name, side in sides.items():
         measured[name] = found = _measured(name, side, extractor, options)
         count = found.moments.count
-        if count in (0, 1):  # in all processes, before one goes on alone
+        if count in (0, 1):  # raised in all processes, before process 0 continues alone
             raise InputError(f"{side.path}: two pictures or more are needed, {count} can be used")
         if name == "real" and options.save_stats and is_first:
             save_statistics(options.save_stats, found.moments, side.facts, found.spatial)
@@ -115,7 +114,7 @@ def run(options: Options) -> dict[str, Any] | None:
     if result and options.json:
         with writing(options.json):
             write_whole(Path(options.json), (json.dumps(result, indent=2) + "\n").encode())
-    if jax.process_count() > 1:  # when a process has ended, JAX stops those that still run after five minutes
+    if jax.process_count() > 1:  # JAX would stop process 0 five minutes after the others have ended
         distributed.wait_for_all("comparison", LONGEST)
     return result
 
@@ -133,9 +132,9 @@ def _check_outputs(options: Options) -> None:
 
 
 def _open(options: Options) -> tuple[dict[str, Side], Extractor | None]:
-    """Both sides, or --real alone, and the extractor where there are pictures to be measured.
+    """Both sides (or only --real), and the extractor if there are pictures to measure.
 
-    All that can be refused is refused here, before anything is measured.
+    All input is checked here, before anything is measured.
     """
     paths = {name: path for name in ("real", "fake") if (path := getattr(options, name))}
     sides = {name: _side(path, options) for name, path in paths.items()}
@@ -160,7 +159,7 @@ def _open(options: Options) -> tuple[dict[str, Side], Extractor | None]:
 
 
 def _side(path: str, options: Options) -> Side:
-    """One side; of pictures, before it is known what measures them."""
+    """One side; for pictures, before the extractor is known."""
     if not holds_statistics(path):
         return Side(path, images.open_pictures(path, options.background), {}, 0)
     if options.kid or options.bootstrap:
@@ -178,7 +177,7 @@ def _extractor(options: Options) -> Extractor:
 
 
 def _measured(name: str, side: Side, extractor: Extractor | None, options: Options) -> Measured:
-    """What is measured of a side; `extractor`: of pictures, None where both sides are statistics."""
+    """Measures a side; `extractor`: for pictures, None if both sides are statistics."""
     if isinstance(side.held, Measured):
         return side.held
     assert extractor is not None  # `_open` made it, for these pictures
@@ -192,7 +191,7 @@ def _measured(name: str, side: Side, extractor: Extractor | None, options: Optio
 
 
 def _compare(options: Options, sides: dict[str, Side], measured: dict[str, Measured]) -> dict[str, Any]:
-    """All numbers, and what they were made with."""
+    """All numbers, and how they were made."""
     ours, theirs = measured["real"], measured["fake"]
     facts = sides["real"].facts or sides["fake"].facts or {"metric": "Fréchet distance of statistics"}
     value = frechet_distance(ours.moments, theirs.moments)

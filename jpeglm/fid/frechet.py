@@ -26,10 +26,10 @@ _ROUNDING = 1e-3  # share of the trace that rounding to float32 may bring into a
 
 @dataclasses.dataclass(frozen=True)
 class _Sums:
-    """What vectors sum up to.
+    """Sums over vectors.
 
     Attributes:
-      count: how many there are.
+      count: number of vectors.
       mean: [dim].
       scatter: [dim, dim], the sum of (x - mean)(x - mean)^T.
     """
@@ -42,9 +42,9 @@ class _Sums:
 class Moments:
     """Mean and unbiased covariance of feature vectors that arrive in batches, in float64.
 
-    Vectors are kept until there are as many as dimensions. Such a block is then folded into a mean and a scatter
-    matrix around that mean (merged as in Chan, Golub and LeVeque 1979), so that a large common offset costs no digits.
-    Blocks are counted over all batches together: how vectors are divided into batches changes no bit of the result.
+    Vectors are collected until there are as many as dimensions. Such a block is then folded into a mean and a scatter
+    matrix around that mean (merged as in Chan, Golub and LeVeque 1979), so that a large common offset costs no
+    precision. Blocks run over batch boundaries, so the division into batches does not change a bit of the result.
     """
 
     def __init__(self, batches: Iterable[np.ndarray] = ()):
@@ -69,7 +69,7 @@ class Moments:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """What `to_arrays` gave, to the bit."""
+        """The exact inverse of `to_arrays`."""
         moments = cls()
         folded, rows = int(arrays["folded"]), arrays["rows"]
         if folded:
@@ -81,7 +81,7 @@ class Moments:
         return moments
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """All that these moments are, for another process.
+        """The complete state, for another process.
 
         Returns:
           `folded` int64 [], the number of vectors in the next two, -1 if unknown; `mean` float64 [dim]; `scatter`
@@ -99,12 +99,12 @@ class Moments:
 
     @property
     def count(self) -> int | None:
-        """Vectors seen; None for statistics that do not tell it."""
+        """Number of vectors; None for statistics that do not record it."""
         return self._seen if self._is_counted else None
 
     @property
     def dim(self) -> int:
-        """Features a vector; 0 before the first."""
+        """Features per vector; 0 before the first."""
         return len(self._folded.mean) if self._folded else self._block.shape[1]
 
     @property
@@ -145,7 +145,7 @@ class Moments:
                 self._folded, self._kept = self._all(), 0
 
     def merge(self, other: "Moments") -> None:
-        """Adds what `other` has seen."""
+        """Adds the vectors of `other`."""
         if not (self._is_counted and other._is_counted):
             raise ValueError("statistics of an unknown number of pictures cannot be merged")
         if other._folded:
@@ -258,10 +258,10 @@ class Interval:
 def bootstrap(features_a: np.ndarray, features_b: np.ndarray, replicates: int = 200, seed: int = 0) -> Interval:
     """A 95% interval of the Fréchet distance, from sets of the same size drawn from these with replacement.
 
-    The interval covers what chance there is in which pictures were drawn: it holds the mean distance that sets of
-    *these sizes* have, in at least about 95 of 100 experiments. It does not cover the upward bias of few pictures: the
-    distance of infinitely many may lie far below it. Nor does it cover a choice that was not by chance (of captions,
-    seeds, a checkpoint), or two pictures made from one.
+    The interval covers the chance in which pictures were drawn: in at least about 95 of 100 experiments it contains
+    the mean distance of sets of *these sizes*. It does not cover the upward bias of few pictures: the distance of
+    infinitely many may be far below it. It also does not cover choices that were not random (of captions, seeds, a
+    checkpoint), or two pictures made from one.
 
     Resampled sets hold copies, so their distances are biased upward a second time: percentile intervals lie above the
     truth, mirrored ("basic") ones below it. Only the deviation of the resampled distances is used, around the value

@@ -1,4 +1,4 @@
-"""Finished pictures, as the evaluator reads them: from all that `jpeglm.data.sources` opens, several at once."""
+"""Pictures for evaluation: from every source of `jpeglm.data.sources`, read by several threads."""
 
 import itertools
 import os
@@ -22,14 +22,14 @@ from jpeglm.data.sources.reading import refusing
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
 _MODES_WITH_ALPHA = {"LA", "La", "PA", "RGBA"}
 _GREY = {"1", "L", "LA", "La"}
-_AHEAD = 64  # converted pictures that wait; at 299x299 in float32 they take 65 MiB
+_AHEAD = 64  # converted pictures in the queue; at 299x299 in float32 they take 65 MiB
 _MOST_THREADS = 32
-_MOST_LOGGED = 10  # of each reason
+_MOST_LOGGED = 10  # per reason
 Converted = TypeVar("Converted")
 
 
 class Pictures:
-    """Pictures as uint8 [h, w] (grey) or [h, w, 3], read when they are asked for, by any number of threads.
+    """Pictures as uint8 [h, w] (grey) or [h, w, 3], read lazily, by any number of threads.
 
     Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
     EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
@@ -38,9 +38,9 @@ class Pictures:
     frames, more than 8 bits of grey, floating point and all that `jpeglm.data.sources` refuses.
 
     Attributes:
-      path: where they come from, in words.
+      path: their origin, for messages.
       names: of all, in order.
-      passed_over: what else is there and is not taken, by the rule of `jpeglm.data.sources.listing`.
+      passed_over: the files that `jpeglm.data.sources.listing` skips.
     """
 
     def __init__(self, source: Source, background: str = DEFAULT_BACKGROUND):
@@ -67,7 +67,7 @@ def open_pictures(
     """Opens pictures.
 
     Args:
-      pictures: what `jpeglm.data.sources.open_anew` understands; or arrays in memory: one uint8 [n, h, w] or
+      pictures: as for `jpeglm.data.sources.open_anew`; or arrays in memory: one uint8 [n, h, w] or
         [n, h, w, 3], or a list of [h, w] or [h, w, 3] of any sizes.
       background: what transparent pixels are put over, or "refuse".
 
@@ -111,12 +111,12 @@ def _pixels(image: Image.Image, background: str) -> np.ndarray:
 
 
 class Reader(Generic[Converted]):
-    """Iterates over `convert(picture)` in order, made by threads that work ahead of whoever takes it.
+    """Iterates over `convert(picture)` in order, computed ahead by threads.
 
     A picture that is refused is left out, logged by name and reason, and listed in `refused`, pairs of name and
-    reason. Without `allow_unreadable` nothing more is given after the first of them: the rest is only looked through
-    for others. The iteration itself raises none of them: several processes may have to agree first (`unreadable`).
-    What else a thread raises ends the iteration. Closing it early ends the threads.
+    reason. Without `allow_unreadable` nothing more is yielded after the first refusal: the rest is only searched for
+    further ones. The iteration does not raise refusals, because several processes may have to agree first
+    (`unreadable`). Any other exception of a thread ends the iteration. Closing it early ends the threads.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class Reader(Generic[Converted]):
 
         Args:
           pictures: to read.
-          convert: what the threads do with each picture, such as the resize; must be safe for threads.
+          convert: applied to each picture by the threads, for example a resize; must be thread-safe.
           indices: which pictures; all if None.
-          allow_unreadable: whether to go on with the others after a refusal.
+          allow_unreadable: whether to continue with the others after a refusal.
           threads: how many; as many as this process may use cores if None, and at most 32.
         """
         self.refused: list[tuple[str, str]] = []
@@ -185,7 +185,7 @@ class Reader(Generic[Converted]):
 
 
 def _class(reason: str) -> str:
-    """What stands before the detail in a refusal's text."""
+    """The reason in a refusal's text, which comes before the detail."""
     return reason.partition(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""Features and moments of many pictures, shared out over the processes of a job."""
+"""Features and moments of many pictures, divided over the processes of a job."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ LONGEST = 30 * 24 * 3600  # seconds that one process waits for another's share
 
 @dataclasses.dataclass
 class Measured:
-    """What is measured of a set of pictures.
+    """The measurements of a set of pictures.
 
     Attributes:
       moments: of the network's own features.
@@ -49,8 +49,8 @@ def measure(
     Args:
       pictures: the same in every process.
       extractor: with the same weights in every process.
-      description: what the progress bar is called.
-      keep_features: whether the features themselves are wanted, which take 8 KB a picture.
+      description: label of the progress bar.
+      keep_features: whether to return the features themselves, which take 8 KB per picture.
       allow_unreadable: whether pictures that cannot be used are left out.
 
     Raises:
@@ -71,7 +71,7 @@ def measure(
             kept.append(features[:, : extractor.dim])
     whole.refused = reader.refused
     if jax.process_count() > 1:
-        # A process that met a picture it cannot use, or smaller ones, arrives here long before the others.
+        # A process with an unusable picture, or with small ones, arrives here long before the others.
         distributed.wait_for_all(f"features of {description}", LONGEST)
         whole, kept = _merged(distributed.from_each(_packed(whole, kept)), _nothing(extractor))
     if whole.refused and not allow_unreadable:
@@ -94,7 +94,7 @@ def _nothing(extractor: Extractor) -> Measured:
 
 
 def _merged(parts: Iterable[bytes], whole: Measured) -> tuple[Measured, list[np.ndarray]]:
-    """Adds what all processes have measured, in their order, to `whole`; and the features that they kept."""
+    """Adds the moments of all processes, in order, to `whole`; also collects their features."""
     kept = []
     for content in parts:
         part, features = _unpacked(content)

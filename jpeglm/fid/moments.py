@@ -2,7 +2,7 @@
 
 An npz with `mu` float64 [dim] and `sigma` float64 [dim, dim] as pytorch-fid, clean-fid and guided-diffusion (ADM) know
 it, the latter two keys again as `mu_s` and `sigma_s` for the spatial features of sFID. Ours also hold `count`, the
-number of pictures, and `facts`, JSON of what they were made with, so that nothing is compared with another mode's.
+number of pictures, and `facts`, JSON of how they were made, so that different modes are not compared.
 """
 
 import json
@@ -21,7 +21,7 @@ from jpeglm.core.files import npz, write_whole
 from jpeglm.data.sources.zips import check_zip_is_alone
 from jpeglm.fid.frechet import Moments
 
-_ROUNDING = 1e-5  # of the largest entry: an asymmetry that the sums of float32 explain
+_ROUNDING = 1e-5  # of the largest entry: asymmetry that float32 sums can cause
 _MOST_BYTES = 1 << 30  # of one array, unpacked; a covariance of 2,048 features takes 32 MiB
 # What numpy, zipfile and zlib raise on damage; RuntimeError for members that are encrypted or oddly compressed.
 _DAMAGE = (
@@ -33,12 +33,12 @@ _DAMAGE = (
 def save_statistics(
     path: str | os.PathLike, moments: Moments, facts: Mapping[str, str], spatial: Moments | None = None
 ) -> None:
-    """Writes a statistics file, beside and then renamed.
+    """Writes a statistics file atomically.
 
     Args:
       path: of the npz.
       moments: of the features, with a known number of pictures.
-      facts: what they were made with: `metric`, `mode`, `weights_sha256`, `background`.
+      facts: how they were made: `metric`, `mode`, `weights_sha256`, `background`.
       spatial: moments of the spatial features of the same pictures.
 
     Raises:
@@ -58,11 +58,12 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
     """Reads our own, pytorch-fid's, clean-fid's and guided-diffusion's statistics files.
 
     Args:
-      path: of the npz. Pictures that lie in it beside the statistics (`arr_0`) are not read.
+      path: of the npz. Pictures in it (`arr_0`) are not read.
       spatial: take the spatial features (`mu_s`, `sigma_s`).
 
     Returns:
-      the moments, and the facts that `save_statistics` wrote; none, and no number of pictures, if another program did.
+      the moments, and the facts from `save_statistics`; files of other programs have no facts and no number of
+      pictures.
 
     Raises:
       InputError: the file is missing, damaged, or holds no such statistics.
@@ -142,15 +143,15 @@ def holds_statistics(path: str | os.PathLike) -> bool:
 
 
 def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], names: tuple[str, str]) -> None:
-    """Refuses to compare what was made in two ways, and warns where a side does not tell how it was made.
+    """Refuses to compare sides that were made differently, and warns if a side does not say how it was made.
 
     Args:
-      facts_a: of one side, as `load_statistics` gives them; empty for another program's file.
+      facts_a: of one side, from `load_statistics`; empty for another program's file.
       facts_b: of the other.
       names: of the two sides: their files or folders.
 
     Raises:
-      InputError: with both names, what differs, and the two values.
+      InputError: names both sides, what differs, and the two values.
     """
     name_a, name_b = (printable(name) for name in names)
     for facts, name in ((facts_a, name_a), (facts_b, name_b)):

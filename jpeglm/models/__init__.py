@@ -1,6 +1,7 @@
-"""Models: networks that give the probabilities of each next token.
+"""Models: networks that predict the next token.
 
-A new model is one file, and one line in jpeglm/core/registry.py: the place of a class that keeps the protocol `Model`.
+A new model is one file, and one line in jpeglm/core/registry.py: the path of a class that follows the protocol
+`Model`.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from jpeglm.core.registry import Section
 
 
 class Model(Protocol):
-    """The settings of one model, as a frozen dataclass; its parameters are held elsewhere, as a pure dict.
+    """The settings of one model, as a frozen dataclass; its parameters are kept separately, as a pure dict.
 
-    A model inherits from this class what it has no reason to say otherwise. Its module is imported wherever a config
-    is checked. Preparing data needs no JAX: of a model that ships, the network stands in a module of its own, which
-    `network` imports.
+    Models inherit from this class and override what differs. The module is imported whenever a config is checked, also
+    when data is prepared without JAX. So the models here keep their network in a separate module, which `network`
+    imports.
     """
 
     SECTION: ClassVar[Section]
@@ -40,24 +41,24 @@ class Model(Protocol):
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Model":
-        """The model of a run's config: of the section model, and the ids of `tokenizer.vocab_size`.
+        """The model of a run's config: from the section model and `tokenizer.vocab_size`.
 
-        Raises InputError where settings, each in its range, do not fit each other.
+        Raises InputError if settings are in range but do not fit together.
         """
 
     def network(self, rngs: Any) -> Any:
-        """A fresh `nnx.Module` that draws its parameters, float32, from `rngs` (an `nnx.Rngs`) alone.
+        """A fresh `nnx.Module` whose float32 parameters are drawn only from `rngs` (an `nnx.Rngs`).
 
         Each parameter is an `nnx.Param(value, axes=(...))` with the logical name of each dimension
-        (`sharding.RULES`; one stacked over layers has one dimension more in front). `decay=False` keeps weight decay
-        from it. The module has
+        (`sharding.RULES`; one stacked over layers has one dimension more in front). `decay=False` exempts it from
+        weight decay. The module has
 
           __call__(tokens, positions, segment_ids) -> logits: all inputs int32 [batch, length]; float32
-            [batch, length, vocab_size or more], of the token after each position. For training and scoring.
-          prefill(tokens, lengths) -> (logits, caches): prompts int32 [batch, bucket] from position 0, real up to
-            `lengths` [batch], with anything after that, which no later logits may depend on. Logits as above; caches
-            as of `empty_caches(batch, bucket)`.
-          decode(tokens, positions, caches) -> (logits, caches): one token of each sequence, int32 [batch], at
+            [batch, length, vocab_size or more], for the token after each position. For training and scoring.
+          prefill(tokens, lengths) -> (logits, caches): prompts int32 [batch, bucket] from position 0, with `lengths`
+          [batch] real tokens and then arbitrary padding, on which no later logits may depend. Logits as above; caches
+          as from `empty_caches(batch, bucket)`. decode(tokens, positions, caches) -> (logits, caches): one token of
+          each sequence, int32 [batch], at
             `positions` [batch]; logits [batch, vocab_size or more], and caches of the same shapes and dtypes.
 
         Only the network of `for_decoding` is asked for `prefill` and `decode`.
@@ -65,7 +66,7 @@ class Model(Protocol):
 
     @property
     def tensor_parallelism(self) -> int:
-        """Inference spreads the model over as many devices as divide this; 1: it is whole on each."""
+        """Inference shards the model over as many devices as divide this; 1: it is replicated."""
         return 1
 
     @property
@@ -73,41 +74,41 @@ class Model(Protocol):
         """Without the padding of the vocabulary."""
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Training FLOPs a token of a chunk, forward and backward; what is computed again does not count."""
+        """Training FLOPs per token of a chunk, forward and backward, without recomputation."""
 
     def recomputed_flops_per_token(self, seq_len: int) -> float:
-        """FLOPs a token that rematerialisation adds."""
+        """FLOPs per token that rematerialisation adds."""
         return 0.0
 
     def decode_flops(self, capacity: int) -> float:
         """FLOPs of decoding one token with caches of this capacity."""
 
     def step_bytes(self, tokens: int, tensor: int) -> float:
-        """Bytes that a training step needs on one device beside the state and the gradients, estimated.
+        """Estimated bytes that a training step needs on one device, besides the state and the gradients.
 
         Args:
-          tokens: of a microbatch that are on this device.
-          tensor: devices over which heads, widths and vocabulary are spread.
+          tokens: tokens of a microbatch on this device.
+          tensor: devices over which heads, widths and vocabulary are sharded.
         """
 
     def for_scoring(self) -> "Model":
-        """The same model, of the same parameters, that runs on any machine, over chunks of any length."""
+        """The same model with the same parameters, able to run on any machine and with chunks of any length."""
         return self
 
     def for_decoding(self) -> "Model":
-        """The same model as decoding wants it."""
+        """The same model in the form that decoding needs."""
         return self
 
     def decoding_parameters(self, params: Any) -> Any:
-        """The parameters of `for_decoding()` out of this model's, both as pure dicts; runs inside `jax.jit`.
+        """Converts this model's parameters to those of `for_decoding()`, both as pure dicts; runs inside `jax.jit`.
 
-        Here matrices are cast to the dtype of the computation, once and not at each step.
+        Matrices are cast to the computation's dtype here, once instead of at each step.
         """
         return params
 
     def empty_caches(self, slots: int, capacity: int) -> Any:
-        """What `decode` knows of the tokens before: any pytree of arrays whose first axis is the slots.
+        """The state that `decode` keeps of earlier tokens: any pytree of arrays whose first axis is the slots.
 
-        A prompt's caches, [1, ...] and perhaps of smaller capacity, are put at the beginning of a slot's, which may
-        hold what an earlier sequence left. Runs inside `jax.jit`.
+        The caches of a prompt, [1, ...] and possibly of smaller capacity, are written to the beginning of a slot's,
+        which may still hold an earlier sequence. Runs inside `jax.jit`.
         """

@@ -3,8 +3,8 @@
 `causal_attention` serves training and prefill, `cached_attention` one decoding step. Both take grouped queries:
 num_heads is a multiple of num_kv_heads. Scores and softmax are float32 whatever the inputs' dtype.
 
-Training has several implementations, each run by every device on its own part of batch, heads and sequence. This file
-holds the one in plain JAX, which runs everywhere; those made for one kind of hardware stand in `kernels`.
+Training has several implementations, which every device runs on its own part of batch, heads and sequence. This file
+has the one in plain JAX, which runs everywhere; `kernels` has those for particular hardware.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from jpeglm.core.errors import InputError
 from jpeglm.models import kernels
 from jpeglm.models.kernels import SAVED
 
-BLOCK = 64  # queries handled at once
-MOST_BLOCKS = 24  # each is compiled by itself; longer sequences are cut into stripes
-KEPT_LENGTH = 512  # up to here the backward pass finds the scores where the forward pass left them
+BLOCK = 64  # queries processed at once
+MOST_BLOCKS = 24  # each is compiled separately; longer sequences are cut into stripes, in a loop
+KEPT_LENGTH = 512  # up to this length the scores are kept for the backward pass instead of recomputed
 LARGEST_STRIPE = 512
-MOST_QUERIES = 128  # of a stripe, handled at once
-NO_KEYS = -1e30  # logsumexp over no keys; finite, so that differences and gradients stay finite
+MOST_QUERIES = 128  # of a stripe, processed at once
+NO_KEYS = -1e30  # logsumexp over no keys; not -inf, so that differences and gradients stay finite
 
 
 def causal_attention(
@@ -34,22 +34,22 @@ def causal_attention(
     segment_ids: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(head_dim)) v over each position's past.
+    """softmax(q k^T / sqrt(head_dim)) v over each position and those before it.
 
-    The past is that of the chunk, whatever positions rotary embedding counts. On a mesh that spreads the sequence,
+    The order is that of the chunk, whatever positions the rotary embedding uses. On a mesh that shards the sequence,
     all arrays are in the order of `sharding.global_batch`.
 
     Args:
       q: [batch, length, heads, head_dim].
       k, v: [batch, length, kv_heads, head_dim].
-      segment_ids: [batch, length] int; where given, positions of different segments do not see each other.
-      implementation: one of `llama_config.ATTENTION`; "auto" takes the best that platform, mesh and shapes allow.
+      segment_ids: [batch, length] int; if given, positions of different segments do not attend to each other.
+      implementation: one of `llama_config.ATTENTION`; "auto" uses the best that platform, mesh and shapes allow.
 
     Returns:
       [batch, length, heads, head_dim] of q's dtype.
 
     Raises:
-      InputError: the implementation asked for cannot compute this, and why.
+      InputError: the requested implementation cannot compute this, with the reason.
     """
     name = kernels.preferred(q, segment_ids) if implementation == "auto" else implementation
     reason = kernels.obstacle(name, q, segment_ids)
@@ -70,12 +70,12 @@ def causal_attention(
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
-    """One query a sequence against a cache that holds its keys and values up to and including its own.
+    """One query per sequence against a cache with the keys and values up to and including its own position.
 
     Args:
       q: [batch, heads, head_dim].
       k, v: [batch, kv_heads, capacity, head_dim].
-      positions: [batch] int, the query's position; later places of the cache are not seen.
+      positions: [batch] int, the query's position; later entries of the cache are masked.
 
     Returns:
       [batch, heads, head_dim] of q's dtype.
@@ -87,10 +87,10 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
 
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """A sequence of few blocks: each block of queries attends only to the keys up to its own end.
+    """A short sequence in blocks: each block of queries attends only to the keys up to its own end.
 
-    So most of the upper triangle is not computed. Beyond `KEPT_LENGTH` the backward pass computes the scores again
-    instead of keeping them.
+    This skips most of the masked upper triangle. Beyond `KEPT_LENGTH` the backward pass recomputes the scores, because
+    keeping them would take O(length^2) memory.
     """
     length, shape = q.shape[1], q.shape
     if length > MOST_BLOCKS * BLOCK:
@@ -106,14 +106,14 @@ def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array 
 
 
 def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """A long sequence on one device, cut into pairs of stripes as if it were spread; one pair after another.
+    """A long sequence on one device, cut into pairs of stripes as if it were sharded; one pair at a time.
 
-    Memory grows linearly with the length, and the compiled program does not grow at all.
+    Memory grows linearly with the length; the size of the compiled program is constant.
     """
     length, shape = q.shape[1], q.shape
     pairs = -(-length // (2 * LARGEST_STRIPE))
     stripe = -(-length // (2 * pairs))
-    # What is added at the end lies in the future of every token.
+    # Causality masks the padding: it comes after every real token.
     fill = lambda x: jnp.pad(x, ((0, 0), (0, 2 * pairs * stripe - length), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
     q, k, v = _grouped(fill(q), fill(k), fill(v))
     segments = None if segment_ids is None else fill(segment_ids)
@@ -130,7 +130,7 @@ def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | N
 
 
 def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """One member's share of a spread sequence: its two stripes of queries against all keys."""
+    """One member's share of a sharded sequence: its two stripes of queries against all keys."""
     shape = q.shape
     q, k, v = _grouped(q, sharding.whole_sequence(k, 1), sharding.whole_sequence(v, 1))
     segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
@@ -144,14 +144,15 @@ def _attend_pair(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of stripes i and 2C-1-i of the queries, given all keys and values in natural order.
 
-    Stripe s meets the key stripes 0..s, so the two together meet 2C+1 of them, whatever i is: every member of a
-    spread sequence runs the same number of equal squares, as one program on many devices must, and which squares
-    depends on i alone. With contiguous parts the last member would have 2C-1 times the work of the first, or every
-    member would compute the whole square. The results of a stripe's squares are merged by their logsumexp.
+    Stripe s attends to the key stripes 0..s, so the two together attend to 2C+1 of them, whatever i is. Every member
+    of a sharded sequence thus computes the same number of equal squares, which one program on many devices requires;
+    only the choice of squares depends on i. With contiguous parts the last member would have 2C-1 times the work of
+    the first, or every member would compute the whole square. The results of a stripe's squares are merged by their
+    logsumexp.
     """
     stripe = early.shape[3]
     last = k.shape[2] // stripe - 1  # 2C-1
-    # A key's gradient is a sum over many squares: in float32.
+    # float32: a key's gradient is a sum over many squares.
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
 
     def square(n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -181,7 +182,7 @@ def _attend_pair(
 def _grouped(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q as [batch, kv_heads, group, length, head_dim]; k, v as [batch, kv_heads, length, head_dim].
 
-    Batch dimensions first: XLA for CPUs runs any other order of these products several times slower.
+    Batch dimensions come first: on CPUs, XLA runs other layouts of these products several times slower.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -194,9 +195,9 @@ def _ungrouped(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array) -> Any:
-    """attend(queries, number of the first) over MOST_QUERIES of [..., queries, head_dim] at a time.
+    """attend(queries, index of the first) for MOST_QUERIES of [..., queries, head_dim] at a time.
 
-    So that the scores of no more are ever held; the backward pass computes them again, likewise.
+    This bounds the memory for scores; the backward pass recomputes them in the same pieces.
     """
     attend = jax.checkpoint(attend)
     parts, rest = divmod(q.shape[-2], MOST_QUERIES)
@@ -212,7 +213,7 @@ def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array) -> Any:
 
 
 def _visible(queries: jax.Array, keys: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-    """Which of the consecutive places `keys` those of `queries` see: [1 or batch, queries, keys]."""
+    """Which of the consecutive positions `keys` each of `queries` attends to: [1 or batch, queries, keys]."""
     visible = (keys[None, :] <= queries[:, None])[None]
     if segment_ids is None:
         return visible
@@ -229,7 +230,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax
 
 
 def _attend_partly(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`_attend` to some of a query's keys, perhaps none: what they mix to, and their logsumexp [..., queries, 1]."""
+    """`_attend` to some of a query's keys, possibly none: mixed values, and logsumexp [..., queries, 1]."""
     scores = _scores(q, k, visible)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), NO_KEYS))
     weights = jnp.exp(scores - top)

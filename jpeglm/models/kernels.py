@@ -1,7 +1,7 @@
-"""Attention kernels made for one kind of hardware: splash for TPUs, cuDNN's and Pallas' for GPUs.
+"""Attention kernels for particular hardware: splash for TPUs, cuDNN's and Pallas' for GPUs.
 
-`preferred` says which of them fits the hardware, `obstacle` what keeps one from computing a given case. On CPUs the
-Pallas ones are interpreted: so slowly that only tests ask for them.
+`preferred` chooses one for the hardware, `obstacle` says why one cannot compute a given case. On CPUs the Pallas
+kernels are interpreted, which is so slow that only tests use them.
 """
 
 from typing import Any
@@ -13,16 +13,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jpeglm.core import sharding
 
-SAVED = "attention"  # name of what the remat policy "attention" keeps
+SAVED = "attention"  # name of the values that the remat policy "attention" saves
 LARGEST_SPLASH_BLOCK = 1024  # several times faster than splash's default of 128
-SMALLEST_SPLASH_BLOCK = 128  # a TPU's lanes
+SMALLEST_SPLASH_BLOCK = 128  # the lanes of a TPU
 TRITON_BLOCK = 128
 
 PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "triton": ("gpu", "cpu")}
 
 
 def preferred(q: jax.Array, segment_ids: jax.Array | None) -> str:
-    """The implementation of choice on this platform."""
+    """The preferred implementation on this platform."""
     platform = sharding.platform()
     if platform == "tpu":
         return "splash"
@@ -32,7 +32,7 @@ def preferred(q: jax.Array, segment_ids: jax.Array | None) -> str:
 
 
 def obstacle(name: str, q: jax.Array, segment_ids: jax.Array | None) -> str | None:
-    """Why an implementation cannot attend from q [batch, length, heads, head_dim]; None if it can."""
+    """Why an implementation cannot handle q [batch, length, heads, head_dim]; None if it can."""
     if name == "blockwise":
         return None
     platform = sharding.platform()
@@ -68,7 +68,7 @@ def triton(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
     from jax.experimental.pallas.ops.gpu import attention
 
     group = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))  # the kernel knows no groups
+    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))  # the kernel does not support grouped queries
     blocks = attention.BlockSizes(
         block_q=TRITON_BLOCK, block_k=TRITON_BLOCK, block_q_dkv=32, block_kv_dkv=32, block_q_dq=32, block_kv_dq=32
     )
@@ -79,14 +79,15 @@ def triton(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
 
 
 def splash_kernel(heads: int, length: int) -> tuple[Any, Any]:
-    """The first argument of `splash`, which knows the keys that each block of queries needs; and its partition.
+    """The first argument of `splash`, which encodes the keys that each block of queries needs; and its partition.
 
-    The partition is for `per_device`. Processing the mask takes a second for 12,288 tokens, once: splash caches it.
+    The partition is for `per_device`. Processing the mask takes a second for 12,288 tokens, but only once: splash
+    caches it.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     parts = sharding.parts("sequence")
-    # The mask is lazy: it holds only the places of the queries, which are in dealt order where the sequence is spread.
+    # The mask is lazy: it holds only the positions of the queries, in dealt order if the sequence is sharded.
     mask = splash_attention_mask.CausalMask((length, length))
     mask.q_sequence = sharding.dealt_order(length, parts).astype(np.int32)
     block = LARGEST_SPLASH_BLOCK
@@ -107,9 +108,9 @@ def splash_kernel(heads: int, length: int) -> tuple[Any, Any]:
 
 
 def splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """FlashAttention that skips blocks which the mask hides whole; shapes as in `causal_attention`.
+    """FlashAttention that skips fully masked blocks; shapes as in `causal_attention`.
 
-    `kernel` is of `splash_kernel`. Queries stay on their device; keys and values of a spread sequence are gathered.
+    `kernel` is from `splash_kernel`. Queries stay on their device; keys and values of a sharded sequence are gathered.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
@@ -122,11 +123,11 @@ def splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: j
     else:
         of_keys = sharding.whole_sequence(segment_ids, 1) if is_spread else segment_ids
         mixed = jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segment_ids, of_keys))
-    return mixed.swapaxes(1, 2)  # saved by its name inside, together with the logsumexp
+    return mixed.swapaxes(1, 2)  # splash itself names its output and logsumexp for remat
 
 
 def _stripe(length: int, parts: int) -> int:
-    """Consecutive tokens on one device."""
+    """Number of consecutive tokens on one device."""
     return length if parts == 1 else length // (2 * parts)
 
 

@@ -6,8 +6,8 @@
     logits = Whead norm(x)
 
 Touvron et al. 2023, "Llama 2"; rotary halves are laid out as in Hugging Face's LlamaForCausalLM. The layers are
-stacked and run by one `lax.scan`, or held one by one for decoding (`unstack`). This file holds only the mathematics:
-arrays carry logical axis names, and `jpeglm.core.sharding` alone knows what they mean on a mesh.
+stacked and run by one `lax.scan`, or kept separate for decoding (`unstack`). This file has only the mathematics:
+arrays have logical axis names, and only `jpeglm.core.sharding` maps these to a mesh.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jpeglm.models.kernels import SAVED
 from jpeglm.models.llama_config import LlamaConfig
 
 INIT_STD = 0.02
-REMAT = {  # what the forward pass of a layer keeps for the backward pass
+REMAT = {  # what the forward pass of a layer saves for the backward pass
     "none": None,  # everything
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
@@ -35,7 +35,7 @@ REMAT = {  # what the forward pass of a layer keeps for the backward pass
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of one layer, [batch, kv_heads, capacity, head_dim]: as the products of decoding read them."""
+    """Keys and values of one layer, [batch, kv_heads, capacity, head_dim], the layout that decoding reads."""
 
     k: jax.Array
     v: jax.Array
@@ -54,7 +54,7 @@ def _matrix(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std: 
 
 
 def _used(parameter: nnx.Param, dtype: Any) -> jax.Array:
-    """A parameter as a product takes it."""
+    """A parameter, gathered and cast for use in a product."""
     return gather(parameter[...], dtype, *parameter.get_metadata("axes"))
 
 
@@ -79,7 +79,7 @@ def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
 
 
 def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (x[i], x[i + head_dim / 2]) of [..., heads, head_dim] by their position's angles."""
+    """Rotates the pairs (x[i], x[i + head_dim / 2]) of [..., heads, head_dim] by the angles of their position."""
     cos, sin = tables
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -91,7 +91,8 @@ class Block(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, ffn = config.width, config.ffn_width
-        residual_std = INIT_STD * (2 * config.num_layers) ** -0.5  # so that the residual stream keeps its scale
+        # keeps the scale of the residual stream independent of depth
+        residual_std = INIT_STD * (2 * config.num_layers) ** -0.5
         self.dtype = jnp.dtype(config.dtype)
         self.attention_norm = RMSNorm(width, config.norm_eps, "embed")
         self.wq = _matrix(rngs.params(), (width, heads, head_dim), ("embed", "heads", "head_dim"))
@@ -106,7 +107,7 @@ class Block(nnx.Module):
         self.k_norm = RMSNorm(head_dim, config.norm_eps, "head_dim") if config.qk_norm else None
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable[..., Any]) -> Any:
-        """`attend(q, k, v)` gives the mixed values and whatever state the caller keeps: (x, state)."""
+        """`attend(q, k, v)` returns mixed values and any state of the caller. Returns (x, state)."""
         h = self.attention_norm(x)
         q = jnp.einsum("...e,ehd->...hd", h, _used(self.wq, self.dtype))
         k = jnp.einsum("...e,ehd->...hd", h, _used(self.wk, self.dtype))
@@ -114,7 +115,7 @@ class Block(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
-        # Heads folded first: as a product over two dimensions XLA for CPUs copies the weights at every use.
+        # Heads are folded first: XLA for CPUs would copy the weights at every use of a product over two dimensions.
         wo = _used(self.wo, self.dtype).reshape(-1, x.shape[-1])
         x = x + jnp.einsum("...h,he->...e", mixed.reshape(*mixed.shape[:-2], -1), wo)
         h = self.ffn_norm(x)
@@ -134,7 +135,7 @@ class Llama(nnx.Module):
         keys = jax.random.split(rngs.params(), config.num_layers)
         make_block = lambda key: Block(config, rngs=nnx.Rngs(params=key))  # noqa: E731
         if config.stacked:
-            # One after the other: all at once would take as much memory again.
+            # One after another: all at once would need twice the memory.
             graphdef = nnx.graphdef(nnx.eval_shape(make_block, keys[0]))
             self.layers = nnx.merge(graphdef, jax.lax.map(lambda key: nnx.state(make_block(key)), keys))
         else:
@@ -143,7 +144,7 @@ class Llama(nnx.Module):
         self.head = _matrix(rngs.params(), (width, vocab), ("embed", "vocab"))
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """Logits [batch, length, padded_vocab_size] of the token after each position; all inputs [batch, length].
+        """Logits [batch, length, padded_vocab_size] for the token after each position; all inputs [batch, length].
 
         `segment_ids` matters only with `config.mask_documents`.
         """
@@ -155,9 +156,9 @@ class Llama(nnx.Module):
     def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[Cache]]:
         """Runs prompts [batch, bucket] from position 0; logits at every position, and caches of this length.
 
-        What is cached after a prompt's end (`lengths`) is written over before any query sees it. Wants each prompt
-        whole on a device: its tokens are in natural order. Of any length, so the implementation of attention is chosen
-        here, not by `config.attention`.
+        Cache entries after a prompt's end (`lengths`) are overwritten before any query attends to them. The mesh must
+        not shard the sequence, because the tokens are in natural order. Prompts may have any length, so the
+        implementation of attention is chosen here, not by `config.attention`.
         """
         del lengths
         if is_spread("sequence"):
@@ -177,7 +178,7 @@ class Llama(nnx.Module):
     ) -> tuple[jax.Array, list[Cache]]:
         """Tokens [batch] at positions [batch] -> logits [batch, padded_vocab_size] and the caches with them.
 
-        Wants layers one by one, each with a cache of its own: slices of stacked ones would be copied at every step.
+        Needs unstacked layers, each with its own cache: slices of stacks would be copied at every step.
         """
         x = self._embed(tokens)
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
@@ -193,14 +194,14 @@ class Llama(nnx.Module):
         return self._logits(x), new
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        # Looked up in float32: a row's gradient is a sum over all its tokens, thousands with a vocabulary this small.
+        # Looked up in float32: a row's gradient is a sum over all its tokens, thousands with so small a vocabulary.
         return _used(self.embedding, jnp.float32)[tokens].astype(self.config.dtype)
 
     def _layers(self, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> tuple[jax.Array, Any]:
         """Runs all layers: [batch, length] -> [batch, length, width], and `attend`'s states of all layers."""
 
-        # Outside attention a token is a row: with two leading axes XLA for CPUs transposes every activation in the
-        # backward pass, which takes as long as the products. An axis that is spread cannot be folded into another.
+        # Outside attention, batch and length are folded into rows: with two leading axes XLA for CPUs transposes every
+        # activation in the backward pass, which takes as long as the products. A sharded axis cannot be folded.
         def rows(x: jax.Array) -> jax.Array:
             return x if is_spread("sequence") else x.reshape(-1, *x.shape[2:])
 
@@ -228,7 +229,7 @@ class Llama(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
         body = lambda x, parameters: layer(x, nnx.merge(graphdef, parameters))  # noqa: E731
         if policy := REMAT[self.config.remat]:
-            body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # scan already keeps XLA from undoing it
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # not needed inside scan
         return jax.lax.scan(body, x, stacked)
 
     def _logits(self, x: jax.Array) -> jax.Array:
@@ -240,12 +241,12 @@ class Llama(nnx.Module):
 
 
 def unstack(params: Any) -> Any:
-    """The parameters of a stacked model as those of one with its layers one by one; both as pure dicts."""
+    """Converts the parameters of a stacked model to those of one with separate layers; both as pure dicts."""
     layers = params["layers"]
     num_layers = len(jax.tree.leaves(layers)[0])
     return params | {"layers": {i: jax.tree.map(lambda stack: stack[i], layers) for i in range(num_layers)}}  # noqa: B023
 
 
 def cast_matrices(params: Any, dtype: str) -> Any:
-    """Matrices in the dtype of the computation; the scales of norms stay float32."""
+    """Casts matrices to the computation's dtype; the scales of norms stay float32."""
     return jax.tree_util.tree_map_with_path(lambda p, x: x if p[-1].key == "scale" else x.astype(dtype), params)

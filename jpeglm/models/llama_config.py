@@ -1,4 +1,4 @@
-"""The settings of a Llama, and its arithmetic: parameters, FLOPs, bytes. The network itself stands in llama.py."""
+"""The settings of a Llama, and its arithmetic: parameters, FLOPs, bytes. The network itself is in llama.py."""
 
 import dataclasses
 import importlib
@@ -15,14 +15,14 @@ from jpeglm.models import Model
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "attention")
 ATTENTION = ("auto", "blockwise", "splash", "cudnn", "triton")
-VOCAB_MULTIPLE = 128  # the arrays are padded to this: whole TPU lanes, and divisible over `tensor`
+VOCAB_MULTIPLE = 128  # arrays are padded to a multiple of this: full TPU lanes, and divisible over `tensor`
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(Model):
     """Shapes and numerics of one model. `vocab_size` counts every id; arrays hold `padded_vocab_size`."""
 
-    SECTION: ClassVar[Section] = {  # with the 7B of JPEG-LM; silent points as in BUILD_NOTES.md
+    SECTION: ClassVar[Section] = {  # defaults: JPEG-LM 7B; for gaps in the paper see BUILD_NOTES.md
         "num_layers": (32, whole(1, 10_000)),
         "width": (4096, whole(1, 2**20)),
         "num_heads": (32, whole(1, 2**16)),
@@ -34,7 +34,7 @@ class LlamaConfig(Model):
         "qk_norm": (False, SWITCH),
         "mask_documents": (False, SWITCH),  # the papers concatenate without a mask
         "dtype": ("bfloat16", one_of(*DTYPES)),  # of the computation; parameters, softmax and loss are float32
-        "remat": ("full", one_of(*REMAT)),  # "none", or "attention": recompute all of a layer but what attention gave
+        "remat": ("full", one_of(*REMAT)),  # "none", or "attention": recompute a layer except attention's output
         "attention": ("auto", one_of(*ATTENTION)),  # or blockwise, splash (TPU), cudnn, triton (GPU): attention.py
     }
     FREE: ClassVar = ("remat", "attention")
@@ -56,7 +56,7 @@ class LlamaConfig(Model):
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
-    stacked: bool = True  # layers as one array each, for training; False: one by one, for decoding
+    stacked: bool = True  # stacked layers, for training; False: separate layers, for decoding
 
     def __post_init__(self) -> None:
         values = {key: getattr(self, key) for key in self.SECTION}
@@ -77,7 +77,7 @@ class LlamaConfig(Model):
 
     @property
     def _llama(self) -> ModuleType:
-        # By its name, and when it is asked for: whoever only checks a config needs no JAX.
+        # Imported by name on first use: checking a config needs no JAX.
         return importlib.import_module("jpeglm.models.llama")
 
     def network(self, rngs: Any) -> Any:
@@ -85,15 +85,15 @@ class LlamaConfig(Model):
         return self._llama.Llama(self, rngs=rngs)
 
     def for_scoring(self) -> "LlamaConfig":
-        """Without the kernel of training, which need not take chunks of any length, nor run here."""
+        """With portable attention: the kernel of training may not support this machine or this length."""
         return dataclasses.replace(self, attention="auto")
 
     def for_decoding(self) -> "LlamaConfig":
-        """With the layers one by one."""
+        """With separate layers."""
         return dataclasses.replace(self, stacked=False)
 
     def decoding_parameters(self, params: Any) -> Any:
-        """Layers one by one; matrices in `dtype`, norms in float32."""
+        """Separate layers; matrices in `dtype`, norms in float32."""
         return self._llama.unstack(self._llama.cast_matrices(params, self.dtype))
 
     def empty_caches(self, slots: int, capacity: int) -> Any:
@@ -113,17 +113,18 @@ class LlamaConfig(Model):
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the model proper, without the padding of the vocabulary."""
+        """Number of parameters, without the padding of the vocabulary."""
         attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
         attention += 2 * self.head_dim * self.qk_norm
         per_layer = attention + 3 * self.width * self.ffn_width + 2 * self.width
         return self.num_layers * per_layer + 2 * self.vocab_size * self.width + self.width
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Training FLOPs a token, forward and backward, causal, recomputation not counted.
+        """Training FLOPs per token, forward and backward, causal, without recomputation.
 
         Six for each weight of a matrix product (Kaplan et al. 2020, section 2.1) and, in each layer, six times the
-        2 * heads * head_dim * (seq_len + 1) / 2 multiply-adds of scores and mixing over a mean past of half a chunk.
+        2 * heads * head_dim * (seq_len + 1) / 2 multiply-adds of scores and mixing over an average context of half a
+        chunk.
         """
         norms = self.num_layers * (2 * self.width + 2 * self.head_dim * self.qk_norm) + self.width
         matrices = self.num_parameters - self.vocab_size * self.width - norms
@@ -131,9 +132,9 @@ class LlamaConfig(Model):
         return 6.0 * (matrices + mixing)
 
     def recomputed_flops_per_token(self, seq_len: int) -> float:
-        """FLOPs a token that rematerialisation adds: the layers' forward pass again, or all of it but attention.
+        """FLOPs per token that rematerialisation adds: the layers' forward pass, or all of it except attention.
 
-        What attention's kernels compute again in their own backward pass is not counted.
+        Recomputation inside the backward pass of attention kernels is not counted.
         """
         head = self.vocab_size * self.width
         mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
@@ -141,18 +142,18 @@ class LlamaConfig(Model):
         return {"none": 0.0, "attention": forward - 2 * mixing, "full": forward}[self.remat]
 
     def decode_flops(self, capacity: int) -> float:
-        """FLOPs of decoding one token, attending over all `capacity` places of a cache."""
+        """FLOPs of decoding one token, attending over all `capacity` entries of a cache."""
         mixing = self.num_layers * self.num_heads * self.head_dim
         return self.flops_per_token(0) / 3 + 2 * mixing * (2 * capacity - 1)
 
     def step_bytes(self, tokens: int, tensor: int) -> float:
-        """Bytes of a training step on one device beside state and gradients.
+        """Bytes of a training step on one device, besides state and gradients.
 
-        What remat keeps of each layer; all activations of one layer with their gradients; the gathered matrices of two
-        layers, one in use and one on its way; and the logits, three times in float32.
+        The sum of: what remat saves of each layer; all activations of one layer with their gradients; the gathered
+        matrices of two layers, one in use and one being fetched; and the logits, three times in float32.
         """
         size = 2 if self.dtype == "bfloat16" else 4
-        mixed = self.num_heads * self.head_dim / tensor  # width of what attention gives on one device
+        mixed = self.num_heads * self.head_dim / tensor  # width of attention's output on one device
         keys = self.num_kv_heads * self.head_dim / tensor
         # Residual stream and its norms; queries and keys before and after rotation, values; gate, up, their product.
         layer = size * (5 * self.width + 3 * mixed + 3 * keys + 3 * self.ffn_width / tensor)

@@ -11,7 +11,7 @@ from flax import nnx
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood in nats, and log of the normaliser, both [...], of targets [...] under [..., vocab].
 
-    Logits of minus infinity (the vocabulary's padding) have no part in either.
+    Logits of minus infinity (the vocabulary's padding) affect neither.
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -33,7 +33,7 @@ def weighted_loss(
 def make_loss(
     graphdef: nnx.GraphDef, z_loss: float
 ) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]:
-    """loss(params, batch, total_weight): the batch's sums over `total_weight`, with z-loss and without."""
+    """loss(params, batch, total_weight): the batch's sums divided by `total_weight`, with z-loss and without."""
 
     def loss(params: Any, batch: Mapping[str, jax.Array], total_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = nnx.merge(graphdef, params)(batch["tokens"], batch["positions"], batch["segment_ids"])

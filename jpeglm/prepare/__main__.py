@@ -5,9 +5,9 @@
 `--source` is a folder of pictures (searched through all its subfolders), a zip or tar file, ArrayRecords of picture
 files, an array in a .npz or .npy, `embedded:mnist`, or `tfds:NAME[:SPLIT]`, a dataset that TensorFlow Datasets has
 prepared in TFDS_DATA_DIR as array_record. With the codec avc, the files are clips (mp4, mov, mkv, webm, avi, gif,
-animated webp and png), and a folder of still pictures is one clip. What cannot be used is counted and named in
-DIR/refused.jsonl, and what was not looked for in DIR/passed_over.jsonl. A run that was killed goes on where it stood
-when it is started again with the same flags; the result does not depend on `--workers` or on kills.
+animated webp and png), and a folder of still pictures is one clip. Items that cannot be used are counted and named in
+DIR/refused.jsonl, skipped files in DIR/passed_over.jsonl. A killed run continues where it stopped if it is started
+again with the same flags; the result does not depend on `--workers` or on kills.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""Processes that share a list of work."""
+"""A pool of processes that share a list of work."""
 
 import itertools
 import multiprocessing
@@ -15,13 +15,13 @@ from jpeglm.data.sources.base import Source
 
 
 class Pool:
-    """Processes that end with their parent, with few tasks in flight however long the list is.
+    """A pool whose processes end with their parent, and with few tasks in flight however long the list is.
 
     A dead worker raises (`BrokenProcessPool`) instead of being waited for.
     """
 
     def __init__(self, workers: int | None):
-        """`workers`: all the cores that this process may use if None."""
+        """`workers`: if None, all cores that this process may use."""
         self._workers = workers or len(os.sched_getaffinity(0))
 
     def __enter__(self) -> "Pool":
@@ -37,7 +37,7 @@ class Pool:
         self._executor.shutdown(cancel_futures=True)
 
     def map_unordered(self, function: Callable, tasks: Iterable[tuple]) -> Iterator:
-        """Results of `function(*task)` as they come."""
+        """Yields the results of `function(*task)` as they complete."""
         tasks = iter(tasks)
         running = {self._executor.submit(function, *task) for task in itertools.islice(tasks, 2 * self._workers)}
         while running:
@@ -53,11 +53,11 @@ def progress(total: int, unit: str, what: str) -> tqdm:
 def _start_worker(
     codecs: dict[str, type | str], tokenizers: dict[str, type | str], sources: list[type[Source] | str]
 ) -> None:
-    # A new process has only the kinds of this package, and not those that other code has put there.
+    # A new process has only the kinds of this package, not those that other code has registered.
     CODECS.kinds.update(codecs)
     TOKENIZERS.kinds.update(tokenizers)
     SOURCES[:] = sources
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool has the cores already
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool already uses all cores
 
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
@@ -66,5 +66,5 @@ def _start_worker(
         parent.join()
         os._exit(1)
 
-    # A worker waits for tasks on a pipe whose other end it holds open too: it would outlive a killed parent.
+    # A worker waits for tasks on a pipe whose other end it also holds open, so it would outlive a killed parent.
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,22 +1,22 @@
-"""From pictures or clips to packed shards, in three stages that all processes share and a kill does not undo.
+"""From pictures or clips to packed shards, in three stages that all processes share and that survive a kill.
 
 1. Encode. The source's names are listed once and cut into units of `unit_items` names. A unit becomes one file of
-   concatenated documents and one index with their offsets and keys. With `data.augment`, so many variants of each
-   picture (jpeglm/data/augment.py), or at most so many later windows of each clip, follow it as separate documents.
+   concatenated documents and one index with their offsets and keys. With `data.augment`=N, N variants of each picture
+   (jpeglm/data/augment.py), or at most N later windows of each clip, follow it as separate documents.
 2. Order. All documents are sorted by key = SHA-256(f"{seed}:" + SHA-256(document)). The
    first K pictures are held out, K = `data.holdout` (a number, or below 1 a fraction of them, rounded, at least
-   one); the boundary moves on past copies of the same document, so no document is on both sides. Variants are never
-   held out: one stays if its picture is a training document and its own key lies in the training part, so that the
-   split by keys is the same and no variant equals a held-out document. A training document belongs to shard (last 8
-   bytes of its key, big-endian) modulo `data.shards`. The tokenizer is learnt from the first `tokenizer.documents`
-   training documents in this order, never from a held-out one, or is given as a file.
-3. Pack. Each shard is written alone (`records.write_shard`), its documents in the same order.
+   one); the boundary moves past copies of the same document, so no document is on both sides. Variants are never held
+   out. A variant is kept if its picture is a training document and its own key is in the training part, so that no
+   variant equals a held-out document. A training document belongs to shard (last 8 bytes of its key, big-endian)
+   modulo `data.shards`. The tokenizer is learnt from the first `tokenizer.documents` training documents in this order,
+   never from a held-out one, or taken from a file.
+3. Pack. Each shard is written independently (`records.write_shard`), its documents in the same order.
 
-Every file is a function of (source, config, tokenizer file) alone and appears whole: nothing depends on the number of
-workers or on when a run was killed. Stages 1 and 2 live in `DIR/.work`, which is removed after the manifest; it holds
-all documents, so the disk needs room for them twice. In memory are the keys and offsets of all documents (about 200
-bytes each) and never the documents themselves. Where nothing can be prepared, because the source is empty or the
-config does not fit its documents, the folder is free for another source or config.
+Every file depends only on (source, config, tokenizer file) and is written atomically, so neither the number of workers
+nor a kill matters. Stages 1 and 2 use `DIR/.work`, which is removed after the manifest is written; it has all
+documents, so the disk needs room for them twice. Keys and offsets of all documents (about 200 bytes each) are in
+memory, the documents themselves never. If nothing can be prepared, because the source is empty or the config does not
+fit its documents, the folder may be used for another source or config.
 """
 
 import collections
@@ -50,12 +50,12 @@ PASSED_OVER = "passed_over.jsonl"
 _WORK = ".work"
 _NAMES_IN_MANIFEST = 100
 _BATCH = 64  # documents tokenized at a time
-_PLACE = np.dtype([("unit", "<u4"), ("offset", "<u8"), ("length", "<u4")])  # where a document lies
+_PLACE = np.dtype([("unit", "<u4"), ("offset", "<u8"), ("length", "<u4")])  # the location of a document
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the result depends on; sent to every worker. `config`: the sections of `config_sections`."""
+    """Everything that the result depends on; sent to every worker. `config`: the sections of `config_sections`."""
 
     source: str
     out: str
@@ -79,19 +79,19 @@ def prepare(
     workers: int | None = None,
     unit_items: int | None = None,
 ) -> dict:
-    """Prepares `source` in the folder `out`, or goes on with a run that was killed there; returns the manifest.
+    """Prepares `source` in the folder `out`, or continues a run that was killed there; returns the manifest.
 
     Args:
       config: the sections codec, tokenizer and data are used.
-      source: what `sources.open_source` understands.
+      source: as for `sources.open_source`.
       out: a local folder, empty, or with a killed or finished run of the same config and source.
       tokenizer_path: a tokenizer.json to use instead of learning one.
-      workers: processes; all cores if None. No influence on the result.
-      unit_items: names that a worker takes at a time; about a minute's work if None. No influence either.
+      workers: number of processes; all cores if None. Does not affect the result.
+      unit_items: names per unit of work; about a minute's work if None. Does not affect the result either.
 
     Raises:
-      InputError: a source without usable pictures, a folder with something else in it or that cannot be written (a
-        full disk: what is done stays and is gone on from), a config that does not fit.
+      InputError: a source without usable pictures, a folder with something else in it or that cannot be written (on a
+        full disk, finished work is kept for the next start), a config that does not fit.
     """
     check(config)
     sections = config_sections(config)
@@ -110,7 +110,7 @@ def prepare(
     if (out / records.MANIFEST).exists():
         manifest = records.read_manifest(out)
         _refuse_other(out, _with_defaults(manifest), identity)
-        shutil.rmtree(job.work, ignore_errors=True)  # a run may be killed between its last two lines
+        shutil.rmtree(job.work, ignore_errors=True)  # left if a run was killed between manifest and cleanup
         logging.info("%s is finished already; nothing to do", out)
         return manifest
 
@@ -152,16 +152,16 @@ def _prepare(job: Job, identity: dict, given: Tokenizer | None, workers: int | N
 
 
 def config_sections(config: ConfigDict) -> dict:
-    """The part of a config that prepared data depends on: codec, tokenizer and data, without what says how to read."""
+    """The part of a config that prepared data depends on: codec, tokenizer and data, without the keys for reading."""
     sections = {name: config[name].to_dict() for name in ("codec", "tokenizer", "data")}
     del sections["data"]["path"], sections["data"]["verify"]
     return sections
 
 
 def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
-    """`InputError` naming the first key in which what lies in `out`, flattened, differs from what is asked for."""
+    """Raises InputError that names the first key in which the data in `out` differs from the request (both flat)."""
     wanted = ranges.flat(wanted)
-    for key in sorted(wanted, key=lambda key: not key.endswith(".name")):  # from which the others follow
+    for key in sorted(wanted, key=lambda key: not key.endswith(".name")):  # other keys depend on the names
         value = wanted[key]
         if found.get(key) != value:
             raise InputError(
@@ -171,17 +171,17 @@ def _refuse_other(out: Path, found: dict, wanted: dict) -> None:
 
 
 def _begin(job: Job, identity: dict) -> None:
-    """Makes the work folder, or checks that the one that is there belongs to this job."""
+    """Makes the work folder, or checks that an existing one belongs to this job."""
     out = Path(job.out)
     identity = identity | {"unit_items": job.unit_items}
     record, names = job.work / "job.json", job.work / "names.jsonl"
-    if record.exists() and names.exists() and names.stat().st_size > 0:  # else nothing has been done yet
+    if record.exists() and names.exists() and names.stat().st_size > 0:  # otherwise nothing has been done yet
         _refuse_other(out, _with_defaults(json.loads(record.read_bytes())), identity)
         logging.info("going on with the run that was interrupted in %s", out)
         return
     if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {_WORK, REFUSED}):
         raise InputError(f"{out} holds something else: give an empty or a new folder")
-    shutil.rmtree(job.work, ignore_errors=True)  # of a source or a config from which nothing could be prepared
+    shutil.rmtree(job.work, ignore_errors=True)  # left by a source or config from which nothing could be prepared
     try:
         job.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,7 +190,7 @@ def _begin(job: Job, identity: dict) -> None:
 
 
 def _with_defaults(record: dict) -> dict:
-    """A flattened manifest or record of a job; keys of the section data that it is too old to have, as in `base()`."""
+    """A flat manifest or record of a job; keys of the section data newer than it have the defaults of `base()`."""
     records.with_names(record)
     defaults = {"config": {"data": config_sections(base())["data"]}}
     return ranges.flat(defaults) | ranges.flat(record)
@@ -198,11 +198,11 @@ def _with_defaults(record: dict) -> dict:
 
 @contextlib.contextmanager
 def _vacating(job: Job) -> Iterator[None]:
-    """Around what fails for the source or the config alone: the next start in this folder may then have others."""
+    """For code that fails only because of source or config: the next start in this folder may then use others."""
     try:
         yield
     except InputError:
-        if not (Path(job.out) / tokenizers.FILE).exists():  # else source and config were good before
+        if not (Path(job.out) / tokenizers.FILE).exists():  # otherwise source and config were good before
             (job.work / "job.json").unlink(missing_ok=True)
         raise
 
@@ -211,10 +211,10 @@ def _vacating(job: Job) -> Iterator[None]:
 
 
 def _list_names(job: Job) -> tuple[list[int], int, dict[str, int]]:
-    """Lists the source in `names.jsonl`, and what is passed over in `passed_over.jsonl`.
+    """Lists the source in `names.jsonl`, and the skipped files in `passed_over.jsonl`.
 
     Returns:
-      where in it each unit starts, in bytes; the number of names; the numbers of files passed over.
+      the byte offset of each unit in it; the number of names; the counts of skipped files.
     """
     path = job.work / "names.jsonl"
     starts, count, codec = [], 0, CODECS.of(job.config)
@@ -258,7 +258,7 @@ def _encode_all(pool: Pool, job: Job, unit_starts: list[int], num_items: int) ->
 
 
 def encode_unit(job: Job, unit: int, start: int) -> int:
-    """Encodes the names of one unit. The index is written last: where it exists, the unit is complete."""
+    """Encodes the names of one unit. The index is written last: if it exists, the unit is complete."""
     codec = CODECS.of(job.config)
     source = sources.open_source(job.source)
     encoded, is_variant, refused = [], [], []
@@ -335,7 +335,8 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
         raise InputError(f"no {item} of {job.source} can be used ({reasons}); see {Path(job.out) / REFUSED}")
 
     is_variant = np.concatenate(all_variants)
-    item = np.maximum.accumulate(np.where(is_variant, 0, np.arange(len(keys))))  # what each is a variant of, or itself
+    # the picture of each variant; a picture itself
+    item = np.maximum.accumulate(np.where(is_variant, 0, np.arange(len(keys))))
     order = np.lexsort(keys.T[::-1])  # by the first 8 bytes, then the next ...
     in_order = keys[order]
     repeats = np.concatenate([[False], (in_order[1:] == in_order[:-1]).all(axis=1)])
@@ -361,7 +362,7 @@ def _order(job: Job, num_units: int) -> tuple[np.ndarray, int, np.ndarray, dict]
 
 
 def _num_held_out(holdout: float, is_copy: np.ndarray) -> int:
-    """How many documents at the head of the order are held out. `is_copy`: equal to the document before it."""
+    """The number of held-out documents, the first in order. `is_copy`: equal to the previous document."""
     kept = len(is_copy)
     count = int(holdout) if holdout >= 1 else max(1, round(holdout * kept))
     while count < kept and is_copy[count]:
@@ -384,7 +385,7 @@ def _make_tokenizer(job: Job, training: np.ndarray, given: Tokenizer | None) -> 
         return tokenizers.load(job.out, job.config)
     if given is None:
         settings = job.config["tokenizer"]
-        wanted = settings.get("documents", 0)  # a kind that has no such key learns nothing
+        wanted = settings.get("documents", 0)  # a kind without this key learns nothing
         sample = training[:wanted]
         if wanted:
             logging.info("learning %d entries from %d training documents", settings["vocab_size"], len(sample))
@@ -420,7 +421,7 @@ def _pack_all(pool: Pool, job: Job, places: np.ndarray, held_out: int, shard: np
 
 
 def _pack_shard(job: Job, split: str, index: int, count: int, places: np.ndarray) -> tuple[str, dict]:
-    """Writes one shard, then its manifest entry in the work folder: where that exists, the shard is complete."""
+    """Writes one shard, then its manifest entry in the work folder: if that exists, the shard is complete."""
     path = Path(job.out) / records.shard_name(split, index, count)
     record = job.work / f"{path.name}.json"
     if record.exists():

@@ -1,4 +1,4 @@
-"""What `jpeglm.prepare` says at its end."""
+"""The summary that `jpeglm.prepare` prints at the end."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from jpeglm.prepare import plan
 
 
 def print_summary(manifest: Mapping[str, Any], out: str | os.PathLike) -> None:
-    """Prints how many items were kept, refused and passed over, and the sizes of the splits.
+    """Prints how many items were kept, refused and skipped, and the sizes of the splits.
 
     Args:
       manifest: of the prepared data.

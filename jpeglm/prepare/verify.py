@@ -1,4 +1,4 @@
-"""Reads a prepared folder again from end to end and compares it with its manifest."""
+"""Reads a whole prepared folder again and compares it with its manifest."""
 
 import collections
 import json
@@ -14,14 +14,14 @@ from jpeglm.prepare.local import Pool, progress
 
 
 def verify(folder: str | os.PathLike, workers: int | None = None) -> dict:
-    """Checks everything that a prepared folder promises; returns its manifest.
+    """Checks everything that a prepared folder guarantees; returns its manifest.
 
     Checked are the checksum of the tokenizer and of each shard, the length of each chunk and the padding of the last;
-    that each document detokenizes to a file that the codec's strict parser accepts, lies in its own split and shard,
-    and in the order of the keys; and all counts.
+    that each document detokenizes to a file that the codec's strict parser accepts, and is in the right split and
+    shard and in the order of the keys; and all counts.
 
     Raises:
-      InputError: the first thing found wrong, with the file's name.
+      InputError: the first problem found, with the file's name.
     """
     folder = Path(folder)
     manifest = records.read_manifest(folder)

@@ -1,1 +1,1 @@
-"""Completes and writes files by a trained model."""
+"""Sampling: completes files, or writes new ones, with a trained model."""

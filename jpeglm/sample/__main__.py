@@ -1,20 +1,20 @@
-"""Completes partial pictures or clips with a trained run, or writes new ones from nothing.
+"""Completes partial pictures or clips with a trained run, or generates new ones.
 
 python -m jpeglm.sample --workdir=DIR --images=PATH --ratio=0.5 --top_p=0.9 --top_k=40 --samples=3 --out=OUT
 python -m jpeglm.sample --workdir=DIR --images=PATH --frames=10 --top_p=0.9 --out=OUT
 python -m jpeglm.sample --workdir=DIR --num=64 --out=OUT
 
-PATH is a folder of pictures or clips, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). OUT gets
-a file for each sample, as the model wrote it, restored to an ordinary file and not otherwise mended; samples.jsonl,
+PATH is a folder of pictures or clips, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). OUT
+receives a file for each sample, as the model wrote it, restored to an ordinary file but not repaired; samples.jsonl,
 with a line for each that says whether it is valid; and the page grid.html (each row: prompt, completions, original).
-Of a clip, that file is an H.264 stream; OUT/films has an mp4 and an animated WebP of what a decoder sees of it.
+For a clip, the file is an H.264 stream; OUT/films has an mp4 and an animated WebP of the decoded stream.
 
-An interrupted command goes on where it stood; one with other settings, weights or pictures is refused. A picture
-whose beginning leaves no room within --max_tokens is named and left out; the others are done, and the status is 2.
+An interrupted command continues where it stopped; one with other settings, weights or pictures is refused. A picture
+whose prompt leaves no room within --max_tokens is named and left out; the others are done, and the status is 2.
 
-A grammar of legal files, which JPEG has here, lets each draw choose only among tokens that lead to one, so every file
-is whole and valid; samples.jsonl says how much of the model's probability that took away. --nogrammar samples as the
-papers do.
+With a grammar of legal files (there is one for JPEG), each draw is restricted to tokens that can still lead to a legal
+file, so every file is complete and valid; samples.jsonl records how much of the model's probability this removed.
+--nogrammar samples as the papers do.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ FLAGS = flags.FLAGS
 
 
 def _ratio_of(frames: int, codec: Codec) -> float:
-    """The ratio that gives so many frames of a clip."""
+    """The ratio that corresponds to `frames` frames of a clip."""
     if FLAGS["ratio"].present:
         raise InputError("--ratio and --frames: one of the two")
     if codec.unit != "frame":
@@ -81,18 +81,18 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder, or prepared data.")
-    flags.DEFINE_float("ratio", 0.5, "Share of each that is given, in whole MCUs or frames.")
-    flags.DEFINE_integer("frames", None, "Or, of clips, the number of frames that are given.")
-    flags.DEFINE_integer("samples", 1, "Completions of each.", lower_bound=1)
-    flags.DEFINE_integer("num", None, "New ones to write; with --images, at most so many of them.", lower_bound=1)
-    flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 takes the most probable token.")
-    flags.DEFINE_integer("top_k", 0, "Draw among the k most probable tokens; 0: among all.")
-    flags.DEFINE_float("top_p", 1.0, "Draw among the most probable tokens that sum to p.")
-    flags.DEFINE_integer("seed", 0, "Of the draws.")
+    flags.DEFINE_float("ratio", 0.5, "Share of each file that is given, in whole MCUs or frames.")
+    flags.DEFINE_integer("frames", None, "For clips, instead of --ratio: the number of given frames.")
+    flags.DEFINE_integer("samples", 1, "Completions per file.", lower_bound=1)
+    flags.DEFINE_integer("num", None, "Number of new files; with --images, the most files to complete.", lower_bound=1)
+    flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 always takes the most probable token.")
+    flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0: from all.")
+    flags.DEFINE_float("top_p", 1.0, "Draw from the most probable tokens that sum to p.")
+    flags.DEFINE_integer("seed", 0, "Seed of the draws.")
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
-    flags.DEFINE_integer("slots", 8, "Files written at once.")
-    flags.DEFINE_integer("max_tokens", None, "Most tokens of a file; data.seq_len if not given.")
-    flags.DEFINE_bool("grammar", True, "Draw only what leads to a legal file, not as in the papers.")
-    flags.DEFINE_bool("allow_too_long", False, "Status 0 although pictures were left out as too long.")
+    flags.DEFINE_integer("slots", 8, "Number of files decoded at once.")
+    flags.DEFINE_integer("max_tokens", None, "Largest number of tokens per file; data.seq_len if not given.")
+    flags.DEFINE_bool("grammar", True, "Draw only tokens that lead to a legal file; the papers do not.")
+    flags.DEFINE_bool("allow_too_long", False, "Exit with status 0 even if too long pictures were left out.")
     flags.DEFINE_string("out", None, "Folder for the files.")
     cli.run(main, required=("workdir", "out"))

@@ -1,4 +1,4 @@
-"""A trained run in Python: pictures in, pictures out. `jpeglm.load` makes it."""
+"""A trained run in Python: pictures in, pictures out. Use `jpeglm.load` to make one."""
 
 import contextlib
 import dataclasses
@@ -27,15 +27,15 @@ Given = Image.Image | np.ndarray | bytes | str | os.PathLike  # one picture or c
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Picture:
-    """One file that the model wrote. It prints as one line, and a notebook shows it.
+    """One file that the model wrote. It prints as one line and displays in a notebook.
 
     Attributes:
-      file: the bytes of an ordinary file, tables restored, not otherwise mended.
-      image: what can be seen of it; unreadable parts are grey. Of a clip: uint8 [frames, height, width, 3].
+      file: the bytes of an ordinary file; tables are restored, nothing is repaired.
+      image: the decoded picture; unreadable parts are grey. For a clip: uint8 [frames, height, width, 3].
       is_valid: whether it decodes strictly.
-      ended: whether the model ended it; with the grammar, also that the budget of tokens never narrowed its choice.
-      removed: the mean share of the model's probability that the grammar took away at a token; None without grammar.
-      fps: of a clip, frames a second; None of a picture.
+      ended: whether the model ended the file itself; with the grammar, also that the token budget never restricted it.
+      removed: the mean share of the model's probability that the grammar removed per token; None without grammar.
+      fps: frames per second of a clip; None for a picture.
     """
 
     file: bytes
@@ -62,20 +62,21 @@ class Picture:
         return render.png(self.image if isinstance(self.image, Image.Image) else render.strip(self.image, 0))
 
     def _repr_html_(self) -> str | None:
-        """For notebooks, of a clip alone: its frames as a film."""
+        """For notebooks, only for a clip: its frames as a film."""
         if not self.fps or isinstance(self.image, Image.Image):
             return None
         return f'<img alt="" src="{render.data_url("image/webp", render.animation(self.image, self.fps))}">'
 
 
 class Model:
-    """Completes pictures, writes new ones and scores given ones.
+    """Completes pictures, generates new ones and scores given ones.
 
-    Wherever pictures are taken, each is a Pillow image, a path (str or Path), the bytes of a file, or a uint8 array
-    [height, width] or [height, width, 1, 3 or 4]. They are cropped and resized to the model's size by the
-    rules of `jpeglm.data.sources.pictures`. For a model of clips: a path, the bytes of a file (by the rules of
-    `jpeglm.data.codecs.avc`) or frames, uint8 [frames, height, width, 3]. One alone counts as a list of one. An array
-    with one axis more is a list along its first; of three axes, it is one picture if the last is 1, 3 or 4 long.
+    Wherever a method takes pictures, each is a Pillow image, a path (str or Path), the bytes of a file, or a uint8
+    array [height, width] or [height, width, 1, 3 or 4]. They are cropped and resized to the model's size by the rules
+    of `jpeglm.data.sources.pictures`. For a model of clips: a path, the bytes of a file (by the rules of
+    `jpeglm.data.codecs.avc`) or frames, uint8 [frames, height, width, 3]. A single one counts as a list of one. An
+    array with one more axis is a list along its first axis; an array with three axes is one picture if the last axis
+    has length 1, 3 or 4.
     """
 
     def __init__(self, sampler: Sampler):
@@ -104,18 +105,18 @@ class Model:
         seed: int = 0,
         grammar: bool = True,
     ) -> list[list[Picture]]:
-        """Completes each picture from its beginning.
+        """Completes each picture from the beginning of its file.
 
         Args:
           images: pictures or clips, or one of them; see the class.
           ratio: share of each file that is given, rounded down to whole MCUs or frames; 0 to 1.
-          samples: completions of each, 0 or more.
+          samples: completions per picture, 0 or more.
           temperature, top_k, top_p: as in `jpeglm.sample`; 0 as top_k keeps all.
-          seed: any whole number; with the picture and the sample's number, all that the draws depend on.
-          grammar: draw only what leads to a legal file; False samples as the papers do.
+          seed: any whole number; the draws depend only on it, the picture and the sample's number.
+          grammar: draw only tokens that lead to a legal file; False samples as the papers do.
 
         Returns:
-          For each image, one alone too, a list of `samples` pictures.
+          For each image (also for a single one) a list of `samples` pictures.
 
         Raises:
           InputError: an image that cannot be used, a setting out of range, parameters that are not finite.
@@ -137,13 +138,13 @@ class Model:
         seed: int = 0,
         grammar: bool = True,
     ) -> list[Picture]:
-        """Writes `num` pictures, 0 or more, from nothing; arguments and errors as in `complete`."""
+        """Generates `num` pictures, 0 or more, without a prompt; arguments and errors as in `complete`."""
         num = integer("num", num, 0)
         found = {c.sample: c for c in self._with(temperature, top_k, top_p, grammar).generate(num, seed)}
         return [self._picture(found[number]) for number in range(num)]
 
     def score(self, images: Given | Iterable[Given]) -> list[float]:
-        """Bits of each picture's whole file, with its end, under the model; as `jpeglm.score` counts them.
+        """Bits of each picture's file (including its end token) under the model, as in `jpeglm.score`.
 
         Args:
           images: pictures or clips, or one of them; see the class.
@@ -158,7 +159,7 @@ class Model:
         return [scorer.nats(document) / math.log(2) for document in documents]
 
     def _with(self, temperature: float, top_k: int, top_p: float, grammar: bool) -> Sampler:
-        """The sampler with these settings; the one of the last call serves again if they are the same."""
+        """The sampler with these settings; reuses that of the last call if they are the same."""
         settings = dataclasses.replace(
             self._sampler.settings, temperature=temperature, top_k=top_k, top_p=top_p, grammar=grammar
         )
@@ -191,7 +192,7 @@ class Model:
 
 @contextlib.contextmanager
 def _of_image(number: int) -> Iterator[None]:
-    """Errors inside name the image."""
+    """Adds the number of the image to errors inside."""
     try:
         yield
     except InputError as error:
@@ -213,7 +214,7 @@ def _check_ratio(ratio: float) -> None:
 
 
 def _listed(images: Given | Iterable[Given], codec: Codec) -> Iterable[Given]:
-    """Several pictures or clips, of one alone a list of it."""
+    """Several pictures or clips; a single one as a list of one."""
     if isinstance(images, Image.Image | bytes | str | os.PathLike):
         return [images]
     if hasattr(images, "__array__"):

@@ -1,9 +1,9 @@
 """Prefill and decode with caches over a fixed number of slots.
 
-Every slot decodes one sequence; a finished one is replaced at once by the next request. Shapes never depend on the
-requests (prompts are padded to fixed buckets, the cache has a fixed capacity), and a draw depends only on its request
-and its position: so a sequence does not depend on its neighbours or its turn. With a grammar, each step draws among
-the tokens that it allows; see grammar.py.
+Every slot decodes one sequence; when it finishes, the slot takes the next request (continuous batching). Shapes never
+depend on the requests (prompts are padded to fixed buckets, caches have a fixed capacity), so nothing is recompiled. A
+draw depends only on its request and position, so a sequence does not depend on its neighbours or its place in the
+queue. With a grammar, each step draws only from the tokens that it allows; see grammar.py.
 """
 
 import copy
@@ -27,12 +27,12 @@ from jpeglm.sample.filters import NOT_FINITE, are_finite, draw, filtered_probabi
 from jpeglm.sample.grammar import Rules, TokenGrammar
 from jpeglm.sample.too_long import TooLong
 
-STEPS_A_CALL = 16  # tokens that each slot decodes before the host looks at the slots again
+STEPS_A_CALL = 16  # tokens decoded per slot and call; each return to the host costs a synchronisation
 SMALLEST_BUCKET = 32
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """`value` as an int; `InputError` for a fraction, for no number, and for one below `least`."""
+    """`value` as an int; raises InputError if it is not a whole number, or is below `least`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -46,7 +46,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 class Request:
     """One sequence to continue.
 
-    prompt: ids, BOS first. key: two uint32 that alone decide the draws. place: after the prompt, for a grammar.
+    prompt: ids, BOS first. key: two uint32; the draws depend on nothing else. place: the grammar's state after it.
     """
 
     prompt: np.ndarray
@@ -59,9 +59,9 @@ class Written(NamedTuple):
 
     Attributes:
       number: of the request.
-      ids: new ones, int32 [n], without EOS.
-      ended: whether EOS came; with a grammar, also that the budget never took a legal token away.
-      removed: the mean share of the model's probability that its grammar took away at a token; None without one.
+      ids: generated ones, int32 [n], without EOS.
+      ended: whether EOS came; with a grammar, also that the token budget never removed a legal token.
+      removed: the mean share of the model's probability that the grammar removed per token; None without one.
     """
 
     number: int
@@ -74,8 +74,8 @@ class Written(NamedTuple):
 class Settings:
     """How tokens are drawn.
 
-    `max_tokens` bounds prompt and continuation together. `grammar`: only legal files are written, where the codec
-    has a grammar.
+    `max_tokens` limits prompt and continuation together. `grammar`: write only legal files, if the codec has a
+    grammar.
     """
 
     max_tokens: int
@@ -94,11 +94,11 @@ class Settings:
 
 
 class _Walks(NamedTuple):
-    """Where the sequences stand in their grammar."""
+    """The state of each sequence in its grammar."""
 
     place: Place  # [slots]
-    removed: jax.Array  # [slots] float32, probability that was taken away, summed over tokens
-    was_cut: jax.Array  # [slots] bool, whether the budget took a legal token away
+    removed: jax.Array  # [slots] float32, removed probability, summed over tokens
+    was_cut: jax.Array  # [slots] bool, whether the budget ever removed a legal token
 
 
 @jax.tree_util.register_dataclass
@@ -117,11 +117,11 @@ class Engine:
     """Decodes many requests with one set of parameters.
 
     Args:
-      model: as it was trained.
-      params: pure dict of its parameters, laid out on `mesh`; or their shapes, for an engine that is only lowered.
-      mesh: over which slots and heads are spread.
+      model: the trained model.
+      params: pure dict of its parameters, sharded on `mesh`; or their shapes, for an engine that is only lowered.
+      mesh: slots and heads are sharded over it.
       eos: the id that ends a sequence.
-      grammar: of the files; None where there is none.
+      grammar: of the files, or None.
       name: of the weights, for messages.
     """
 
@@ -148,7 +148,7 @@ class Engine:
         self._set(settings)
 
     def with_settings(self, settings: Settings, grammar: TokenGrammar | None = None) -> "Engine":
-        """An engine of the same parameters, not copied, with other settings, and a grammar where it had none."""
+        """An engine with the same parameters (not copied), other settings and, if it had none, a grammar."""
         other = copy.copy(self)
         if grammar:
             other._give(grammar)
@@ -157,7 +157,7 @@ class Engine:
 
     @property
     def weights(self) -> tuple[Model, Any, Mesh]:
-        """The model as it decodes, its parameters and where they lie."""
+        """The decoding model, its parameters and their mesh."""
         return self._model, self._params, self._mesh
 
     def _give(self, grammar: TokenGrammar | None) -> None:
@@ -170,7 +170,7 @@ class Engine:
         if settings.slots % members:
             raise InputError(f"slots={settings.slots} do not divide over {members} devices")
         self.settings = settings
-        # The slots are laid out alike before and after each call, so that no program is compiled twice.
+        # The slots have the same sharding before and after each call: another one would compile the program again.
         whole = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, sharding.spec(self._model.CACHE_AXES))
         layouts: dict[str, Any] = {field.name: whole for field in dataclasses.fields(_Slots)} | {"caches": spread}
@@ -181,7 +181,7 @@ class Engine:
         self._decode = jax.jit(self._decode_impl, donate_argnums=2, out_shardings=layout)
 
     def lower_prefill(self, length: int) -> jax.stages.Lowered:
-        """The program that takes in a prompt of this length, not compiled yet."""
+        """The program that prefills a prompt of this length, not compiled yet."""
         prompt = np.zeros((1, bucket(length, self.settings.max_tokens)), np.int32)
         place = self._grammar.done if self._grammar else None
         request = prompt, np.int32(length), np.int32(0), np.zeros(2, np.uint32), place
@@ -194,10 +194,10 @@ class Engine:
             return self._decode.lower(self._params, self._rules, self._start.eval_shape())
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Written]:
-        """Yields the result of each request, in the order in which they end.
+        """Yields the result of each request, in the order in which they finish.
 
         Raises:
-          InputError: logits that are not finite numbers, whatever the settings.
+          InputError: logits are not finite, whatever the settings.
           TooLong: a prompt that leaves no room.
         """
         with jax.set_mesh(self._mesh):
@@ -219,6 +219,7 @@ class Engine:
                 running[slot] = number, len(request.prompt)
             if not running:
                 return
+            # A sequence may end in the middle of a call; its slot is refilled only after the call.
             state = self._decode(self._params, self._rules, state)
             done, finite, lengths, walks = jax.device_get((state.done, state.finite, state.lengths, state.walks))
             if not all(finite[slot] for slot in running):
@@ -234,7 +235,7 @@ class Engine:
                 yield Written(number, written, ended, removed)
 
     def check(self, request: Request) -> None:
-        """`TooLong` for a prompt that leaves no room, with a grammar for a whole file."""
+        """Raises TooLong if a prompt leaves no room for a token, or with a grammar for a complete file."""
         length, limit = len(request.prompt), self.settings.max_tokens
         if not 0 < length < limit:
             raise TooLong(f"a prompt of {length} tokens leaves no room within max_tokens={limit}")
@@ -308,7 +309,7 @@ class Engine:
             logits, caches = model.decode(state.tokens[rows, last], last, state.caches)
             token, walks = self._next(rules, logits, state.keys, state.lengths, state.walks)
             finite = state.finite & (state.done | are_finite(logits, self._model.vocab_size))
-            # A finished slot stands still until it is taken over.
+            # All slots run in one program, so a finished one must be kept unchanged until the host has read it.
             place = jnp.where(state.done, last, state.lengths)
             token = jnp.where(state.done, state.tokens[rows, last], token)
             walks = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state.walks, walks)
@@ -322,12 +323,13 @@ class Engine:
     def _next(
         self, rules: Rules | None, logits: jax.Array, keys: jax.Array, positions: jax.Array, walks: _Walks | None
     ) -> tuple[jax.Array, _Walks | None]:
-        """Tokens [n] at `positions` [n] from logits [n, vocab] and the requests' keys [n, 2], and the walks then."""
+        """Tokens [n] at `positions` [n], from logits [n, vocab] and keys [n, 2]; and the walks after them."""
         if not walks:
             return self._draw(logits, keys, positions), None
-        assert self._grammar and rules  # walks begin only where there is a grammar
+        assert self._grammar and rules  # walks exist only with a grammar
         choices = self._grammar.choices(rules, walks.place, self.settings.max_tokens - positions)
         vocab = choices.legal.shape[1]
+        # Measured at temperature 1 and before top-k and top-p, and without the budget: a property of the model alone.
         mass = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, :vocab]
         removed = walks.removed + jnp.sum(mass, axis=-1, where=~choices.legal)
         was_cut = walks.was_cut | jnp.any(choices.legal & ~choices.fits, axis=-1)
@@ -345,7 +347,7 @@ class Engine:
 
 
 def _first_walks(place: Place, slots: int) -> _Walks:
-    """So many walks that stand at `place` []."""
+    """Walks of `slots` sequences that start at `place` []."""
     places = jax.tree.map(lambda value: jnp.full(slots, value, jnp.result_type(value)), place)
     return _Walks(places, jnp.zeros(slots, jnp.float32), jnp.zeros(slots, bool))
 

@@ -8,27 +8,27 @@ NOT_FINITE = "the model's probabilities are not numbers: a damaged or diverged c
 
 
 def are_finite(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Whether a model gave probabilities at all: bool [...] of logits [..., padded vocab].
+    """Whether logits [..., padded vocab] give probabilities at all: bool [...].
 
-    Every logit of the vocabulary must be a finite number; those of its padding are minus infinity. Where it is false,
-    sampling and scoring end with `NOT_FINITE`, whatever the filters below would make of it.
+    Every logit of the vocabulary must be finite; those of its padding are minus infinity. Otherwise sampling and
+    scoring stop with `NOT_FINITE`: greedy decoding, for one, would silently take token 0.
     """
     return jnp.all(jnp.isfinite(logits[..., :vocab_size]), axis=-1)
 
 
 def filtered_probabilities(logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
-    """Probabilities [..., vocab] in float32 after temperature, then top-k, then top-p, as Hugging Face orders them.
+    """Probabilities [..., vocab] in float32 after temperature, then top-k, then top-p, in Hugging Face's order.
 
     Args:
       logits: [..., vocab]; minus infinity means impossible.
-      temperature: above 0, or 0 for the most probable token alone.
-      top_k: keeps the k most probable (and what ties with the last of them); 0 keeps all.
-      top_p: keeps the fewest most probable tokens whose sum reaches top_p, and ties likewise; 1 keeps all.
+      temperature: above 0, or 0 for only the most probable token.
+      top_k: keeps the k most probable (and ties with the last of them); 0 keeps all.
+      top_p: keeps the fewest most probable tokens whose sum reaches top_p, and ties; 1 keeps all.
     """
     if temperature == 0:
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
     logits = logits.astype(jnp.float32)
-    if temperature < 1e-3:  # a division by next to nothing makes all but the largest minus infinity, none infinite
+    if temperature < 1e-3:  # dividing by almost 0 must not overflow: all but the largest become minus infinity
         logits -= jnp.max(logits, axis=-1, keepdims=True)
     logits /= temperature
     if 0 < top_k < logits.shape[-1]:
@@ -39,12 +39,12 @@ def filtered_probabilities(logits: jax.Array, temperature: float, top_k: int, to
 
 
 def _heaviest(x: jax.Array, weights: jax.Array, least: float) -> jax.Array:
-    """Where the fewest largest elements of x [..., n] stand whose weights sum to `least`, and what ties with the last.
+    """Mask of the fewest largest elements of x [..., n] whose weights sum to `least`, and ties with the last.
 
     Returns bool [..., n]. The threshold is found bit by bit: 32 masked sums, which take less time than sorting.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    ordered = jnp.where(x < 0, ~bits, bits | np.uint32(1 << 31))  # integers that compare as the floats do
+    ordered = jnp.where(x < 0, ~bits, bits | np.uint32(1 << 31))  # integers in the same order as the floats
 
     def set_bit(i: jax.Array, threshold: jax.Array) -> jax.Array:
         higher = threshold | (np.uint32(1 << 31) >> i.astype(jnp.uint32))
@@ -58,12 +58,12 @@ def _heaviest(x: jax.Array, weights: jax.Array, least: float) -> jax.Array:
 def draw(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
     """The token [...] at which the cumulative sum over ids passes `uniform` [...] in [0, 1).
 
-    The sum runs in the order of ids, not of probabilities: a rounding difference changes a draw only where `uniform`
-    lies nearer to a threshold than that difference.
+    The sum is in the order of ids, not of probabilities. So a rounding difference changes a draw only if `uniform` is
+    closer to a threshold than that difference.
     """
     cumulative = jnp.cumsum(probabilities, axis=-1)
     possible = probabilities > 0
     passed = possible & (cumulative > uniform[..., None] * cumulative[..., -1:])
-    # Where rounding leaves none, `uniform` being next to 1, it is the last one possible.
+    # If `uniform` is almost 1, rounding may leave no token: take the last possible one.
     last = probabilities.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], axis=-1)
     return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)

@@ -1,14 +1,14 @@
-"""The folder of a sampling command. Finished samples are known by their hashes; a second start makes the others again.
+"""The output folder of sampling. Finished samples are recognised by hashes; a second start makes the others again.
 
     OUT/NAME-sK.jpg     sample K of picture NAME, as the model wrote it; .h264 of clips
     OUT/samples.jsonl   a line for each, written after its file
-    OUT/settings.json   what all samples depend on beside their originals; where run and pictures were found
+    OUT/settings.json   what all samples depend on besides their originals; where run and pictures were found
     OUT/grid.html       an overview
-    OUT/films/          of clips, each sample as mp4 and animated WebP
+    OUT/films/          for clips, each sample as mp4 and animated WebP
 
-A line names three hashes: of the settings, of the original document and of the file. A sample counts as done only if
-all three are what they should be. A line that is cut off, and a file that is gone or altered, are made again. Samples
-of other settings, weights or originals are never touched: the folder is refused.
+A line has three hashes: of the settings, of the original document and of the file. A sample counts as done only if all
+three match. It is made again if its line was cut off, or if its file is missing or altered. Samples of other settings,
+weights or originals are never touched: the folder is refused.
 """
 
 import glob
@@ -27,12 +27,12 @@ from jpeglm.core.files import write_whole
 from jpeglm.data.sources.listing import SAMPLES_LOG, SAMPLES_SETTINGS
 
 LOG, SETTINGS, GRID, FILMS = SAMPLES_LOG, SAMPLES_SETTINGS, "grid.html", "films"
-# What `write_whole` was writing, and older versions.
+# Temporary files of `write_whole`, of this and older versions.
 _UNFINISHED = re.compile(r"\.(?:.+-s\d+|sample-\d+|samples|settings|grid)(?:\.\w+)?\.(\d+|tmp)")
 
 
 class Samples:
-    """An opened folder. Whoever holds it holds `files.owned` on it, too."""
+    """An open folder. The caller must hold `files.owned` on it."""
 
     def __init__(
         self,
@@ -42,17 +42,17 @@ class Samples:
         about: Mapping[str, Any],
         wanted: Mapping[str, str | None],
     ):
-        """Reads what is done, mends what a kill or a fault of the disk has left, and writes the settings.
+        """Reads what is done, cleans up after a kill or a disk error, and writes the settings.
 
         Args:
-          out: the folder, which exists.
+          out: the folder, which must exist.
           extension: of sample files.
-          identity: all that samples depend on beside their originals; JSON types.
-          about: what else settings.json tells.
-          wanted: names of samples -> SHA-256 of their original, None for what is written from nothing.
+          identity: everything that samples depend on besides their originals; JSON types.
+          about: further entries of settings.json.
+          wanted: names of samples -> SHA-256 of their original, None if there is no original.
 
         Raises:
-          InputError: there are samples of other settings or originals, or the folder cannot be written.
+          InputError: the folder has samples of other settings or originals, or cannot be written.
         """
         self.out, self._extension, self._wanted = out, extension, wanted
         self._identity = json.loads(json.dumps(identity))
@@ -70,7 +70,7 @@ class Samples:
             write_whole(out / LOG, b"".join(map(_line, self.rows.values())))
 
     def path(self, name: str) -> Path:
-        """Where the file of a sample lies."""
+        """The path of a sample's file."""
         return self.out / f"{name}{self._extension}"
 
     def add(self, name: str, file: bytes, facts: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class Samples:
         hashes = {"original": self._wanted[name], "sha256": _sha256(file), "settings": self._digest}
         row = {"name": name} | dict(facts) | hashes
         with writing(self.out):
-            for film in (self.out / FILMS).glob(f"{glob.escape(name)}.*"):  # of another sample that had this name
+            for film in (self.out / FILMS).glob(f"{glob.escape(name)}.*"):  # of an earlier sample of this name
                 film.unlink()
             write_whole(self.path(name), file)
             with open(self.out / LOG, "ab") as log:
@@ -90,7 +90,7 @@ class Samples:
         self.rows[name] = row
 
     def add_films(self, name: str, films: Mapping[str, bytes]) -> None:
-        """Writes the films of a sample, by suffix, where no reader of samples looks."""
+        """Writes the films of a sample, by suffix, into a subfolder that readers of samples ignore."""
         with writing(self.out):
             (self.out / FILMS).mkdir(exist_ok=True)
             for suffix, content in films.items():
@@ -106,7 +106,7 @@ class Samples:
         return self.out / GRID
 
     def _checked(self, rows: list[dict[str, Any]], has_log: bool) -> dict[str, dict[str, Any]]:
-        """The rows by name, if all are of these settings and originals."""
+        """The rows by name; refuses the folder unless all have these settings and originals."""
         found = _parsed((self.out / SETTINGS).read_bytes()) if (self.out / SETTINGS).exists() else None
         if any("settings" not in row for row in rows):
             self._refuse("samples of an older version, which kept no hashes of weights and pictures")
@@ -136,7 +136,7 @@ class Samples:
             return False
 
     def _remove_unfinished(self) -> None:
-        """What killed commands were writing; no other command writes here now."""
+        """Removes temporary files of killed commands; no other command writes here now."""
         for folder in (self.out, self.out / FILMS):
             for name in os.listdir(folder) if folder.is_dir() else ():
                 if _UNFINISHED.fullmatch(name) and (folder / name).is_file():
@@ -144,7 +144,7 @@ class Samples:
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
-    """A JSON object; None for what is none, as a line that was cut off."""
+    """A JSON object, or None for anything else, such as a line that was cut off."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -153,7 +153,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 
 def _is_row(found: Mapping[str, Any]) -> bool:
-    """Whether an object of the log is a line that was written: with all hashes, or by an older version with none."""
+    """Whether an object is a complete line of the log: with all hashes, or with none (an older version)."""
     is_complete = found.keys() >= {"original", "sha256", "valid"}
     return isinstance(found.get("name"), str) and (is_complete or "settings" not in found)
 

@@ -1,7 +1,7 @@
-"""Which tokens may come next, so that what a model writes is a legal file and ends within its budget.
+"""Which tokens may come next, so that a model writes a legal file within its token budget.
 
-The bytes of each token are walked through the automaton of a codec's grammar, for all tokens at once. Nothing depends
-on the model.
+The bytes of each token are run through the automaton of a codec's grammar, for all tokens at once. This does not
+depend on the model.
 """
 
 from typing import NamedTuple
@@ -16,15 +16,15 @@ from jpeglm.data.tokenizers import Tokenizer
 
 
 class Rules(NamedTuple):
-    """The arrays that `TokenGrammar.choices` reads on the device.
+    """The arrays that `TokenGrammar.choices` uses on the device.
 
     Attributes:
-      lookup: of the grammar, whose distances are in tokens where a place is in the header.
+      lookup: the grammar's tables; distances from places in the header are in tokens.
       first: int32 [vocab], the first byte of each token.
-      merges: int32 [merges], the tokens of several bytes that may stand after the header.
+      merges: int32 [merges], the tokens of several bytes that may occur after the header.
       rest: int32 [longest - 1, merges], their other bytes, then -1.
-      column: int32 [vocab], where a token is found among first bytes and, after them, merges; -1 for one that only
-        stands in headers.
+      column: int32 [vocab], the index of a token among first bytes followed by merges; -1 if it occurs only in
+        headers.
       header: int32 [header bytes, vocab], the place after each token from each place in the header, packed.
     """
 
@@ -39,17 +39,17 @@ class Rules(NamedTuple):
 class Choices(NamedTuple):
     """What may come next in n files."""
 
-    legal: jax.Array  # bool [n, vocab], by the grammar
-    fits: jax.Array  # bool [n, vocab], legal tokens after which the file can still be ended in time
+    legal: jax.Array  # bool [n, vocab], allowed by the grammar
+    fits: jax.Array  # bool [n, vocab], legal tokens after which the file can still end within the budget
     after: jax.Array  # int32 [n, vocab], the place after each token, packed
 
 
 class TokenGrammar:
-    """A byte grammar by the tokens of a tokenizer.
+    """A byte grammar applied to the tokens of a tokenizer.
 
     Attributes:
       rules: arrays for the device.
-      done: place [] of a file that is whole.
+      done: place [] of a complete file.
     """
 
     def __init__(self, grammar: Grammar, tokenizer: Tokenizer):
@@ -69,7 +69,7 @@ class TokenGrammar:
         column = np.where(may_stand, np.arange(len(tokens)), -1).astype(np.int32)
         column[merges] = len(tokens) + np.arange(len(merges))
 
-        # Header places are few and their bytes fixed: all tokens are walked from all of them once and for all.
+        # The header has few places and fixed bytes, so all tokens are run from all of its places in advance.
         here = grammar.header
         header = np.stack([grammar.pack(*_walk(grammar, here, data), here) for data in tokens], axis=1)
         self.rules = Rules(
@@ -82,9 +82,9 @@ class TokenGrammar:
         )
 
     def _fewest_tokens(self, header: np.ndarray) -> np.ndarray:
-        """Distances of the header's places, int32 [header bytes]: the fewest tokens to its end, then bytes."""
+        """Distances from the header's places, int32 [header bytes]: the fewest tokens to its end, then bytes."""
         grammar, fewest = self._grammar, np.zeros(len(header), np.int32)
-        for offset in range(len(header) - 1, -1, -1):  # one place before the next
+        for offset in range(len(header) - 1, -1, -1):  # backwards: each place needs the later ones
             here = jax.tree.map(lambda values, offset=offset: values[offset], grammar.header)
             after = grammar.unpack(header[offset, header[offset] >= 0], here)
             place = grammar.header_index(after)
@@ -92,30 +92,30 @@ class TokenGrammar:
         return fewest
 
     def places(self, prefixes: list[bytes]) -> Place:
-        """The place [n] after each beginning of a file.
+        """The place [n] after each prefix of a file.
 
         Raises:
-          InputError: one that no legal file begins with.
+          InputError: a prefix of no legal file.
         """
         place, read = self._grammar.walk(prefixes)
         for number, prefix in enumerate(prefixes):
             if read[number] < len(prefix):
                 raise InputError(
-                    f"prompt {number}: byte {read[number]} is {prefix[read[number]]:02X}, no file goes on so"
+                    f"prompt {number}: byte {read[number]} is {prefix[read[number]]:02X}, which is not legal there"
                 )
         return place
 
     def tokens_needed(self, place: Place) -> np.ndarray:
-        """A number of tokens [n] that will do to end a file, EOS among them: the header's fewest, then its bytes."""
+        """A number of tokens [n] that suffices to end a file with EOS: the header's fewest, then one per byte."""
         return self._grammar.distance(place, self.rules.lookup) + 1
 
     def choices(self, rules: Rules, at: Place, room: jax.Array) -> Choices:
         """What may come next.
 
         Args:
-          rules: as of this object, on the device.
+          rules: those of this object, on the device.
           at: places [n].
-          room: int32 [n], tokens that may still be written, EOS among them.
+          room: int32 [n], tokens that may still be written, including EOS.
         """
         grammar = self._grammar
         at = jax.tree.map(lambda values: values[:, None], at)
@@ -128,7 +128,7 @@ class TokenGrammar:
         merged, _ = jax.lax.scan(read, begun[:, rules.merges], jnp.asarray(rules.rest))
         after = jnp.concatenate([begun, merged], axis=1)[:, rules.column]
         after = jnp.where(rules.column < 0, -1, after)
-        if len(rules.header):  # whose places have a table of their own
+        if len(rules.header):  # places in the header have their own table
             offset = grammar.header_index(at)
             after = jnp.where(offset >= 0, rules.header[jnp.maximum(offset[:, 0], 0)], after)
         is_eos = jnp.arange(after.shape[1]) == self._eos
@@ -139,12 +139,12 @@ class TokenGrammar:
         return Choices(legal, legal & (is_eos | (needed < room[:, None])), after)
 
     def after(self, at: Place, choices: Choices, token: jax.Array) -> Place:
-        """The places [n] after the legal tokens [n], of what `choices` said of places `at` [n]."""
+        """The places [n] after the legal tokens [n], given the `choices` at places `at` [n]."""
         return self._grammar.unpack(choices.after[jnp.arange(len(token)), token], at)
 
 
 def _walk(grammar: Grammar, at: Place, data: bytes) -> tuple[Place, np.ndarray]:
-    """The places after `data`, and where all of it is legal; nowhere if there is none of it."""
+    """The places after `data`, and from which places all of it is legal (none if it is empty)."""
     all_legal = np.full(jax.tree.leaves(at)[0].shape, bool(data))
     for byte in data:
         following, legal = grammar.step(at, byte)

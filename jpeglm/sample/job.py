@@ -1,4 +1,4 @@
-"""What a sampling command does: completions of each document, or new files, in a folder with an overview."""
+"""The sampling job: writes completions or new files to a folder, with an overview."""
 
 import dataclasses
 import hashlib
@@ -24,15 +24,15 @@ GRID_ROWS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is sampled, and where to.
+    """What to sample, and where to.
 
     Attributes:
       out: the folder.
       weights: hash of the parameters, see `checkpoint.weights_hash`.
-      samples: for each picture.
+      samples: per picture.
       seed: of the draws.
       ratio: share of each picture that is given.
-      about: what settings.json shall tell beside all that.
+      about: further entries of settings.json.
     """
 
     out: Path
@@ -43,7 +43,7 @@ class Job:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def identity(self, sampler: Sampler) -> dict[str, Any]:
-        """All that the samples depend on beside their originals; JSON types."""
+        """Everything that the samples depend on besides their originals; JSON types."""
         drawn = dataclasses.asdict(sampler.settings)
         del drawn["slots"]
         section = sampler.config.model
@@ -56,10 +56,10 @@ class Job:
 
 
 def complete(sampler: Sampler, originals: Mapping[str, bytes], job: Job) -> Path:
-    """Completes each document `job.samples` times and returns the overview's path; what is done is left alone.
+    """Completes each document `job.samples` times, skipping what is done; returns the overview's path.
 
     Raises:
-      InputError: `job.out` holds other samples, or cannot be written; see `Sampler.complete`, too.
+      InputError: `job.out` holds other samples, or cannot be written; also as `Sampler.complete`.
     """
     codec = sampler.codec
     named = {name: [f"{name}-s{number}" for number in range(job.samples)] for name in originals}
@@ -84,7 +84,7 @@ def complete(sampler: Sampler, originals: Mapping[str, bytes], job: Job) -> Path
 
 
 def generate(sampler: Sampler, num: int, job: Job) -> Path:
-    """Writes `num` files from nothing and returns the overview's path; see `sample`."""
+    """Writes `num` files without a prompt; returns the overview's path. See `complete`."""
     codec = sampler.codec
     names = [f"sample-{number:05d}" for number in range(num)]
     with files.owned(job.out):
@@ -103,14 +103,14 @@ def _write_grid(
     folder: Samples, codec: Codec, caption: str, rows: list[list[Image.Image]], clips: Mapping[str, bytes]
 ) -> Path:
     moving = {}
-    if codec.fps:  # then what is seen are frames
+    if codec.fps:  # then the decoded item is an array of frames
         for name, file in clips.items():
             moving[printable(name)] = render.animation(np.asarray(codec.see(file)), codec.fps)
     return folder.write_grid(render.page("Samples", caption, render.grid(rows), moving))
 
 
 def _write(folder: Samples, codec: Codec, named: Iterable[tuple[str, Completion]], total: int) -> None:
-    """Writes what is not there yet, and tells how many of all samples are valid."""
+    """Writes the missing samples, and logs how many of all samples are valid."""
     with tqdm(total=total, initial=len(folder.rows), unit="file", desc="sample", disable=None) as bar:
         for name, completion in named:
             if name in folder.rows:
@@ -125,7 +125,7 @@ def _write(folder: Samples, codec: Codec, named: Iterable[tuple[str, Completion]
             folder.add(name, codec.restore(completion.document), facts)
             bar.update()
     for name in folder.rows:
-        if not folder.has_films(name, codec.display.film_suffixes):  # which still pictures have none of
+        if not folder.has_films(name, codec.display.film_suffixes):  # never true for still pictures
             folder.add_films(name, codec.display.films(folder.path(name).read_bytes()))
     valid = sum(row["valid"] for row in folder.rows.values())
     logging.info("%d files, %d valid: %s", total, valid, folder.out)

@@ -1,4 +1,4 @@
-"""A trained run that writes files: whole ones, or the rest of cut ones."""
+"""A trained run that writes files: new ones, or the rest of cut ones."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ from jpeglm.sample.grammar import TokenGrammar
 from jpeglm.sample.scoring import Scorer
 from jpeglm.sample.too_long import TooLong
 
-_NO_KEY = np.zeros(2, np.uint32)  # of a request that is only checked
+_NO_KEY = np.zeros(2, np.uint32)  # for a request that is only checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Completion:
     """One generated file.
 
     Attributes:
-      index: number of the prompt it completes.
+      index: number of the prompt that it completes.
       sample: number of the sample for this prompt.
-      document: prompt and continuation as canonical bytes; not necessarily a valid file.
+      document: prompt and continuation as canonical bytes; may not be a valid file.
       prompt_units: units of the codec (MCUs of a JPEG) that were given.
       tokens: how many were generated.
-      ended: whether the model ended the file itself: with a grammar, the budget of tokens never narrowed its choice.
-      removed: the mean share of its probability that the grammar took away at a token; None without a grammar.
+      ended: whether the model ended the file itself; with a grammar, also that the token budget never restricted it.
+      removed: the mean share of its probability that the grammar removed per token; None without a grammar.
     """
 
     index: int
@@ -74,7 +74,7 @@ class Sampler:
         return self._engine.settings
 
     def with_settings(self, settings: Settings) -> "Sampler":
-        """A sampler of the same parameters with other settings."""
+        """A sampler with the same parameters and other settings."""
         other = copy.copy(self)
         if settings.grammar and self._grammar is None:
             other._grammar = self._make_grammar()
@@ -83,7 +83,7 @@ class Sampler:
 
     @classmethod
     def load(cls, workdir: epath.PathLike, settings: Settings, step: int | None = None) -> "Sampler":
-        """The checkpoint of `step`, or the last one, of a run."""
+        """Loads the checkpoint of `step`, or the last one, of a run."""
         workdir = epath.Path(workdir)
         config = read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
@@ -95,7 +95,7 @@ class Sampler:
 
     @classmethod
     def untrained(cls, workdir: epath.PathLike, settings: Settings) -> "Sampler":
-        """The run's model as it was before its first step."""
+        """The run's model with the parameters from before its first step."""
         workdir = epath.Path(workdir)
         config = read_config(workdir)
         model = MODELS.of(config)
@@ -106,7 +106,7 @@ class Sampler:
         return cls(config, tokenizers.load(workdir, config), params, mesh, settings, name)
 
     def scorer(self) -> Scorer:
-        """What scores documents by the same parameters, which are not copied."""
+        """A scorer of documents with the same parameters, which are not copied."""
         return Scorer(*self._engine.weights, self.tokenizer, self.config.data.seq_len, self.name)
 
     def _make_grammar(self) -> TokenGrammar | None:
@@ -115,10 +115,10 @@ class Sampler:
         return TokenGrammar(grammar, self.tokenizer) if grammar else None
 
     def too_long(self, documents: Mapping[str, bytes], ratio: float) -> dict[str, str]:
-        """Why documents leave no room after their first `ratio`, by name; those that leave some are not in it.
+        """By name, why the first `ratio` of a document leaves no room; contains only documents that do not fit.
 
         Raises:
-          InputError: one that is not valid, or the ratio is outside [0, 1].
+          InputError: a document is not valid, or the ratio is outside [0, 1].
         """
         prefixes, found = [], {}
         for name, document in documents.items():
@@ -136,19 +136,19 @@ class Sampler:
     def complete(
         self, documents: Sequence[bytes], ratio: float, samples: int = 1, seed: int = 0
     ) -> Iterator[Completion]:
-        """Completes each canonical document from its first `ratio` of units, `samples` times, in the order they end.
+        """Completes each canonical document `samples` times from its first `ratio` of units, as they finish.
 
-        The draws depend on (seed, SHA-256 of the whole document, sample number, position) alone.
+        The draws depend only on (seed, SHA-256 of the whole document, sample number, position).
 
         Args:
-          documents: valid ones.
+          documents: valid canonical documents.
           ratio: 0 to 1.
-          samples: 0 or more.
+          samples: per document, 0 or more.
           seed: any whole number.
 
         Raises:
-          InputError: an argument out of range, or logits that are not finite numbers.
-          TooLong: before any document is begun, one that leaves no room, by its number.
+          InputError: an argument is out of range, or logits are not finite.
+          TooLong: a document, named by its number, leaves no room; raised before any is started.
         """
         samples, seed = integer("samples", samples, 0), integer("seed", seed)
         prompts = [self.codec.cut(document, ratio) for document in documents]
@@ -160,7 +160,7 @@ class Sampler:
         yield from self._run(prompts, keys, samples)
 
     def generate(self, num: int, seed: int = 0, done: Collection[int] = ()) -> Iterator[Completion]:
-        """Writes `num` files, 0 or more, from nothing but BOS, without those numbered in `done`.
+        """Writes `num` files, 0 or more, from BOS alone, except those numbered in `done`.
 
         Raises as `complete` does.
         """
@@ -173,11 +173,11 @@ class Sampler:
     def _run(
         self, prompts: Sequence[tuple[bytes, int]], keys: Sequence[np.ndarray], samples: int
     ) -> Iterator[Completion]:
-        """`samples` files for each prompt: `keys` has so many for each, one prompt after the other."""
+        """`samples` files for each prompt; `keys` has one key per file, prompt by prompt."""
         if not keys:
             return
         requests = self._requests([prefix for prefix, _ in prompts for _ in range(samples)], keys)
-        for number, request in enumerate(requests[::samples]):  # before the first one is begun
+        for number, request in enumerate(requests[::samples]):  # before the first one is started
             try:
                 self._engine.check(request)
             except TooLong as error:
@@ -189,7 +189,7 @@ class Sampler:
             yield Completion(index, sample, document, units, len(written.ids), written.ended, written.removed)
 
     def _requests(self, prefixes: Sequence[bytes], keys: Sequence[np.ndarray]) -> list[Request]:
-        """One for each prefix and its key."""
+        """One request for each prefix and its key."""
         distinct = dict.fromkeys(prefixes)
         bos = np.array([self.tokenizer.BOS], np.int32)
         encoded = {prefix: np.concatenate([bos, self.tokenizer.encode(prefix)]) for prefix in distinct}
@@ -204,6 +204,6 @@ class Sampler:
 
 
 def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:
-    """Two uint32 out of (seed, SHA-256 of the file, sample number)."""
+    """Two uint32 derived from (seed, SHA-256 of the file, sample number)."""
     words = hashlib.sha256(b"%d %s %d" % (seed, digest, sample)).digest()[:8]
     return np.frombuffer(words, np.dtype("<u4")).astype(np.uint32)

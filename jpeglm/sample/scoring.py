@@ -25,14 +25,14 @@ from jpeglm.sample.too_long import TooLong
 
 
 class Scorer:
-    """The negative log-likelihood of documents, each alone, between BOS and EOS."""
+    """The negative log-likelihood of documents, each scored alone between BOS and EOS."""
 
     def __init__(self, model: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, limit: int, name: str):
         """
         Args:
           model: or its variant for decoding.
           params: its parameters on `mesh`.
-          limit: most tokens of a document with BOS and EOS, the run's data.seq_len.
+          limit: the most tokens of a document including BOS and EOS, the run's data.seq_len.
           name: of the weights, for messages.
         """
         self._params, self._mesh, self._tokenizer, self._limit, self._name = params, mesh, tokenizer, limit, name
@@ -50,7 +50,7 @@ class Scorer:
 
     @classmethod
     def load(cls, workdir: epath.PathLike, step: int | None = None) -> "Scorer":
-        """The checkpoint of `step`, or the last one, of a run."""
+        """Loads the checkpoint of `step`, or the last one, of a run."""
         workdir = epath.Path(workdir)
         config = read_config(workdir)
         step = checkpoint.pick_step(workdir, step)
@@ -62,7 +62,7 @@ class Scorer:
         return cls(model, params, mesh, tokenizer, config.data.seq_len, name)
 
     def too_long(self, documents: Mapping[str, bytes]) -> dict[str, str]:
-        """Why documents have more tokens than the model has learnt to see, by name; the others are not in it."""
+        """By name, why a document is longer than the model was trained for; contains only those that are."""
         found = {}
         for name, document in documents.items():
             try:
@@ -76,7 +76,7 @@ class Scorer:
 
         Raises:
           TooLong: it has more tokens than `limit`.
-          InputError: the model gives no finite number.
+          InputError: the model's result is not finite.
         """
         ids = self._ids(document)
         padded = np.zeros((1, bucket(len(ids), self._limit)), np.int32)

@@ -1,4 +1,4 @@
-"""Documents that are too long for a model: they are named, counted and left out, and the others are done first."""
+"""Documents that are too long for a model: they are left out, named and counted, after the others are done."""
 
 from collections.abc import Mapping
 
@@ -6,15 +6,15 @@ from absl import logging
 
 from jpeglm.core.errors import InputError, printable
 
-_NAMED = 3  # in the last line; the log names all
+_NAMED = 3  # named in the last line; the log names all
 
 
 class TooLong(InputError):
-    """A document, or its beginning, of more tokens than there is room for. The message tells both numbers."""
+    """A document or a prompt has more tokens than there is room for. The message gives both numbers."""
 
 
 def leave_out(documents: Mapping[str, bytes], too_long: Mapping[str, str]) -> dict[str, bytes]:
-    """The documents that are not in `too_long`, whose reasons by name are logged.
+    """The documents that are not in `too_long`; logs the reasons for the others.
 
     Raises:
       InputError: none is left.
@@ -27,10 +27,10 @@ def leave_out(documents: Mapping[str, bytes], too_long: Mapping[str, str]) -> di
 
 
 def finish(too_long: Mapping[str, str], total: int, is_allowed: bool) -> None:
-    """Ends a command that left out `too_long` of `total` documents, and so did not do all that was asked.
+    """Reports at the end of a command that it left out `too_long` of `total` documents.
 
     Raises:
-      InputError: some were left out and the user has not allowed it.
+      InputError: some were left out, and the user has not allowed that.
     """
     if too_long and is_allowed:
         logging.warning("%s", summary(too_long, total))

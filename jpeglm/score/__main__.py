@@ -3,9 +3,9 @@
 python -m jpeglm.score --workdir=DIR --images=PATH
 
 PATH is a folder of pictures, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). Each picture is
-encoded canonically and scored alone, between BOS and EOS. A table of the pictures goes to standard output, then their
-means. A picture of more tokens than the run's data.seq_len is left out and named in the last lines; the command then
-ends with status 2 if --allow_too_long is not given.
+encoded canonically and scored alone, between BOS and EOS. It prints a table of the pictures, then their means.
+Pictures with more tokens than the run's data.seq_len are left out and named in the last lines; the command then exits
+with status 2, unless --allow_too_long is given.
 """
 
 from absl import flags
@@ -38,7 +38,7 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     flags.DEFINE_string("images", None, "Pictures or clips to score: a folder of files, or of prepared data.")
-    flags.DEFINE_integer("num", None, "At most so many of them.", lower_bound=1)
+    flags.DEFINE_integer("num", None, "The most files to score.", lower_bound=1)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
-    flags.DEFINE_bool("allow_too_long", False, "Status 0 although pictures were left out as too long.")
+    flags.DEFINE_bool("allow_too_long", False, "Exit with status 0 even if too long pictures were left out.")
     cli.run(main, required=("workdir", "images"))

@@ -15,8 +15,9 @@ def print_table(scorer: Scorer, codec: Codec, documents: Mapping[str, bytes], le
     """Scores documents and prints a row for each, their means, and what was left out.
 
     Args:
-      documents: one or more canonical ones by name. Bits a byte are averaged over all bytes, bits a pixel over files.
-      left_out: why others are not scored, by name.
+      documents: one or more canonical documents by name. Mean bits per byte are over all bytes, bits per pixel over
+        files.
+      left_out: by name, why other documents are not scored.
 
     Raises:
       InputError: see `Scorer.nats`.

@@ -3,8 +3,8 @@ r"""Completes held-out pictures or clips by a trained model and by controls, and
     python -m jpeglm.tables --config=configs/eval/demo.py \
         --config.workdir=WORKDIR --config.data=DATA --config.out=OUT
 
-Prints the table; writes OUT/table.md, table.csv, table.json and report.html. Finished cells are kept in OUT/cells: a
-table that was interrupted continues, and after a change of settings only the cells that they concern are made again.
+Prints the table; writes OUT/table.md, table.csv, table.json and report.html. Finished cells are cached in OUT/cells:
+an interrupted table continues, and after a change of settings only the affected cells are made again.
 """
 
 import shlex

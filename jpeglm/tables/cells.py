@@ -1,4 +1,4 @@
-"""The cells of a table: completions of one method at one ratio, and what is measured of them."""
+"""The cells of a table: completions of one method at one ratio, and their measures."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from jpeglm.tables.metrics import Measures, score_names, scores_of_row
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, MethodRow, Row, Shown
 from jpeglm.tables.store import Store
 
-SHOWN = 8  # pictures of each cell that a report shows
+SHOWN = 8  # number of pictures per cell in a report
 
 
 class Cells:
     """The cells of one table, each made once and kept in the store.
 
     Attributes:
-      given: how many units are given, by ratio.
+      given: number of given units, by ratio.
       shown: pictures for the report, as `Table.shown`; filled while the rows are made.
     """
 
@@ -44,9 +44,9 @@ class Cells:
         Args:
           config: of the table.
           context: its run and data.
-          store: keeps what is made.
+          store: caches the results.
           documents: the originals of the prompts, then as many for the reference.
-          extractor: of pictures; of clips it takes each frame.
+          extractor: of pictures, or of each frame of clips.
           video_extractor: of whole clips, or None.
         """
         self._config, self._context, self._codec, self._store = config, context, context.codec, store
@@ -54,7 +54,7 @@ class Cells:
         self._extractor, self._video_extractor = extractor, video_extractor
         self._evaluation = context.codec.evaluation
         self.given = {ratio: self._codec.cut(self._originals[0], ratio)[1] for ratio in config.ratios}
-        # Units before what is measured, by ratio: the given ones, or none where whole items are measured.
+        # Units excluded from the measures, by ratio: the given ones, or none if whole items are measured.
         self._places = self.given if self._evaluation.measures_rest else dict.fromkeys(self.given, 0)
         self._targets = {
             kept: self._measure("reference", "reference", self._reference, kept) for kept in self._places.values()
@@ -85,7 +85,7 @@ class Cells:
         return floors
 
     def row(self, method: str, ratio: float) -> MethodRow:
-        """One method at one ratio; of a network also with the grammar, if the codec has one."""
+        """One method at one ratio; for a network also with the grammar, if the codec has one."""
         completed, measured = self._fill(method, ratio)
         kept = self._places[ratio]
         row = MethodRow(
@@ -112,7 +112,7 @@ class Cells:
         return row
 
     def show_prompts(self) -> None:
-        """Adds the prompts to `shown`, over grey; of clips, each completion shows its prompt."""
+        """Adds the prompts to `shown`, over grey; for clips, each completion shows its prompt."""
         for ratio in self.given:
             prompts = [self._codec.cut(original, ratio) for original in self._originals[:SHOWN]]
             shown = [self._evaluation.show_prompt(*prompt) for prompt in prompts]
@@ -120,7 +120,7 @@ class Cells:
                 self._show(ratio, "prompt", shown)
 
     def _fill(self, method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
-        """The completions of one cell, and what is measured of them."""
+        """The completions of one cell, and their measures."""
         name = f"{method}-{ratio:g}{'-grammar' if grammar else ''}"
         identity = methods.identity(self._context, method, grammar)
         identity |= {"ratio": ratio, "originals": documents_identity(self._originals)}
@@ -149,12 +149,13 @@ class Cells:
         Args:
           name: of the cell.
           title: for progress bars and messages.
-          documents: what is measured.
-          kept: how many of their units were given.
-          has_truth: whether the documents are completions of the prompts' originals, and are compared with these.
+          documents: the ones to measure.
+          kept: number of given units.
+          has_truth: whether the documents are completions of the prompts' originals, to be compared with these.
         """
         measures_rest = self._evaluation.measures_rest
-        part = f"-from-{kept}" if measures_rest and not has_truth else ""  # the originals serve all ratios
+        # for pictures, one cell of originals serves all ratios
+        part = f"-from-{kept}" if measures_rest and not has_truth else ""
         truth = self._originals if has_truth and measures_rest else None
         content = {
             "documents": documents_identity(documents),
@@ -193,7 +194,7 @@ class Cells:
         return {"features": features} | {key: np.array([each[key] for each in scores]) for key in scores[0]}
 
     def _video_features(self, extractor: Extractor, documents: Sequence[bytes], title: str) -> np.ndarray:
-        """float32 [n, dim] of whole clips, the given frames too."""
+        """float32 [n, dim] of whole clips, including the given frames."""
         clips = (self._codec.see(self._codec.restore(document)) for document in documents)
         return _features(extractor, clips, len(documents), f"{title}, {extractor.name}")
 

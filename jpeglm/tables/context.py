@@ -1,4 +1,4 @@
-"""What the methods of a table complete with: the run, its data and the settings of the draws."""
+"""The context of a table's methods: the run, its data and the sampling settings."""
 
 import dataclasses
 import functools
@@ -19,13 +19,14 @@ from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.grammar import TokenGrammar
 
-# The mean of so many training pictures is within a grey level or two of the mean of all; a random one is one of them.
+# The mean of this many training pictures is within a grey level or two of the mean of all; random ones are drawn from
+# them.
 TRAINING_PICTURES = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run at one of its checkpoints, even if later ones are saved meanwhile."""
+    """A run at a fixed checkpoint, even if later ones are saved meanwhile."""
 
     workdir: epath.Path
     config: ConfigDict
@@ -45,20 +46,20 @@ class Run:
 
 
 class Context:
-    """One run and its data, and perhaps a second run, for the methods of one table.
+    """One run and its data, and optionally a second run, for the methods of one table.
 
     Attributes:
-      runs: by the key of the table's config that names them: "workdir" and, where there is one, "pretrained".
+      runs: by the key of the table's config that names them: "workdir" and, if there is one, "pretrained".
       run_config: of the first run.
       step: the first run's last checkpoint.
       tokenizer: of the first run.
       data: folder of the prepared data.
-      manifest: of these data.
+      manifest: of this data.
       codec: of the documents.
-      seed: of all that is drawn.
-      settings: how networks draw. Whether with the grammar, a method is told when it completes.
-      held: name of a network and what is expensive to load of it. Networks share this one place, so that only the
-        last used one is in memory.
+      seed: of all draws.
+      settings: of sampling. Whether to use the grammar is an argument of `Method.complete`.
+      held: name of a network and its loaded parts. Networks share this slot, so that only the last used one is in
+        memory.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Context:
         return run
 
     def check_prompts(self, runs: Iterable[Run], originals: Sequence[bytes], ratios: Sequence[float]) -> None:
-        """Checks before anything is sampled that the networks of these runs have room for what they are to write.
+        """Checks, before anything is sampled, that `max_tokens` is large enough for the networks of these runs.
 
         Raises:
           InputError: `max_tokens` leaves no room after a prompt, or with the grammar not enough for a whole file.
@@ -126,7 +127,7 @@ class Context:
                 )
 
     def training_documents(self) -> list[bytes]:
-        """The first `TRAINING_PICTURES` training documents in the order of the shards, which is by a hash."""
+        """The first `TRAINING_PICTURES` training documents in the order of the shards, which is that of a hash."""
         if self._training_documents is None:
             self._training_documents = list(batches.documents(self.data, "train", TRAINING_PICTURES))
         return self._training_documents

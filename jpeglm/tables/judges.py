@@ -1,4 +1,4 @@
-"""Scores and pictures of completed documents, however damaged they are, and comparison with their originals."""
+"""Scores and pictures of completed documents, however damaged, and the comparison with their originals."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,12 +18,12 @@ def judge(
     Args:
       codec: of the documents.
       documents: any bytes.
-      kept: how many units (MCUs, frames) were given; fewer than there are.
-      originals: the valid documents whose beginnings were given, to compare with; or None.
+      kept: number of given units (MCUs, frames); fewer than an item has.
+      originals: the valid documents that the prompts were cut from, to compare with; or None.
 
     Yields:
-      what the codec's evaluation says of each. With originals, and if the evaluation `measures_rest`, there are also
-      the scores of `metrics.compared`.
+      the judgement of the codec's evaluation for each. With originals, and if the evaluation `measures_rest`, it
+      includes the scores of `metrics.compared`.
     """
     for number, document in enumerate(documents):
         judged = codec.evaluation.judge(document, kept)

@@ -14,7 +14,7 @@ from jpeglm.tables.methods import REGISTRY, trained
 from jpeglm.tables.rows import NGRAM_ORDER, LanguageModel
 from jpeglm.tables.store import Store
 
-NGRAM_TOKENS = 16_000_000  # that the n-gram model is fitted on where a config does not say: 1 to 1.5 GiB of memory
+NGRAM_TOKENS = 16_000_000  # default limit for fitting the n-gram model: 1 to 1.5 GiB of memory
 Metrics = list[dict[str, Any]]  # the lines of a run's metrics up to its checkpoint
 
 
@@ -49,7 +49,7 @@ def _of_network(row: str, context: Context, history: Metrics) -> LanguageModel:
 
 
 def _of_ngram(data: str, manifest: dict[str, Any], limit: int, store: Store) -> LanguageModel:
-    """Fitted on at most `limit` tokens of the training split, which its title says where there are more."""
+    """Fitted on at most `limit` tokens of the training split; the title says so if there are more."""
 
     def compute() -> dict[str, np.ndarray]:
         logging.info("fitting the %d-gram model", NGRAM_ORDER)

@@ -1,13 +1,13 @@
-"""A completion table: each method at each ratio, measured on equally many pictures against the same reference.
+"""A completion table: each method at each ratio, measured on the same number of pictures against one reference.
 
 Prompts come from the first held-out documents in the order of the shards. That order is by a hash of their bytes, so
-they were not chosen by hand. The reference is as many documents that follow. Nothing is dropped: a file that does not
-decode strictly counts as invalid and enters the distance as it is leniently decoded. What a network writes with the
-codec's grammar is always valid, so it does not show how well the network knows the format. A table therefore also has
-what the network writes without the grammar, and the probability that the grammar took away.
+they were not chosen by hand. The reference is the same number of documents after them. Nothing is dropped: a file that
+does not decode strictly counts as invalid, and its lenient decoding is used for the distance. Files written with the
+codec's grammar are always valid, so they do not show how well a network knows the format. A table therefore also has
+the files written without the grammar, and the probability that the grammar removed.
 
-Of clips, the frames after the given ones are measured: each as a picture in the distance, against the frames at the
-same places of the reference, and against the clip's own frames as PSNR and SSIM.
+For clips, the frames after the given ones are measured: each as a picture for the distance, against the frames at the
+same positions of the reference; and against the clip's own frames by PSNR and SSIM.
 """
 
 from collections.abc import Sequence
@@ -94,19 +94,19 @@ def _rows_for(codec: Codec) -> tuple[str, ...]:
 
 
 def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:
-    """Completes, judges and measures all that `config` names (see configs/eval/demo.py and demo_avc.py).
+    """Completes, judges and measures everything that `config` names (see configs/eval/demo.py and demo_avc.py).
 
-    What can be refused is refused before anything is sampled.
+    All input is checked before anything is sampled.
 
     Args:
       config: of the table.
-      extractor: in the place of the one that `config.extractor` names.
-      video_extractor: in the place of the one that `config.video_extractor` names, if `config.video_weights` is set.
+      extractor: replaces the one that `config.extractor` names.
+      video_extractor: replaces the one that `config.video_extractor` names, if `config.video_weights` is set.
 
     Raises:
       InputError: a key, run or data that the user can mend, numbers that are not finite, or an output folder that
         cannot be written.
-      RuntimeError: a file written with the grammar is not valid, which the grammar promises.
+      RuntimeError: a file written with the grammar is not valid, which is a bug.
     """
     check(config)
     context = Context(config.workdir, config.data, Settings(**config.sampling), config.seed, config.pretrained)
@@ -123,7 +123,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
 
     cells = Cells(config, context, store, documents, *used)
     floors = cells.floors()
-    made = {(row, ratio): cells.row(row, ratio) for row in rows for ratio in config.ratios}  # a model at a time
+    # row by row, so that each model is loaded once
+    made = {(row, ratio): cells.row(row, ratio) for row in rows for ratio in config.ratios}
     cells.show_prompts()
     table = Table(
         metric=used[0].metric,

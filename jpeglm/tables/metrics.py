@@ -1,7 +1,7 @@
-"""Metrics that have a column of their own in a table, beside validity, distances and tokens (`rows.Row`).
+"""Metrics with their own column in a table, besides validity, distances and tokens (`rows.Row`).
 
-A new metric is one entry of `METRICS`. It needs a score of each completed document: one that the codec's evaluation
-gives (`Judged.scores`), or one of the comparison with the original, which is made where an evaluation `measures_rest`.
+A new metric is one entry of `METRICS`. It needs a score of each completed document: one from the codec's evaluation
+(`Judged.scores`), or one from the comparison with the original, which is made if the evaluation `measures_rest`.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ class Metric:
     Attributes:
       name: in `Row.scores`, table.csv and table.json.
       header: of the column.
-      of_row: the number of a row, from the measures of its documents and, where these are completions, of the
-        originals; None where there is none. Where a score that it needs was not measured, the column is left out.
-      digits: after the point; None for a share, which is written in per cent.
-      score: name of the score of each document that `of_pictures` gives.
+      of_row: the number of a row, from the measures of its documents and, if these are completions, of the originals;
+        None if there is none. The column is left out if a score that it needs was not measured.
+      digits: after the decimal point; None for a share, which is printed in per cent.
+      score: name of the score that `of_pictures` computes for each document.
       of_pictures: that score of one document: its completed pictures uint8 [n, height, width, 3], and the true ones.
-      note: a sentence below the table that says what the column means.
+      note: a sentence below the table that explains the column.
     """
 
     name: str

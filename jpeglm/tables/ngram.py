@@ -1,7 +1,8 @@
-"""An interpolated n-gram model of the tokens: the loss that a trained model has to be below.
+"""An interpolated n-gram model of the tokens: a baseline that the loss of a trained model should beat.
 
 Modified Kneser-Ney (Chen and Goodman 1998, section 4.1.6 and equation 26), interpolated at every order down to the
-uniform distribution. Contexts lie within a chunk, as the trainer's do: what stands before a chunk is one symbol more.
+uniform distribution. Contexts stay within a chunk, as in training; an extra symbol stands for positions before the
+chunk.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from jpeglm.data import records
 from jpeglm.data.batches import Batch, Chunks
 from jpeglm.data.units import heldout_units
 
-_SMALLEST_DISCOUNT = 0.1  # leaves something to tokens that were never seen
+_SMALLEST_DISCOUNT = 0.1  # reserves some probability for unseen tokens
 _BLOCK = 1 << 20  # tokens read at once
 
 
 def identity(data_dir: str | os.PathLike, order: int = 4, limit: int | None = None) -> dict[str, Any]:
-    """All that `fit_and_score` depends on, by content; JSON types."""
+    """Everything that `fit_and_score` depends on, by content; JSON types."""
     manifest, digests = records.read_manifest(data_dir), {}
     for split in records.SPLITS:
         digest = hashlib.sha256()
@@ -33,7 +34,7 @@ def identity(data_dir: str | os.PathLike, order: int = 4, limit: int | None = No
 
 
 def training_tokens(manifest: dict[str, Any]) -> int:
-    """How many training tokens follow another within their chunk: all that a model could be fitted on."""
+    """The number of training tokens that follow another within their chunk: the most to fit on."""
     split = manifest["splits"]["train"]
     return split["tokens"] - split["chunks"]
 
@@ -44,8 +45,8 @@ def fit_and_score(data_dir: str | os.PathLike, order: int = 4, limit: int | None
     Args:
       data_dir: the folder.
       order: n.
-      limit: of tokens to fit on: as many whole chunks as they fill, the first in the order of the shards, which is by
-        a hash of the documents; None: all. A token takes about 75 bytes of memory, 115 at most.
+      limit: number of tokens to fit on, rounded down to whole chunks, the first in the order of the shards (that of a
+        hash of the documents); None: all. A token takes about 75 bytes of memory, 115 at most.
 
     Returns:
       order, train_tokens and heldout_tokens, how many were fitted and scored (all that have loss weight), and the loss
@@ -72,7 +73,7 @@ def examples(chunks: Chunks, order: int, vocab_size: int, limit: int | None = No
     """Every target with loss weight, and what precedes it in its chunk; with a limit, of the first chunks.
 
     Returns:
-      contexts: int32 [m, order - 1], oldest token first; `vocab_size` stands for places before the chunk.
+      contexts: int32 [m, order - 1], oldest token first; `vocab_size` stands for positions before the chunk.
       targets: int32 [m].
     """
     found = [_examples_of(batch, order, vocab_size) for batch in _batches(chunks, limit)]
@@ -93,7 +94,7 @@ def _chunks(data_dir: str | os.PathLike, manifest: dict[str, Any], split: str) -
 
 
 def _batches(chunks: Chunks, limit: int | None) -> Iterator[Batch]:
-    """The chunks in order, at most `limit` tokens of them, some at once."""
+    """The chunks in order, at most `limit` tokens, in blocks."""
     count = len(chunks) if limit is None else min(len(chunks), limit // chunks.seq_len)
     if limit is not None and count < 1:
         raise InputError(f"config.ngram_tokens={limit}: less than a chunk of {chunks.seq_len} tokens")
@@ -120,7 +121,7 @@ class KneserNey:
           InputError: the n-grams are too many to be numbered in 64 bits.
         """
         self.vocab_size = vocab_size
-        self._base = vocab_size + 1  # with the symbol of a chunk's outside
+        self._base = vocab_size + 1  # including the symbol for positions before a chunk
         order = contexts.shape[1] + 1
         if self._base**order >= 2**63:
             raise InputError(f"{order}-grams over {vocab_size} ids do not fit 64 bits")
@@ -159,7 +160,7 @@ class _Table:
         self._freed = np.add.reduceat(discounts, starts)
 
     def interpolate(self, grams: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """Probabilities [m] of n-grams [m] out of those of the next lower order."""
+        """Probabilities [m] of n-grams [m] from those of the next lower order."""
         contexts = grams // self._base
         total = _look_up(self._contexts, self._totals, contexts)
         kept = _look_up(self._grams, self._kept, grams)
@@ -168,7 +169,7 @@ class _Table:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from counts of 1, of 2, and of 3 and more: float64 [3]."""
+    """The discounts for counts of 1, 2, and 3 or more: float64 [3]."""
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == count)) for count in (1, 2, 3, 4))
     y = n1 / max(1, n1 + 2 * n2)
     estimates = [1 - 2 * y * n2 / max(1, n1), 2 - 3 * y * n3 / max(1, n2), 3 - 4 * y * n4 / max(1, n3)]
@@ -176,6 +177,6 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Values [m] of the wanted keys [m]; 0 for those that are not among the sorted keys."""
+    """Values [m] of the wanted keys [m]; 0 for keys that are missing from the sorted keys."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, values[place], 0)

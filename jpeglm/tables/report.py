@@ -1,4 +1,4 @@
-"""A completion table as one HTML file that needs nothing else: numbers, curves and pictures."""
+"""A completion table as one self-contained HTML file: numbers, curves and pictures."""
 
 import datetime
 import functools
@@ -31,9 +31,9 @@ from jpeglm.tables.methods import REGISTRY, title_of, trained
 from jpeglm.tables.rows import FLOOR, FLOOR_TITLE, MethodRow, Row, Shown, Table
 from jpeglm.tables.text import Column, columns, fine_percent, given, number, percent
 
-# A chart is drawn in these colours, which then become variables of the page's style: so it follows light and dark.
+# Charts are drawn in these colours, which are then replaced by CSS variables, so that they follow light and dark mode.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
-# On a page of 400 CSS pixels a chart is 320 wide or more: then a point of it is no less than a pixel.
+# On a page of 400 CSS pixels a chart is at least 320 wide, so that one of its points is at least a pixel.
 _WIDTH, _TEXT = 320, 11  # points
 _CHART_STYLE: dict[Any, Any] = {  # by matplotlib's names of its settings
     "svg.fonttype": "none",  # text stays text, in the page's font
@@ -61,13 +61,13 @@ _CHART_STYLE: dict[Any, Any] = {  # by matplotlib's names of its settings
     "lines.solid_capstyle": "round",
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "scikit-image", "pillow", "tokenizers")
-_PICTURE_SIDE = 64  # CSS pixels that a small picture is enlarged to, by a whole factor
+_PICTURE_SIDE = 64  # CSS pixels to which a small picture is enlarged, by an integer factor
 _CLIP_SIDE = 96
-_LARGEST_SIDE = 128  # and a large one shrunk to
+_LARGEST_SIDE = 128  # to which a large one is shrunk
 
 
 def facts(config: ConfigDict, command: str) -> dict[str, Any]:
-    """Where numbers come from: the table's config and the run's, versions, hardware, date and command; JSON types."""
+    """The origin of the numbers: config of table and run, versions, hardware, date and command; JSON types."""
     run = read_config(epath.Path(config.workdir))
     devices = jax.devices()
     return {
@@ -158,7 +158,7 @@ def _by_ratio(rows: list[MethodRow]) -> dict[float, list[MethodRow]]:
 
 
 def _samplings(rows: Sequence[Row]) -> tuple[bool, ...]:
-    """Whether without or with the grammar: a network by both, where there is one."""
+    """Whether to show it without and with the grammar: both for a network, if there is a grammar."""
     return (False, True) if all(row.distance_with_grammar is not None for row in rows) else (False,)
 
 
@@ -204,7 +204,7 @@ def _data_url(picture: np.ndarray, fps: int) -> str:
 
 
 def _loss_chart(table: Table) -> str:
-    """Training and held-out loss by step, with the n-gram model's as a line where there is one."""
+    """Training and held-out loss by step, with the n-gram model's as a line if there is one."""
     training = [(row["step"], row["loss"]) for row in table.history if "loss" in row]
     heldout = [
         (row["step"], row["heldout/nats_per_token"]) for row in table.history if "heldout/nats_per_token" in row
@@ -224,7 +224,7 @@ def _loss_chart(table: Table) -> str:
 
 
 def _distance_chart(table: Table) -> str:
-    """Distance by ratio, a line a method, a dashed one for a network with the grammar, and the floor."""
+    """Distance by ratio: a line per method, dashed for a network with the grammar, and the floor."""
     rows = table.rows
     with matplotlib.rc_context(_CHART_STYLE):
         methods = list(dict.fromkeys(row.method for row in rows))
@@ -257,7 +257,7 @@ def _distance_chart(table: Table) -> str:
 
 
 def _colour(method: str) -> str:
-    """What a method is drawn in; it becomes the variable of that name."""
+    """The colour of a method, which is later replaced by the CSS variable of that name."""
     return f"#0000{16 + list(REGISTRY).index(method):02x}"
 
 

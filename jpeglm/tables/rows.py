@@ -1,4 +1,4 @@
-"""What a completion table holds."""
+"""The content of a completion table."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def _check_finite(record: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table. Of a network, it is about plain sampling, but for the three fields about the grammar.
+    """One line of the table. For a network it describes plain sampling, except for the three fields about the grammar.
 
     A floor is a `Row`, the line of a method a `MethodRow`.
 
@@ -37,16 +37,15 @@ class Row:
       ratio: share of the units (MCUs, frames) that were given; None for original pictures.
       num: pictures, or clips.
       valid: share of the files that decode strictly.
-      ended: share of the files that the model ended itself within its budget of tokens; None where no model wrote.
+      ended: share of the files that the model ended itself within its token budget; None without a model.
       readable: mean share of the units to be completed that are readable in sequence, leniently; None for originals.
       distance: between the features of these pictures, or completed frames, and of the reference.
-      tokens: mean number that the model wrote; None where no model wrote.
-      valid_with_grammar: share of the files written with the grammar that decode strictly; None where no model wrote.
-      distance_with_grammar: between the features of those files' pictures and of the reference; None where no model
-        wrote.
-      removed: the share of its probability that the grammar took away from the model at a token, the mean over each
-        file's tokens and then over the files; None where no model wrote.
-      scores: of each of `metrics.METRICS`, by name; None, or no entry, where there is no such number.
+      tokens: mean number that the model wrote; None without a model.
+      valid_with_grammar: share of the files written with the grammar that decode strictly; None without a model.
+      distance_with_grammar: between the features of those files' pictures and of the reference; None without a model.
+      removed: the share of the model's probability that the grammar removed per token, averaged over each file's
+        tokens and then over the files; None without a model.
+      scores: of each of `metrics.METRICS`, by name; None or no entry if there is no such number.
       video_distance: between the features of whole clips and of the reference; None without `config.video_weights`.
 
     Raises:
@@ -72,7 +71,7 @@ class Row:
         _check_finite(self)
 
     def record(self) -> dict[str, Any]:
-        """All numbers by name, each score in a place of its own."""
+        """All numbers by name, with each score as a separate entry."""
         found: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             if field.name == "scores":
@@ -82,7 +81,7 @@ class Row:
         return found
 
     def distance_by(self, grammar: bool) -> float:
-        """The distance with or without the grammar; where no model wrote, there is only one distance."""
+        """The distance with or without the grammar; without a model there is only one distance."""
         return self.distance if self.distance_with_grammar is None or not grammar else self.distance_with_grammar
 
 
@@ -97,7 +96,7 @@ class MethodRow(Row):
 class LanguageModel:
     """Held-out loss of a model of the tokens, in the field's three units.
 
-    `fitted_tokens`: of an n-gram model, the training tokens that it has counted; None of a network.
+    `fitted_tokens`: for an n-gram model, the number of training tokens it was fitted on; None for a network.
 
     Raises:
       InputError: a loss is not finite.
@@ -124,16 +123,16 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All that a table shows.
+    """Everything that a table shows.
 
     Attributes:
       metric: what the distance is called.
       codec: of the documents.
       kept: how many of its units are given, by ratio.
-      floors: the rows of the originals themselves. Of clips there is one for each ratio, since it decides which frames
-        are measured.
+      floors: the rows of the originals themselves. For clips there is one per ratio, because the ratio decides which
+        frames are measured.
       rows: of the methods, ratio by ratio.
-      language_models: the trained model at `step`, the n-gram model and the pretrained model where there is one.
+      language_models: the trained model at `step`, the n-gram model and the pretrained model if there is one.
       history: the rows of the run's metrics up to `step`.
       shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and, of
         pictures, by (ratio, "prompt") what was given over grey.

@@ -24,7 +24,7 @@ def percent(share: float | None) -> str:
 
 
 def fine_percent(share: float | None) -> str:
-    """A share that may be tiny, in two digits or more that say something: 37.2%, 1.5%, 0.013%."""
+    """A share that may be tiny, with at least two significant digits: 37.2%, 1.5%, 0.013%."""
     if not share:
         return percent(share)
     digits = max(1, 1 - math.floor(math.log10(100 * share)))
@@ -42,8 +42,8 @@ class Column:
     Attributes:
       header: differs from the others'.
       text: of a row.
-      length: of a row, the number that a bar shows; None for no bar.
-      scale: what the bars measure: those of equal scales can be compared with each other.
+      length: of a row, the length of its bar; None for no bar.
+      scale: what the bars measure; bars with the same scale are comparable.
     """
 
     header: str
@@ -58,7 +58,7 @@ def with_grammar(header: str) -> str:
 
 
 def columns(table: Table) -> list[Column]:
-    """What the main table tells of each row after its name; a column that is empty in all rows is left out."""
+    """The columns of the main table after the name; a column that is empty in all rows is left out."""
 
     def distance(header: str, metric: str, name: str) -> Column:
         return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name), metric)
@@ -88,7 +88,7 @@ def columns(table: Table) -> list[Column]:
 
 
 def given(table: Table, ratio: float | None) -> str:
-    """How much was given: of pictures the share of their MCUs, of clips the number of frames."""
+    """How much was given: for pictures the share of their MCUs, for clips the number of frames."""
     return NOTHING if ratio is None else table.codec.evaluation.given(ratio, table.kept[ratio])
 
 
@@ -121,7 +121,7 @@ def markdown(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """The main table, unrounded; empty where there is nothing to say."""
+    """The main table, unrounded; empty if there is no value."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     records = [row.record() for row in table.all_rows]

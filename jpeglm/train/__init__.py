@@ -1,1 +1,1 @@
-"""Training: the step, the loop and what surrounds it."""
+"""Training: the step, the loop, and their monitoring."""

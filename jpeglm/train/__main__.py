@@ -1,12 +1,12 @@
-"""Trains a language model on prepared chunks, or goes on where the workdir stands.
+"""Trains a language model on prepared chunks, or resumes the run in the workdir.
 
 python -m jpeglm.train --config=configs/jpeglm_demo.py --config.data.path=DIR --workdir=WORKDIR
 
-DIR is what `jpeglm.prepare` wrote, WORKDIR gets config, tokenizer, checkpoints and metrics (metrics.jsonl, and
-TensorBoard). Every key of a config stands with its default in jpeglm/core/config.py, or in the file of its model;
---config.KEY=VALUE changes one, as in --config.optim.lr=1e-4. Several hosts: the same command on each (see
-jpeglm/core/distributed.py). With --dry_run it tries everything once, says what the run will take, and whether it can
-go.
+DIR is what `jpeglm.prepare` wrote. WORKDIR receives config, tokenizer, checkpoints and metrics (metrics.jsonl and
+TensorBoard). Every key of a config is listed with its default in jpeglm/core/config.py or in the file of its model;
+--config.KEY=VALUE changes one, as in --config.optim.lr=1e-4. With several hosts, run the same command on each (see
+jpeglm/core/distributed.py). --dry_run tries everything once and prints what the run will need and whether it can
+start.
 """
 
 from absl import flags
@@ -33,6 +33,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Folder of the run; a run that stands there goes on.")
-    flags.DEFINE_bool("dry_run", False, "Tries everything once in a folder that is removed again; says go or no.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; a run in it is resumed.")
+    flags.DEFINE_bool("dry_run", False, "Try everything once in a temporary folder; prints go or no.")
     cli.run(main, required=("config", "workdir"))

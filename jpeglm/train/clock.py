@@ -1,4 +1,4 @@
-"""Where the wall-clock time of a run goes."""
+"""The wall-clock time of a run, by what it was spent on."""
 
 import contextlib
 import time
@@ -11,17 +11,17 @@ from jpeglm.core.human import human_time
 
 
 class Stopwatch:
-    """Counts the wall-clock time of a run by parts, over all its restarts; only `steps` is time that trains.
+    """Counts the wall-clock time of a run by parts, over all its restarts; only `steps` counts as training.
 
-        restart     from the start of the command to the loop, without compiling
-        compile     the programs of the run, or reading them from the cache
-        data        the devices had nothing to do until the next batch was there
+        restart     from the start of the command to the loop, without compilation
+        compile     compiling the programs, or reading them from the cache
+        data        the devices were idle, waiting for the next batch
         steps       training
         evaluation
-        checkpoint  the loop waited for a save; most of a save runs beside the steps
+        checkpoint  the loop waited for a save; most of a save overlaps with steps
 
-    It runs from its making on, and begins with `restart`. Time between a kill and the start that follows, and steps
-    done twice after one, are not known here.
+    It starts when it is created, with `restart`. It does not know the time between a kill and the next start, nor
+    which steps were repeated after a kill.
     """
 
     PARTS = ("restart", "compile", "data", "steps", "evaluation", "checkpoint")
@@ -31,20 +31,20 @@ class Stopwatch:
         self._part, self._since = "restart", time.monotonic()
 
     def go_on(self, rows: list[dict[str, Any]]) -> None:
-        """Adds what a run's metrics have counted before."""
+        """Adds the times recorded in a run's earlier metrics."""
         counted: dict[str, Any] = next((row for row in reversed(rows) if "goodput" in row), {})
         for part in self.PARTS:
             self._counted[part] += counted.get(f"seconds/{part}", 0.0)
 
     def begin(self, part: str) -> None:
-        """From now on time counts as `part`."""
+        """Counts time as `part` from now on."""
         now = time.monotonic()
         self._counted[self._part] += now - self._since
         self._part, self._since = part, now
 
     @contextlib.contextmanager
     def counting(self, part: str) -> Iterator[None]:
-        """The time of the block counts as `part`; after it, the part that was counted before goes on."""
+        """Counts the time of the block as `part`, then continues with the previous part."""
         around = self._part
         self.begin(part)
         try:
@@ -54,13 +54,13 @@ class Stopwatch:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of each part, until now."""
+        """Seconds of each part, until now."""
         self.begin(self._part)
         return dict(self._counted)
 
     @property
     def goodput(self) -> float:
-        """Share of all time that trained, 0 to 1."""
+        """The share of all time spent in steps, 0 to 1."""
         return _goodput(self.seconds)
 
     def scalars(self) -> dict[str, float]:

@@ -24,14 +24,14 @@ class Inputs:
       manifest: of the prepared data.
       train, heldout: the examples, as `Task.data` gives them.
       batch_size: examples of a training batch.
-      microbatch_size: examples that the devices hold at once, of an evaluation's batch, too.
+      microbatch_size: examples that the devices process at once, also in an evaluation.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, model: Model, task: Task):
-        """Opens the prepared data that the config names, and compares checksums if it asks for that.
+        """Opens the prepared data that the config names, and verifies checksums if the config asks for it.
 
         Raises:
-          InputError: there are none, they are damaged, or they do not fit config, model or task.
+          InputError: there is none, it is damaged, or it does not fit config, model or task.
         """
         if not config.data.path:
             why = "config.data.path is not set: --config.data.path=DIR, what `python -m jpeglm.prepare` wrote"
@@ -53,7 +53,7 @@ class Inputs:
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of the steps `first_step` .. `last_step`, counted from 1; threads read ahead."""
-        # There steps count from 0, and the second bound is the first step that is left out.
+        # `batches` counts steps from 0, and its second bound is exclusive.
         numbered = batches.train_batches(
             self.train, self._seed, self.batch_size, self._rows[self.batch_size], first_step - 1, last_step,
             place=lambda local: self._global(local, self.batch_size),
@@ -65,7 +65,7 @@ class Inputs:
         return batches.chunk_numbers(self.train, self._seed, self.batch_size, step - 1)
 
     def eval_batches(self) -> Iterator[Batch]:
-        """The held-out examples in batches of `microbatch_size`, as many as `eval.batches` of the whole size are."""
+        """The held-out examples of `eval.batches` full batches, in batches of `microbatch_size`."""
         size = self.microbatch_size
         for local in batches.eval_batches(self.heldout, size, self._rows[size], self._eval_batches):
             yield self._global(local, size)

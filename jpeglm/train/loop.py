@@ -1,9 +1,9 @@
 """The training loop: from a config and a workdir to a trained run.
 
-It reads from top to bottom: `train` sets a run up and takes its steps; what these two need stands below them. What a
-step computes is in step.py beside this file, where its batches come from in inputs.py, what it tells in monitor.py.
+Read it from top to bottom: `train` sets up a run and takes its steps; helpers are below. step.py has the computation
+of a step, inputs.py its batches, monitor.py the logging.
 
-Steps count from 1: step n is the n-th, its checkpoint holds the state after n steps, and a run that begins has done 0.
+Steps count from 1. The checkpoint of step n holds the state after n steps; a new run is at step 0.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from jpeglm.train.tasks import Task
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> None:
-    """Trains up to `config.steps` optimiser steps in all, from where the workdir stands.
+    """Trains up to `config.steps` optimiser steps in total, continuing from the workdir's newest checkpoint.
 
     Raises:
-      InputError: data, config, mesh or workdir do not fit, in words for the user.
+      InputError: data, config, mesh or workdir do not fit together.
       Diverged: a loss, a gradient or a parameter is no longer finite.
       SystemExit: with status 75, when asked to stop; a checkpoint is saved.
     """
@@ -44,16 +44,16 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
 @dataclasses.dataclass
 class Run:
-    """A run that is set up, with its state between two steps.
+    """A run after setup, with its state between two steps.
 
     Attributes:
-      step: how many steps are done.
-      state: {"params", "opt_state"} after them, laid out over the mesh.
-      train_step: (state, batch) -> (state, scalars), compiled; the old state is given up.
+      step: number of steps done.
+      state: {"params", "opt_state"} after these steps, sharded over the mesh.
+      train_step: (state, batch) -> (state, scalars), compiled; the old state is donated.
       eval_step: (params, batch) -> (loss, weight), each summed over the batch, compiled.
-      memory: bytes that `train_step` takes of a device: for its arguments and results, and for temporaries.
+      memory: bytes that `train_step` needs on a device: for arguments and results, and for temporaries.
       inputs: the batches.
-      claim: tells whether another training was started in the workdir since; of process 0 alone.
+      claim: checks whether another training was started in the workdir since; only on process 0.
     """
 
     config: ConfigDict
@@ -74,7 +74,7 @@ class Run:
 
 
 def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
-    """Everything before the first step; what can be refused is refused before anything is written.
+    """Everything before the first step. All checks of the input come before anything is written.
 
     Raises:
       InputError: as `train`.
@@ -98,9 +98,9 @@ def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
         check_init_from(init_from, config, programs.abstract_state["params"], inputs.manifest)
 
     ############################ Compilation ############################
-    # Before the state is there: whether it fits is known before anything is allocated.
+    # Compiled before the state exists, so that a lack of memory is reported before anything is allocated.
     with clock.counting("compile"):
-        distributed.cache_programs(workdir)  # not before: a run that is refused writes nothing
+        distributed.cache_programs(workdir)  # only now: a refused run must write nothing
         shapes = batch_shapes(task, inputs.batch_size, mesh)
         train_step = programs.train_step.lower(programs.abstract_state, shapes).compile()
         shapes = batch_shapes(task, inputs.microbatch_size, mesh)
@@ -124,7 +124,7 @@ def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
 
 
 def take_steps(run: Run, last_step: int) -> None:
-    """The loop: takes the steps after `run.step` up to `last_step`; evaluates and saves as the config says.
+    """The loop: takes the steps from `run.step` to `last_step`; evaluates and saves as configured.
 
     Raises:
       InputError, Diverged, SystemExit: as `train`.
@@ -176,9 +176,9 @@ def take_steps(run: Run, last_step: int) -> None:
 def restored_or_new(
     programs: Programs, workdir: epath.Path, init_from: epath.Path | None
 ) -> tuple[int, dict[str, Any]]:
-    """How many steps are done, and the state after them.
+    """The number of steps done, and the state after them.
 
-    The state is that of the newest checkpoint. Where there is none, it has the weights of the run `init_from`, or new
+    The state comes from the newest checkpoint. If there is none, it has the weights of the run `init_from`, or new
     ones, and a fresh optimiser.
     """
     step, state = checkpoint.restore_newest(workdir, programs.abstract_state)
@@ -195,9 +195,9 @@ def evaluate(run: Run) -> dict[str, float]:
     """The task's scores on the held-out data, by name.
 
     Raises:
-      Diverged: the loss is no finite number.
+      Diverged: the loss is not finite.
     """
-    sums = np.zeros(2)  # of the loss, and of its weights
+    sums = np.zeros(2)  # of losses and of weights
     run.watchdog.beat("an evaluation")
     for batch in run.inputs.eval_batches():
         sums += np.array(jax.device_get(run.eval_step(run.state["params"], batch)), np.float64)
@@ -207,7 +207,7 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def save(run: Run) -> None:
-    """Begins a checkpoint, which goes on being written beside the next steps.
+    """Starts a checkpoint, which is written in the background during the next steps.
 
     Raises:
       InputError: it cannot be written, or another training was started in the workdir.
@@ -223,12 +223,12 @@ def save(run: Run) -> None:
 
 
 def divergence(run: Run, scalars: dict[str, float]) -> Diverged:
-    """The error that ends a run: tells the numbers of its last step, of which some are not finite."""
-    run.saver.close()  # an earlier step may still be on its way to the disk
-    run.monitor.flush()  # the steps until here are wanted; going on drops them
+    """The error that ends a run, with the numbers of its last step, some of which are not finite."""
+    run.saver.close()  # the checkpoint of an earlier step may still be being written
+    run.monitor.flush()  # keeps the metrics up to here for diagnosis; a resume would drop them
     saved = checkpoint.saved_steps(run.workdir)
     kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
     values = ", ".join(f"{name} {value:g}" for name, value in scalars.items())
     chunks = " ".join(map(str, run.inputs.chunk_numbers(run.step)))
     message = f"step {run.step}: {values}. Nothing was saved since; {kept}. The chunks of this step: {chunks}"
-    return Diverged(message if jax.process_index() == 0 else "")  # all processes meet it; one speaks
+    return Diverged(message if jax.process_index() == 0 else "")  # raised on all processes, printed by one

@@ -1,4 +1,4 @@
-"""How much memory a step needs on each device, and how much there is."""
+"""The memory that a step needs on each device, and the memory available."""
 
 import os
 
@@ -9,22 +9,22 @@ from jpeglm.core.human import human_bytes
 
 
 def device_memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
-    """Bytes on each device while a compiled program runs: its arguments and results, and its temporaries."""
+    """Bytes on each device while a compiled program runs: for arguments and results, and for temporaries."""
     sizes = compiled.memory_analysis()
-    assert sizes is not None  # CPU, GPU and TPU all tell
+    assert sizes is not None  # CPU, GPU and TPU all report it
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return held, sizes.temp_size_in_bytes
 
 
 def memory_limit(device: jax.Device) -> int | None:
-    """Bytes of a device's memory, or None where it does not tell; a CPU's devices share the machine's."""
+    """Bytes of a device's memory, or None if it does not report it; CPU devices share the machine's memory."""
     if device.platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def check_memory(needed: tuple[int, int], device: jax.Device) -> None:
-    """Raises InputError where a step needs more than the device has."""
+    """Raises InputError if a step needs more than the device has."""
     limit = memory_limit(device)
     if limit and sum(needed) > limit:
         raise InputError(

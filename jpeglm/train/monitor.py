@@ -1,4 +1,4 @@
-"""What a run tells while it goes: log lines, a progress bar, metrics. Only process 0 speaks."""
+"""What a run reports: log lines, a progress bar, metrics. Only process 0 reports."""
 
 import json
 import time
@@ -24,42 +24,42 @@ from jpeglm.train.inputs import Inputs
 
 
 class Monitor:
-    """What is told of one run; on all processes but the first its methods do nothing."""
+    """Reports on one run; on all processes but the first its methods do nothing."""
 
     def __init__(
         self, workdir: epath.Path, config: ConfigDict, first_step: int, clock: Stopwatch,
         schedule: optax.Schedule, devices: Sequence[jax.Device],
     ):  # fmt: skip
-        """Opens the metrics of the workdir; `clock` goes on from what they have counted.
+        """Opens the metrics of the workdir; `clock` continues from the times recorded there.
 
-        `first_step`: how many steps are done; `schedule`: the learning rate of step 0, 1, ...
+        `first_step`: number of steps done; `schedule`: the learning rate of step 0, 1, ...
         """
         self._is_lead = jax.process_index() == 0
         self._config, self._clock, self._schedule = config, clock, schedule
         self._tokens_a_step = config.optim.batch_size * config.data.seq_len
         self._flops_per_token = MODELS.of(config).flops_per_token(config.data.seq_len)
         self._num_devices, self._peak = len(devices), hardware.peak_flops(devices[0])
-        self._last = first_step, 0.0, 0.0  # of the last line: the step, and the clock's seconds in steps and in data
+        self._last = first_step, 0.0, 0.0  # at the last log line: step, and the clock's seconds in steps and in data
         if self._is_lead:
             self._log = MetricsLog(workdir, first_step)
             clock.go_on(self._log.rows)
-            schedule(first_step)  # its first call compiles it, which would count as time of the steps
+            schedule(first_step)  # the first call compiles it; that must not count as time of steps
             self._bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="train", disable=None)
 
     def opening(self, mesh: Mesh, inputs: Inputs, memory: tuple[int, int], compile_seconds: float) -> None:
-        """Every derived quantity of the run. `memory`: of `device_memory`."""
+        """Logs every derived quantity of the run. `memory`: from `device_memory`."""
         if self._is_lead:
             first_step, *_ = self._last
             table = opening_table(self._config, mesh, inputs, first_step, memory, compile_seconds)
             logging.info("\n%s", table)
 
     def begin(self) -> None:
-        """The loop begins."""
+        """Called when the loop begins."""
         first_step, *_ = self._last
         self._last = self._now(first_step)
 
     def step(self, step: int, scalars: dict[str, float], is_last: bool) -> None:
-        """After each step; every `log.every` steps and after the last one a line."""
+        """Called after each step; logs a line every `log.every` steps and after the last one."""
         if not self._is_lead:
             return
         self._bar.update()
@@ -87,31 +87,31 @@ class Monitor:
         self._log.write(step, scalars | rates | self._clock.scalars())
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
-        """After an evaluation."""
+        """Called after an evaluation."""
         if self._is_lead:
             logging.info("step %d  held-out: %s", step, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             self._log.write(step, {f"heldout/{name}": value for name, value in scores.items()})
 
     def flush(self) -> None:
-        """Writes the metrics until here: before each checkpoint, so that none is ahead of its metrics."""
+        """Writes the metrics so far. Called before each checkpoint, so that no checkpoint is ahead of the metrics."""
         if self._is_lead:
             self._log.flush()
 
     def saved(self, step: int, seconds: float) -> None:
-        """After a checkpoint; `seconds`: for so long the run stood still."""
+        """Called after a checkpoint; `seconds`: how long the run waited for it."""
         if self._is_lead:
-            logging.info("step %d  checkpoint: the run waited %.2f s, the rest is written beside it", step, seconds)
+            logging.info("step %d  checkpoint: the run waited %.2f s, the rest runs in the background", step, seconds)
 
     def close(self, words: str) -> None:
-        """Ends with where the time went, and `words`."""
+        """Logs where the time went, then `words`."""
         if self._is_lead:
             self._bar.close()
             self._log.close()
-            logging.info("time of the run, by what it went to:\n%s", self._clock.table())
+            logging.info("time of the run, by what it was spent on:\n%s", self._clock.table())
             logging.info("%s", words)
 
     def _now(self, step: int) -> tuple[int, float, float]:
-        """What `_last` holds, of this moment."""
+        """The current values for `_last`."""
         seconds = self._clock.seconds
         return step, seconds["steps"], seconds["data"]
 
@@ -119,7 +119,7 @@ class Monitor:
 def opening_table(
     config: ConfigDict, mesh: Mesh, inputs: Inputs, first_step: int, memory: tuple[int, int], compile_seconds: float
 ) -> str:
-    """Every derived quantity of a run, for people."""
+    """A table of every derived quantity of a run."""
     seq_len, batch_size = config.data.seq_len, config.optim.batch_size
     chunks, heldout = inputs.train, inputs.heldout
     model = MODELS.of(config)
@@ -149,10 +149,10 @@ def opening_table(
 def speed(
     tokens: int, seconds: float, num_devices: int, flops_per_token: float, peak: float | None
 ) -> dict[str, float]:
-    """Tokens a second, of all devices and of one, and the model FLOPs utilisation where the peak is known.
+    """Tokens per second, in total and per device, and the model FLOPs utilisation if the peak is known.
 
-    MFU (Chowdhery et al. 2022, appendix B) is tokens a second times FLOPs a token over the devices' peak. The FLOPs
-    are those of the model (`Model.flops_per_token`): what rematerialisation computes again does not count.
+    MFU (Chowdhery et al. 2022, appendix B) is tokens per second times FLOPs per token, over the devices' peak. The
+    FLOPs are those of the model (`Model.flops_per_token`), not counting recomputation by remat.
     """
     rate = tokens / seconds
     scalars = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / num_devices}
@@ -162,13 +162,14 @@ def speed(
 class MetricsLog:
     """Scalars by step: `metrics.jsonl` and TensorBoard events in a workdir.
 
-    Rows are written whole on `flush`, beside and then renamed: the file is never half-written and, flushed with each
-    checkpoint, never behind it. A resumed run drops the rows after the step that it goes on from, and tells
-    TensorBoard to. Everything is written by the caller's thread, so that a full disk is noticed: InputError.
+    `flush` writes the whole file to a temporary name and renames it. So it is never half-written and, because it is
+    flushed with each checkpoint, never behind one. A resumed run drops the rows after the step that it resumes from,
+    and tells TensorBoard to do the same. Everything is written by the caller's thread, so that a full disk raises
+    InputError there.
     """
 
     def __init__(self, workdir: epath.Path, resume_step: int):
-        # Late: this imports torch where that is installed, for two seconds.
+        # Imported late: it imports torch if that is installed, which takes two seconds.
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2

@@ -11,11 +11,11 @@ from jpeglm.core.errors import InputError
 
 
 def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1, ...: linear up to `lr` at `warmup_steps`, cosine down to `lr * final_lr_ratio`."""
+    """Learning rate of step 0, 1, ...: linear warm-up to `lr` at `warmup_steps`, cosine to `lr * final_lr_ratio`."""
     if not 0 <= config.warmup_steps < steps:
         raise InputError(f"optim.warmup_steps={config.warmup_steps} does not lie in 0..steps-1={steps - 1}")
     return optax.warmup_cosine_decay_schedule(
-        init_value=config.lr / (config.warmup_steps + 1),  # not 0: the first step counts
+        init_value=config.lr / (config.warmup_steps + 1),  # not 0: the first step must change something
         peak_value=config.lr,
         warmup_steps=config.warmup_steps,
         decay_steps=steps,
@@ -26,7 +26,7 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule, decayed: Any) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW.
 
-    `decayed`: whether weight decay reaches each parameter, as `networks.decayed` says.
+    `decayed`: whether weight decay applies to each parameter, as from `networks.decayed`.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -39,7 +39,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, decayed: Any) -
 def state_shardings(
     optimizer: optax.GradientTransformation, abstract_params: Any, param_shardings: Any, mesh: Mesh | AbstractMesh
 ) -> Any:
-    """Moments are laid out as their parameters; counters are on every device."""
+    """Moments are sharded like their parameters; counters are replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
     return optax.tree_map_params(
         optimizer,

@@ -1,4 +1,4 @@
-"""Preemption, hangs and lost processes: how a run notices them, and how it ends."""
+"""Preemption, hangs and lost processes: how a run detects them and how it ends."""
 
 import contextlib
 import faulthandler
@@ -17,52 +17,54 @@ from jax.experimental import multihost_utils
 
 from jpeglm.core.errors import Diverged, InputError
 
-EXIT_AGAIN = 75  # stopped on request or by the watchdog: start me again (EX_TEMPFAIL of sysexits.h)
+EXIT_AGAIN = 75  # stopped on request or by the watchdog: start again (EX_TEMPFAIL of sysexits.h)
 
 
 class Preemption:
-    """A request to stop: SIGTERM, as schedulers send it, to any process of the job; alone also SIGINT (Ctrl-C).
+    """A request to stop: SIGTERM from a scheduler to any process of the job; in a single process also Ctrl-C.
 
-    In a job of several processes JAX's own handler tells all of them and agrees on the step; a handler of Python's
-    would silently take its place.
+    In a job of several processes JAX's own handler informs all of them and agrees on the step. A Python signal handler
+    would silently replace it, so none is installed there.
     """
 
-    _questions = 0  # of this process, in all its runs
+    _questions = 0  # asked by this process, over all its runs
 
     def __init__(self) -> None:
         self._is_asked = False
         self._has_peers = jax.distributed.is_initialized()
-        is_main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        # only the main thread may handle signals
+        is_main_thread = threading.current_thread() is threading.main_thread()
         numbers = () if self._has_peers or not is_main_thread else (signal.SIGTERM, signal.SIGINT)
         self._before = {number: signal.signal(number, self._ask) for number in numbers}
 
     def release(self) -> None:
-        """Gives the signals back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         self._is_asked = True
         signal.signal(number, signal.SIG_DFL)
-        logging.warning("asked to stop: after this step, with a checkpoint; asked again: at once")
+        logging.warning("asked to stop: finishing this step and saving a checkpoint; a second request stops at once")
 
     def reached(self) -> bool:
-        """Whether to stop here: the same on all processes. Each asks before the loop and after each of its steps."""
+        """Whether to stop now, the same on all processes. Each asks before the loop and after each of its steps."""
         if not self._has_peers:
             return self._is_asked
-        # JAX stops at the question after the latest that any process has asked, so their numbers must have no gap.
+        # JAX stops at the question after the latest one that any process has asked, so their numbers must have no
+        # gaps.
         Preemption._questions += 1
         return multihost_utils.reached_preemption_sync_point(Preemption._questions)
 
 
 class Watchdog:
-    """Ends this process with EXIT_AGAIN, after the stacks of its threads, if no `beat` comes for so many seconds.
+    """Prints the stacks of all threads and exits with EXIT_AGAIN if there is no `beat` for `seconds`.
 
-    A collective waits for ever for a process or device that hangs. Where every process has a watchdog, none stays.
+    A collective waits forever for a process or device that hangs. With a watchdog in every process, none is left over.
     """
 
     def __init__(self, seconds: float):
-        """`seconds`: longer than the slowest step, batch of an evaluation, or wait for a checkpoint; 0: never."""
+        """`seconds`: must exceed the slowest step, evaluation batch or wait for a checkpoint; 0: never."""
         self._seconds = seconds
         self._what = "the first step"
         self._last = time.monotonic()
@@ -79,7 +81,7 @@ class Watchdog:
         self._done.set()
 
     def beat(self, what: str) -> None:
-        """Something went on; `what` begins now, in words for the last message."""
+        """Reports progress; `what` begins now and is named in the last message."""
         self._what, self._last = what, time.monotonic()
 
     def _watch(self) -> None:
@@ -88,7 +90,7 @@ class Watchdog:
         while not self._done.wait(pause):
             now = time.monotonic()
             if now - before > 10 + pause:
-                self._last += now - before  # this process itself was stopped, and has gone on
+                self._last += now - before  # this process itself was suspended, and resumed
             before = now
             if now - self._last > self._seconds:
                 try:
@@ -101,19 +103,19 @@ class Watchdog:
                         flush=True,
                     )
                 finally:  # even if standard error cannot be written
-                    os._exit(EXIT_AGAIN)  # nothing else is sure to end
+                    os._exit(EXIT_AGAIN)  # a normal exit may hang
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends one of several processes where an error is met, with EXIT_AGAIN if the cause is that another is gone.
+    """Exits at once on an error in a job of several processes, with EXIT_AGAIN if another process died.
 
-    The usual way out waits for the others, which wait for this one.
+    The normal exit waits for the other processes, which wait for this one.
     """
     try:
         yield
     except (InputError, Diverged, SystemExit):
-        raise  # told in one line, or wanted
+        raise  # reported in one line, or intended
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
@@ -128,8 +130,8 @@ def leaving_at_once() -> Iterator[None]:
         os._exit(EXIT_AGAIN if is_lost else 1)
 
 
-# What Gloo (CPUs), NCCL (GPUs: not tried) and JAX's own service say when a connection breaks. An error that has
-# another cause comes again, and the launchers bound how often.
+# Messages of Gloo (CPUs), NCCL (GPUs: not tried) and JAX's own service when a connection breaks. An error with another
+# cause would occur again, and the launchers limit the number of restarts.
 _LOST = (
     "Gloo", "NCCL", "remote process exited", "heartbeat",
     "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED",

@@ -1,4 +1,4 @@
-"""Traces of some steps."""
+"""Profiler traces of some steps."""
 
 import jax
 from etils import epath
@@ -7,10 +7,10 @@ from jpeglm.core.errors import writing
 
 
 class Profile:
-    """Traces some steps for TensorBoard's profiler or Perfetto, after two that warm up."""
+    """Traces some steps for TensorBoard's profiler or Perfetto, after two warm-up steps."""
 
     def __init__(self, workdir: epath.Path, first_step: int, steps: int):
-        """`first_step`: steps done before; `steps`: how many are traced, 0 for none."""
+        """`first_step`: number of steps done before; `steps`: how many to trace, 0 for none."""
         self._folder, self._begin, self._end = workdir / "profile", first_step + 3, first_step + 3 + steps
         self._is_on = False
 
@@ -23,7 +23,7 @@ class Profile:
             self.stop()
 
     def stop(self) -> None:
-        """Writes the trace, if one is under way."""
+        """Writes the trace, if one is running."""
         if self._is_on:
             with writing(self._folder):
                 jax.profiler.stop_trace()

@@ -1,8 +1,8 @@
-"""A rehearsal of a run: everything once, by the same code, in a folder that is removed again.
+"""A rehearsal of a run: everything once, with the same code, in a temporary folder.
 
-Devices are found, shards opened and their checksums compared, the step compiled, the state made, one step trained,
-one batch of held-out chunks evaluated, one checkpoint written, and read again in a second start. A run that goes on in
-the same workdir meanwhile is not touched.
+It finds the devices, opens the shards and verifies their checksums, compiles the step, makes the state, trains one
+step, evaluates one batch of held-out chunks, writes one checkpoint, and restores it in a second start. A run that is
+active in the same workdir is not touched.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ Trainer = Callable[[ConfigDict, epath.Path], tuple[int, int]]
 
 
 def train_one_step(config: ConfigDict, workdir: epath.Path) -> tuple[int, int]:
-    """Trains up to step 1, as `loop.train` would; the bytes that a step takes of each device, as in `Run.memory`."""
+    """Trains up to step 1 as `loop.train` would; returns `Run.memory`."""
     run = set_up(config, workdir)
     take_steps(run, last_step=1)
     return run.memory
 
 
 def rehearse(config: ConfigDict, workdir: epath.Path, train: Trainer = train_one_step) -> None:
-    """Tries what a training will do; prints what it will take of memory and disk, and "go".
+    """Tries what a training run will do; prints the memory and disk space it will need, and "go".
 
     Args:
-      train: what is done of it, twice in one folder.
+      train: the part of the run to try, called twice in one folder.
 
     Raises:
-      InputError: the run cannot go, and why.
+      InputError: the reason why the run cannot start.
     """
     distributed.start(config.platform, config.watchdog, config.deterministic)
     try:
@@ -57,7 +57,7 @@ def rehearse(config: ConfigDict, workdir: epath.Path, train: Trainer = train_one
         raise InputError(f"dry run: no. Out of memory: {str(error).splitlines()[0]}") from error
     _wait("the folder is gone")
     free = _free(workdir)
-    kept = config.checkpoint.keep + 1  # the newest ones, and one that is being written
+    kept = config.checkpoint.keep + 1  # the newest ones, and the one being written
     if config.checkpoint.keep_every:
         kept += config.steps // config.checkpoint.keep_every
     disk = max(0, kept * each - _size(workdir / "checkpoints"))
@@ -81,12 +81,12 @@ def rehearse(config: ConfigDict, workdir: epath.Path, train: Trainer = train_one
 
 
 def _try(train: Trainer, config: ConfigDict, workdir: epath.Path, folder: epath.Path) -> tuple[tuple[int, int], int]:
-    """Trains one step in `folder` and starts there again: what `train` returned, and the bytes of the checkpoint."""
+    """Trains one step in `folder`, then starts there again; returns `train`'s result and the checkpoint's bytes."""
     short = copy.deepcopy(config)
     short.eval.batches, short.profile = 1, 0
     memory = train(short, folder)
-    short.data.verify = False  # the checksums were compared a moment ago
-    train(short, folder)  # finds the checkpoint, and compares each array's fingerprint
+    short.data.verify = False  # the checksums were verified in the first start
+    train(short, folder)  # restores the checkpoint and compares each array's fingerprint
     if checkpoint.saved_steps(folder) != [1]:
         raise InputError(f"dry run: no. {folder}: the checkpoint of step 1 could not be read again")
     check_resumable(workdir, config, records.read_manifest(config.data.path))
@@ -97,20 +97,20 @@ def _try(train: Trainer, config: ConfigDict, workdir: epath.Path, folder: epath.
 
 @contextlib.contextmanager
 def _own_folder(workdir: epath.Path) -> Iterator[epath.Path]:
-    """A folder that nothing else uses; in the end it is removed. It lies in `workdir` or in the nearest folder above.
+    """A temporary folder in `workdir`, or in the nearest existing folder above it; removed at the end.
 
-    So nothing else has to be made or removed. It is locked while it is used: before, the folders are removed that dry
-    runs left which were killed. A store (gs://) has no locks, and what was left there stays.
+    Nothing else is created or removed. The folder is locked while it is in use, so that folders left by killed dry
+    runs can be recognised; these are removed first. A store (gs://) has no locks, so such folders stay there.
 
     Raises:
-      InputError: it cannot be made.
+      InputError: the folder cannot be created.
     """
     is_local = "://" not in str(workdir)
     place = _nearest(workdir) if is_local else workdir
     mine = str(place / f".dry_run-{secrets.token_hex(4)}") if jax.process_index() == 0 else ""
     name, *_ = distributed.from_each(mine.encode())
     folder = epath.Path(name.decode())
-    if jax.process_index():  # process 0 makes it and removes it
+    if jax.process_index():  # process 0 creates and removes it
         _wait("the folder is there")
         yield folder
         return
@@ -121,7 +121,7 @@ def _own_folder(workdir: epath.Path) -> Iterator[epath.Path]:
             _wait("the folder is there")
             yield folder
         finally:
-            with contextlib.suppress(OSError):  # the reason why it came to an end is worth more
+            with contextlib.suppress(OSError):  # an error of the rehearsal itself matters more
                 _remove(folder)
 
 
@@ -131,16 +131,16 @@ def _nearest(workdir: epath.Path) -> epath.Path:
 
 
 def _remove_left(place: epath.Path) -> None:
-    """Removes the folders of killed dry runs: those of their name with a lock file that no process holds."""
+    """Removes the folders of killed dry runs: those with such a name and a lock file that no process holds."""
     with contextlib.suppress(OSError):
         for folder in filter(lambda path: _NAME.fullmatch(path.name), place.iterdir()):
             with contextlib.suppress(OSError), open(folder / ".lock", "rb+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while a dry run works there
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a dry run is active there
                 _remove(folder)
 
 
 def _remove(folder: epath.Path) -> None:
-    """Removes a folder, with its lock last: if a write in the background prevents that, the next dry run finds it."""
+    """Removes a folder, its lock last: if a background write prevents that, the next dry run removes the rest."""
     for path in folder.iterdir():
         if path.name != ".lock":
             path.rmtree()
@@ -160,7 +160,7 @@ def _known(number: float | None) -> str:
 
 
 def _size(folder: epath.Path) -> int:
-    """Bytes of all files below a folder; 0 where there is none. Files may go meanwhile, as in a run that goes on."""
+    """Bytes of all files below a folder; 0 if it does not exist. Files of an active run may disappear meanwhile."""
     if not folder.exists():
         return 0
     total = 0
@@ -172,7 +172,7 @@ def _size(folder: epath.Path) -> int:
 
 
 def _free(workdir: epath.Path) -> int | None:
-    """Bytes free where the workdir lies or will lie; None of a store that does not say, as gs://."""
+    """Free bytes on the file system of the workdir; None for a store that does not report it, such as gs://."""
     if "://" in str(workdir):
         return None
     return shutil.disk_usage(_nearest(workdir)).free

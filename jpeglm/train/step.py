@@ -1,4 +1,4 @@
-"""One optimiser step of a run as programs, before any array exists.
+"""One optimiser step of a run as programs to compile, before any array exists.
 
 `jpeglm.train` runs them; `jpeglm.aot` compiles them for machines that are not here.
 """
@@ -25,13 +25,13 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What a run compiles. A state is {"params": ..., "opt_state": ...}, laid out over the mesh.
+    """The programs of a run. A state is {"params": ..., "opt_state": ...}, sharded over the mesh.
 
     Attributes:
-      train_step: (state, batch) -> (state, scalars: loss, grad_norm, param_norm); the old state is given up.
+      train_step: (state, batch) -> (state, scalars: loss, grad_norm, param_norm); the old state is donated.
       eval_step: (params, batch) -> (the task's loss summed over the batch, the sum of its weights).
       new_state: () -> state.
-      state_from: (params) -> state, with a fresh optimiser; `params` are given up.
+      state_from: (params) -> state, with a fresh optimiser; `params` are donated.
       abstract_state: shapes, dtypes and layouts of a state.
       schedule: the learning rate by step.
     """
@@ -45,7 +45,7 @@ class Programs:
 
 
 def build_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> Programs:
-    """The programs of a run on a mesh, not compiled yet; they are lowered and run where that mesh is set.
+    """The programs of a run on a mesh, not compiled yet. Lower and run them with that mesh set.
 
     Raises:
       InputError: config and mesh do not fit.
@@ -66,7 +66,7 @@ def build_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> Programs:
         return {"params": params, "opt_state": optimizer.init(params)}
 
     def train_step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        # Sums over microbatches divided by the weight of the whole batch: accumulation changes nothing but rounding.
+        # Sums over microbatches are divided by the weight of the whole batch, so accumulation changes only rounding.
         total_weight = task.weight(batch)
         grad_of = jax.grad(lambda params, part: loss_of(params, part, total_weight), has_aux=True)
 
@@ -80,7 +80,7 @@ def build_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> Programs:
             (grads, loss), _ = jax.lax.scan(add, zeros, microbatches(batch, accumulate))
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        # The norms are over everything, so that no number that is not finite hides.
+        # The norms cover all gradients and parameters, so that any non-finite number shows.
         norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
         return {"params": params, "opt_state": opt_state}, {"loss": loss, **norms}
 
@@ -96,7 +96,7 @@ def build_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> Programs:
     return Programs(
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(eval_step),
-        # Born in its layout, never whole on one device.
+        # Created in its final layout: a large state would not fit on one device.
         new_state=jax.jit(lambda: with_optimizer(networks.init(model, config.seed)), out_shardings=shardings),
         state_from=jax.jit(with_optimizer, donate_argnums=0, out_shardings=shardings),
         abstract_state=sharding.laid_out(shapes, shardings),
@@ -105,7 +105,7 @@ def build_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> Programs:
 
 
 def batch_shapes(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch without its numbers."""
+    """The shapes of a global batch, without data."""
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh, len(shape)))
@@ -114,5 +114,5 @@ def batch_shapes(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.Shape
 
 
 def microbatches(batch: Batch, parts: int) -> Batch:
-    """[batch, ...] -> [parts, batch / parts, ...]; strided, so that each device keeps the rows that it holds."""
+    """[batch, ...] -> [parts, batch / parts, ...]; strided, so that no rows move between devices."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -1,7 +1,7 @@
 """Named tensors in the files of a Hugging Face directory, read and written one at a time.
 
-Read: `model.safetensors` or `pytorch_model.bin`, each whole or in shards that an index names. Written: safetensors.
-Neither direction holds more than a tensor in memory: files are mapped when read and written in place.
+Reads `model.safetensors` or `pytorch_model.bin`, each whole or in shards with an index, and writes safetensors. At
+most one tensor is in memory at a time: files are memory-mapped for reading and written in place.
 """
 
 import json
@@ -26,7 +26,7 @@ _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 class Tensor(NamedTuple):
-    """A tensor in a file. `dtype` is NumPy's name, or the file's where there is none."""
+    """A tensor in a file. `dtype` is NumPy's name, or the file's own if NumPy has none."""
 
     file: Path
     name: str
@@ -35,7 +35,7 @@ class Tensor(NamedTuple):
     stored: Callable[[], np.ndarray]
 
     def read(self) -> np.ndarray:
-        """Its numbers, in float32. Raises InputError where they cannot be read, or are not finite."""
+        """The values in float32. Raises InputError if they cannot be read or are not finite."""
         with reading(self.file, "file of weights"):
             array = self.stored().astype(np.float32)
             check_finite(self.name, array)
@@ -46,7 +46,7 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face directory by name.
 
     Raises:
-      InputError: there are none, a shard is missing or damaged, or an index does not say what its shards hold.
+      InputError: there are none, a shard is missing or damaged, or an index does not match its shards.
     """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         if (folder / name).exists():
@@ -90,7 +90,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    # Opened again for each tensor: what has been read does not stay mapped.
+    # Reopened for each tensor, so that what has been read does not stay mapped.
     def tensor(name: str, shape: list[int], dtype: str) -> Tensor:
         return Tensor(path, name, tuple(shape), _DTYPES.get(dtype, dtype), lambda: read(name))
 
@@ -107,7 +107,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises InputError where there is none."""
+    """The object in a JSON file. Raises InputError if the file cannot be read or is not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -122,14 +122,14 @@ def read_json(path: Path) -> dict:
 
 
 def shown(value: Any) -> str:
-    """A value from a JSON file for a message: shortened where it is long or deep."""
+    """A value from a JSON file for a message, shortened if it is long or deeply nested."""
     return _SHORT.repr(value)
 
 
 class SafetensorsWriter:
     """Writes `model.safetensors` into a folder, or shards and their index, tensor by tensor in any order.
 
-    The place of each tensor is fixed before the first is written.
+    The offset of each tensor is fixed before the first is written.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, shard_bytes: int):
@@ -153,7 +153,7 @@ class SafetensorsWriter:
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def _start_file(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers requires it
         end = 0
         for name, shape in shapes.items():
             start, end = end, end + int(np.prod(shape)) * self._dtype.itemsize
@@ -163,7 +163,7 @@ class SafetensorsWriter:
                 "data_offsets": [start, end],
             }
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+        text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
         path.write_bytes(struct.pack("<Q", len(text)) + text)
         for name in shapes:
             self._places[name] = (path, 8 + len(text) + header[name]["data_offsets"][0])

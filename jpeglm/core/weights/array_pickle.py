@@ -1,4 +1,4 @@
-"""NumPy arrays in a pickle of nested dicts, read without running anything that the file asks for."""
+"""Reads NumPy arrays from a pickle of nested dicts without running anything that the file asks for."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Dtype:
-    """Takes the place of numpy.dtype while a file is read: its kind and size, as "f4", and its byte order."""
+    """Stands in for numpy.dtype while a file is read: kind and size, such as "f4", and byte order."""
 
     def __init__(self, kind: str, *_align_copy: Any):
         self.kind, self.order = kind, "<"
@@ -25,7 +25,7 @@ class _Dtype:
 
 
 class _Array:
-    """Takes the place of numpy.ndarray while a file is read."""
+    """Stands in for numpy.ndarray while a file is read."""
 
     def __init__(self, *_class_shape_kind: Any):
         self.state: tuple = ()
@@ -36,7 +36,7 @@ class _Array:
 
 _GLOBALS = {
     ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): "numpy.ndarray",  # an argument of the next, and nothing that could be called
+    ("numpy", "ndarray"): "numpy.ndarray",  # an argument of _reconstruct; as text it cannot be called
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
 }
@@ -53,12 +53,12 @@ def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
     """The float32 arrays of a pickle of dicts of dicts ... of arrays, by their keys from the outermost on.
 
     Raises:
-      InputError: the file is absent, truncated, no such pickle, or asks for a global that is not on the list.
+      InputError: the file is absent, truncated, not such a pickle, or asks for a global that is not on the list.
     """
     with reading(path, "pickle of arrays"), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         for code, argument, _ in pickletools.genops(file):
-            if code.name in _PUTS and (argument or 0) > size:  # the unpickler makes room for all numbers below it
+            if code.name in _PUTS and (argument or 0) > size:  # the unpickler allocates all slots up to this number
                 raise InputError(f"asks for {argument:,} places in memory")
         file.seek(0)
         return dict(_flat(_Unpickler(file).load(), (), set()))
@@ -66,7 +66,7 @@ def load_arrays(path: str | Path) -> dict[tuple[str, ...], np.ndarray]:
 
 def _flat(tree: Any, keys: tuple[str, ...], met: set[int]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     if type(tree) is dict:
-        if id(tree) in met:  # or a few bytes could name a tree without end
+        if id(tree) in met:  # otherwise a few bytes could describe an endless tree
             raise InputError(f"{'/'.join(keys)} stands there twice")
         met.add(id(tree))
         for key, value in tree.items():

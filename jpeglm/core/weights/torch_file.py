@@ -1,8 +1,8 @@
-"""Tensors of a PyTorch state dict, read without PyTorch and without running anything that the file asks for.
+"""Reads a PyTorch state dict without PyTorch and without running anything that the file asks for.
 
 Both formats of `torch.save` are pickles that refer to raw storages: the older one is a series of pickles followed by
-the storages, the newer one a zip archive with one record per storage. The unpickler here knows a handful of globals
-by name; everything else is refused. The storages are mapped, not read: a file may be larger than the memory.
+the storages, the newer one a zip archive with one record per storage. The unpickler here knows a handful of globals by
+name and refuses everything else. The storages are memory-mapped, so a file may be larger than memory.
 """
 
 import io
@@ -45,7 +45,7 @@ class _Storage(NamedTuple):
 
 class _Tensor(NamedTuple):
     storage: _Storage
-    offset: int  # elements, as the strides
+    offset: int  # in elements, like the strides
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
@@ -53,8 +53,9 @@ class _Tensor(NamedTuple):
 def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the state dict that `torch.save` wrote to `path`, in its zip or its older format.
 
-    Tensors that share a storage share memory here too. The arrays are read-only maps of the file, with the shape,
-    strides and dtype of the tensors; bfloat16 is `ml_dtypes.bfloat16`. The zip format's checksums are compared.
+    Tensors that share a storage share memory here too. The arrays are read-only memory maps of the file, with the
+    shape, strides and dtype of the tensors; bfloat16 is `ml_dtypes.bfloat16`. The checksums of the zip format are
+    verified.
 
     Raises:
         InputError: the file is absent, truncated, not a torch file, holds something else than named tensors, or
@@ -71,7 +72,7 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def check_state_dict(
     path: str | Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], network: str
 ) -> None:
-    """Raises InputError unless keys and shapes are as expected, and all but batch norms' counters finite float32."""
+    """Raises InputError unless keys and shapes match and all tensors but batch-norm counters are finite float32."""
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         first = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}"
@@ -89,7 +90,7 @@ def check_state_dict(
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Raises InputError, with the tensor's name and how many, where numbers are NaN or infinite."""
+    """Raises InputError, with the tensor's name and their number, if values are NaN or infinite."""
     odd = array.size - np.count_nonzero(np.isfinite(array))
     if odd:
         raise InputError(f"tensor {name} holds {odd:,} numbers of {array.size:,} that are NaN or infinite")
@@ -165,7 +166,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
         expected = storage.elements * storage.dtype.itemsize
         if record.file_size != expected or record.compress_type != zipfile.ZIP_STORED:
             raise InputError(f"storage {key!r} has {record.file_size} bytes, expected {expected}, uncompressed")
-        with archive.open(record) as stream:  # compares the checksum at the end
+        with archive.open(record) as stream:  # verifies the checksum at the end
             while stream.read(1 << 20):
                 pass
         file.seek(record.header_offset + 26)  # the lengths of name and extra field in front of the data
@@ -182,8 +183,8 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        # A hostile pickle may try to set attributes or the state of whatever it gets here (numpy's dtypes would let
-        # it), so a storage class is handed out as its name, and nothing else on the list can be changed.
+        # A hostile pickle may try to set attributes or the state of any object that it gets here (numpy's dtypes would
+        # allow it). So a storage class is returned as its name, and nothing else on the list can be changed.
         if module == "torch" and name in _DTYPES:
             return name
         if (module, name) == ("collections", "OrderedDict"):

@@ -1,10 +1,10 @@
 """H.264 as a language: canonical documents of clips, strict and lenient decoding, and cuts between frames.
 
 A document is the Annex B stream that ffmpeg's libx264 writes with the paper's options (AVC-LM, section 3.1): each
-macroblock is a slice of its own, after a start code. With `strip_headers` the parameter sets and x264's message about
+macroblock is a separate slice, after a start code. With `strip_headers` the parameter sets and x264's message about
 itself, which are the same for every clip of one size, are left out and put back by `AvcCodec.restore`.
 
-| what is found | what becomes of it |
+| input | result |
 |---|---|
 | another frame rate, or a variable one | resampled by ffmpeg's `fps` filter |
 | another aspect | scaled to fit, black bars around it |
@@ -63,7 +63,7 @@ class AvcCodec(ClipCodec):
 
     name: ClassVar[str] = "avc"
     extension: ClassVar[str] = ".h264"
-    separator_behavior: ClassVar[str] = "merged_with_next"  # so before each slice and each frame
+    separator_behavior: ClassVar[str] = "merged_with_next"  # merges end before each slice and each frame
     SECTION: ClassVar[Section] = {  # AVC-LM, sections 3.1 and 4.2: the first 5 seconds of a film
         "height": (144, INTEGER),
         "width": (256, INTEGER),
@@ -78,7 +78,7 @@ class AvcCodec(ClipCodec):
     fps: int  # frames a second
     frames: int  # of a clip
     qp: int  # quantiser, 1 (fine) to 51 (coarse)
-    strip_headers: bool  # leave out parameter sets and messages; the paper leaves them in
+    strip_headers: bool  # leave out parameter sets and messages; the paper keeps them
 
     def __post_init__(self) -> None:
         for key in ("height", "width"):
@@ -103,14 +103,14 @@ class AvcCodec(ClipCodec):
 
     @functools.cached_property
     def header(self) -> bytes:
-        """What a clip begins with: SPS, PPS and x264's message with its version and options, 583 bytes at 256x144."""
+        """The beginning of a clip: SPS, PPS and x264's message with its version and options, 583 bytes at 256x144."""
         grey = np.full((self.height, self.width, 3), 128, np.uint8)
-        stream = self._encode_raw(grey.shape, [grey], "setsar=1,")  # the aspect tag that most films have
+        stream = self._encode_raw(grey.shape, [grey], "setsar=1,")  # the most common aspect tag
         nals = avc_header.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
 
     def check_encoder(self) -> None:
-        """`InputError` if ffmpeg or its x264 does not work here."""
+        """Raises InputError if ffmpeg or its x264 does not work here."""
         try:
             self.header  # noqa: B018  a trial
         except ffmpeg.FfmpegError as error:
@@ -121,7 +121,7 @@ class AvcCodec(ClipCodec):
 
         Args:
           data: a file: mp4, mov, mkv, webm, avi, gif, animated webp or png, mpeg, ogg, flv, asf.
-          first: the frame that the clip begins with, of the film at the codec's rate, from its first picture on.
+          first: the clip's first frame, counted at the codec's rate from the film's first picture.
 
         Raises:
           Refused: by the table above.
@@ -131,9 +131,9 @@ class AvcCodec(ClipCodec):
     def encode_windows(self, data: bytes, count: int, stride: int) -> Iterator[bytes]:
         """Yields the documents of `count` windows, from frame `stride`, 2 * `stride`, ... on, as `encode` gives them.
 
-        The film is decoded once, not once a window: its resampled and scaled frames are kept as H.264 without loss,
-        which has a place for every tag that the windows' own header has. Of a film with damage anywhere, each window
-        is decoded by itself, up to the damage.
+        The film is decoded only once: its resampled and scaled frames are kept as lossless H.264, which can carry
+        every tag of the windows' own header. If a film is damaged anywhere, each window is decoded separately, up to
+        the damage.
 
         Raises:
           Refused: as `encode` does; "short" after the last window.
@@ -166,7 +166,7 @@ class AvcCodec(ClipCodec):
     def encode_frames(self, frames: Iterable[np.ndarray]) -> bytes:
         """Returns the canonical document of pictures, uint8 [height, width, 3] each, `fps` of them a second.
 
-        They are taken one at a time, and no more than a clip has.
+        They are consumed one at a time, no more than a clip has.
 
         Raises:
           Refused: fewer than the codec's number of frames, frames of different sizes, or too large or narrow ones.
@@ -198,7 +198,7 @@ class AvcCodec(ClipCodec):
         return self._document(stream)
 
     def strip(self, stream: bytes) -> bytes:
-        """Returns the document of a whole stream, or of the beginning of one: the inverse of `restore`.
+        """Returns the document of a complete stream or of the beginning of one: the inverse of `restore`.
 
         Raises:
           AvcError: the parameter sets are not the codec's, apart from tags of colour and aspect.
@@ -224,11 +224,11 @@ class AvcCodec(ClipCodec):
         return b"".join(parts)
 
     def restore(self, document: bytes) -> bytes:
-        """Returns the ordinary stream of a document, or of the beginning of one; damaged ones stay so."""
+        """Returns the ordinary stream of a document or of the beginning of one; damaged ones stay damaged."""
         if not self.strip_headers:
             return document
         parameters = self.header[: next(nal.start for nal in avc_header.split(self.header) if nal.type == SEI)]
-        # The first slice of a frame has a start code of four bytes, after parameter sets one of three.
+        # The first slice of a frame has a start code of four bytes, but of three after parameter sets.
         pieces = re.split(rb"\x00\x00\x00\x01(?=\x65)", document)
         return (self.header + b"\0\0\1" if len(pieces) > 1 and not pieces[0] else pieces[0]) + (
             parameters + b"\0\0\1"
@@ -256,7 +256,7 @@ class AvcCodec(ClipCodec):
         return True
 
     def readable_frames(self, document: bytes) -> int:
-        """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
+        """How many complete frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
         # Every start code of 4 bytes but that of a PPS; the end, or where the zeros at the end begin.
         starts = [found.start() for found in re.finditer(rb"\x00\x00\x00\x01(?!\x68)", document)]
 
@@ -266,14 +266,14 @@ class AvcCodec(ClipCodec):
             except AvcError:
                 return 0
 
-        # In a stream that parses, frames begin there and nowhere else: so beginnings that end at these places parse
-        # up to one of them and not beyond.
+        # In a valid stream, frames begin only there. So prefixes that end at these offsets parse up to one of them and
+        # not beyond, which allows a binary search.
         ends = [*starts[1 : self.frames + 1], len(document.rstrip(b"\0")), len(document)]
         readable = bisect.bisect(ends, 0, key=lambda end: not frames(end))
         return min(frames(ends[readable - 1]), self.frames) if readable else 0
 
     def decode_stream(self, stream: bytes) -> Decoded:
-        """What ffmpeg makes of an ordinary stream, however damaged; perhaps no frame at all."""
+        """Decodes an ordinary stream with ffmpeg, however damaged; there may be no frame at all."""
         return avc_decoder.decode(stream, self.frames, self.height, self.width, self.fps)
 
     def cut(self, document: bytes, ratio: float | None = None, *, frames: int | None = None) -> tuple[bytes, int]:
@@ -281,9 +281,9 @@ class AvcCodec(ClipCodec):
 
         Args:
           document: a valid one.
-          ratio: floor(ratio * frames of the clip) frames are kept; a product within 1e-9 of the next whole number
-            counts as that number.
-          frames: or so many.
+          ratio: floor(ratio * frames of the clip) frames are kept; a product within 1e-9 of the next whole number is
+            rounded up to it.
+          frames: the number of frames, instead of a ratio.
 
         Raises:
           InputError: a ratio outside [0, 1], or frames outside 0 to the clip's; as `AvcError`, an invalid document.
@@ -297,9 +297,9 @@ class AvcCodec(ClipCodec):
         return document[: self.parse(document).ends[frames - 1] if frames else 0], frames
 
     def complete_with_last(self, prefix: bytes, frames_kept: int) -> bytes:
-        """Returns a whole document: a prefix as `cut` returns it, then its last frame again and again.
+        """Returns a complete document: a prefix from `cut`, then its last frame repeated.
 
-        Each macroblock is skipped: it copies what stands at its place in the frame before, to the bit.
+        Each macroblock is skipped: it copies the same macroblock of the previous frame exactly.
 
         Raises:
           InputError: `frames_kept` is outside 1 to the clip's; as `AvcError`, the prefix is not valid.
@@ -316,11 +316,11 @@ class AvcCodec(ClipCodec):
         return b"".join(parts)
 
     def random_pieces(self, rest: bytes) -> list[bytes]:
-        """The rest of a document, taken apart at its start codes, which have the odd places."""
+        """The rest of a document, split at its start codes, which are at the odd indices."""
         return re.split(_START_CODE, rest)
 
     def encoder_versions(self) -> dict[str, str]:
-        """Returns the versions of what writes the bytes."""
+        """Returns the versions of the programs that write the bytes."""
         build = re.search(rb"x264 - core (\d+)[^-]*", self.header)
         return {"ffmpeg": ffmpeg.version(), "x264": build[0].decode().strip() if build else "unknown"}
 
@@ -342,11 +342,12 @@ class AvcCodec(ClipCodec):
         size = f"{self.width}:{self.height}"
         scale = f"scale={size}:force_original_aspect_ratio=decrease"
         if self.strip_headers:
-            scale += ":out_range=tv"  # the tag that would tell of full range is left out; nearly all films have none
-        # A filter and no -ss: what seeking finds differs from container to container, and WebP cannot seek.
+            # strip_headers removes the tag of full range, so convert such films; they are rare
+            scale += ":out_range=tv"
+        # A filter instead of -ss: seeking differs between containers, and WebP cannot seek.
         window = f"trim=start_frame={first},setpts=PTS-STARTPTS," if first else ""
         pad = f"pad={size}:(ow-iw)/2:(oh-ih)/2"
-        # Without its side data x264 writes no message but the one about itself.
+        # Without side data x264 writes no message except the one about itself.
         return f"{first_filters}{film.dropped_gap(self.fps)},fps={self.fps},{window}{scale},{pad},sidedata=delete"
 
     def _options(self, first_filters: str = "", first: int = 0) -> tuple[str, ...]:
@@ -361,7 +362,7 @@ class AvcCodec(ClipCodec):
         )
 
     def _document(self, stream: bytes) -> bytes:
-        """The document of what the encoder wrote; raises `Refused`."""
+        """The document of a stream from the encoder; raises `Refused`."""
         slices = sum(nal.type not in (SPS, PPS, SEI) for nal in avc_header.split(stream)) if stream else 0
         if slices != self.frames * self.macroblocks:
             raise Refused("short", f"{slices // self.macroblocks} of {self.frames} frames")
@@ -372,7 +373,7 @@ class AvcCodec(ClipCodec):
 
 
 def _over_white(data: bytes) -> str:
-    """The filters that an animation begins with."""
+    """The first filters for an animation."""
     is_animation = data[:4] in (b"GIF8", b"\x89PNG") or data[8:12] == b"WEBP"
     return _OVER_WHITE if is_animation else ""
 
@@ -382,7 +383,7 @@ def _content(stream: bytes, nal: Nal) -> bytes:
 
 
 def _refusal(said: str) -> Refused:
-    """What the first thing that ffmpeg said before it gave up means for the clip."""
+    """Translates ffmpeg's first error message into the reason for refusing the clip."""
     if "does not contain any stream" in said:
         return Refused("no video", said)
     if "Invalid data found" in said or "not on whitelist" in said:

@@ -1,9 +1,8 @@
-"""What ffmpeg's H.264 decoder makes of a stream, however damaged: the same in every run.
+"""Decodes any stream with ffmpeg's H.264 decoder, however damaged, with the same result in every run.
 
-Where a slice is lost, the decoder leaves or reads what its frame's memory held before. The program runs its decoder
-and its filters in threads of their own, and the memory of frames that were written out is used again for new ones. So
-what damage looks like would depend on which thread was faster. Here no frame is released before the last one is
-decoded, and each begins as zeros.
+If a slice is lost, the decoder shows whatever its frame's memory held before. ffmpeg runs decoder and filters in
+separate threads, and reuses the memory of frames that were written out. So the look of damage would depend on which
+thread was faster. Here no frame is released before the last one is decoded, so each one starts as zeros.
 """
 
 import dataclasses
@@ -14,21 +13,21 @@ import numpy as np
 from jpeglm.data.codecs import ffmpeg
 
 _CONCEALED = re.compile(r"\[h264 @ (\w+)\] \[info\] concealing (\d+) DC")
-_DECODED = "decoder -> "  # by -debug_ts, after what was said of that frame
+_DECODED = "decoder -> "  # printed by -debug_ts after the messages about that frame
 _COMPLAINT = re.compile(r"(?:\[[^\]]*h264[^\]]*\] )+\[(?:warning|error|fatal|panic)\] ")  # of H.264's decoder
-# ffmpeg has room for the references of 32 slices a picture when it filters edges. All slices of one of our pictures
-# share their references, so the warning is void; openh264 decodes the same pixels.
+# ffmpeg stores the references of at most 32 slices per picture when it filters edges, and warns about more. All slices
+# of one of our pictures share their references, so the warning can be ignored; openh264 decodes the same pixels.
 _VOID = "Possibly too many slices"
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What ffmpeg makes of a stream.
+    """The result of decoding a stream.
 
     Attributes:
-      frames: uint8 [frames, height, width, 3], perhaps none.
-      concealed: macroblocks that it had to make up, in frames that were asked for.
-      complaints: what it said at level "warning" and above.
+      frames: uint8 [frames, height, width, 3], possibly none.
+      concealed: number of macroblocks that it concealed in the requested frames.
+      complaints: its messages of level "warning" and above.
     """
 
     frames: np.ndarray
@@ -41,15 +40,15 @@ def decode(stream: bytes, frames: int, height: int, width: int, fps: int) -> Dec
 
     Args:
       stream: any bytes.
-      frames: how many are asked for; one more is returned where there are more.
+      frames: number requested; one more is returned if the stream has more.
       height: of the frames, in pixels; those of another size are scaled.
       width: likewise.
-      fps: frames a second; what damage looks like can depend on it.
+      fps: frames per second; the look of damage can depend on it.
     """
-    # `reverse` gives nothing before the end, and holds each frame until then. `select` is for streams without end. A
-    # size that changes midway goes to `scale`: filters that were made again would lose what `reverse` holds.
+    # `reverse` outputs nothing before the end, and holds all frames until then. `select` bounds endless streams. A
+    # change of size midway is left to `scale`: if filters were recreated, the frames in `reverse` would be lost.
     filters = f"select=lt(n\\,{frames + 1}),reverse,reverse,scale={width}:{height}"
-    # swscale's own fast paths round otherwise on other processors.
+    # swscale's fast paths round differently on other processors.
     exact = ("-sws_flags", "bitexact+accurate_rnd+full_chroma_int", "-pix_fmt", "rgb24", "-f", "rawvideo")
     options = ("-debug_ts", "-reinit_filter", "0", "-framerate", str(fps), "-f", "h264")
     try:
@@ -63,8 +62,8 @@ def decode(stream: bytes, frames: int, height: int, width: int, fps: int) -> Dec
 
 
 def _concealed(said: list[str], frames: int) -> int:
-    """Macroblocks that were made up before so many frames were decoded."""
-    # By decoder: ffmpeg looks at the first frames with one, then decodes all with another.
+    """Number of macroblocks that were concealed before `frames` frames were decoded."""
+    # Counted per decoder: ffmpeg probes the first frames with one, then decodes all with another.
     counts: dict[str, int] = {}
     decoded = 0
     for line in said:

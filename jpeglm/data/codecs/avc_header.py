@@ -1,6 +1,6 @@
-"""What stands around the slices of an H.264 clip: bits, NAL units, parameter sets. Clauses are those of ITU-T H.264.
+"""Everything around the slices of an H.264 clip: bits, NAL units, parameter sets. Clauses refer to ITU-T H.264.
 
-It knows what x264 writes with `profile:v baseline`: Annex B, constrained Baseline profile, CAVLC, one slice group.
+It covers what x264 writes with `profile:v baseline`: Annex B, constrained Baseline profile, CAVLC, one slice group.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ SLICE, IDR, SEI, SPS, PPS = 1, 5, 6, 7, 8  # nal_unit_type, Table 7-1
 NAMES = {SLICE: "a slice", IDR: "an IDR slice", SEI: "an SEI", SPS: "an SPS", PPS: "a PPS"}
 REF_IDC = {SLICE: 2, IDR: 3, SEI: 0, SPS: 3, PPS: 3}  # nal_ref_idc as x264 writes it
 _X264 = bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef")  # uuid_iso_iec_11578 of its SEI
-_MOST_BYTES = 4096  # more than any slice of one macroblock has, and so how far a reader may look past an end
+_MOST_BYTES = 4096  # longer than any slice of one macroblock; bounds how far a reader looks past an end
 
 
 class AvcError(InputError):
@@ -26,7 +26,7 @@ class AvcError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Nal:
-    """Where a NAL unit lies in a stream, and its header (7.3.1)."""
+    """The position of a NAL unit in a stream, and its header (7.3.1)."""
 
     start: int  # offset of its start code, a zero_byte included
     begin: int  # offset of its header byte
@@ -36,7 +36,7 @@ class Nal:
 
 
 def split(data: bytes) -> list[Nal]:
-    """Finds the NAL units of an Annex B byte stream. What stands between two start codes is one NAL unit.
+    """Finds the NAL units of an Annex B byte stream: the bytes between two start codes.
 
     Raises:
       AvcError: the first byte does not begin a start code, or two start codes have nothing between them.
@@ -73,7 +73,7 @@ class Reader:
             raise AvcError(f"byte {wrong.start()}: bytes {shown} in a place where emulation prevention forbids them")
         kept = np.ones(len(data) + 1, bool)
         kept[[found.end() - 1 for found in re.finditer(b"\x00\x00\x03", data)]] = False
-        self.origin = np.flatnonzero(kept)  # offset in the stream of each byte that is kept; and its length
+        self.origin = np.flatnonzero(kept)  # stream offset of each byte that is kept, then the length
         self._index = (np.cumsum(kept) - 1).tolist()
         plain = np.zeros(len(self.origin) + _MOST_BYTES, np.int64)
         plain[: len(self.origin) - 1] = np.frombuffer(data, np.uint8)[self.origin[:-1]]
@@ -81,12 +81,12 @@ class Reader:
         windows = plain[:-4]
         for number in range(1, 5):
             windows = windows << 8 | plain[number : len(plain) - 4 + number]
-        self.windows = windows.tolist()  # the 40 bits from each byte on, of which any position has 32 ahead
+        self.windows = windows.tolist()  # the 40 bits from each byte on: 32 bits ahead of any bit position
         self.position = self.end = 0
         self.place = ""  # for messages: frame and slice
 
     def enter(self, begin: int, end: int) -> None:
-        """Goes to the NAL unit from offset `begin` to `end`, after its header."""
+        """Moves to the NAL unit from offset `begin` to `end`, after its header."""
         self.position = 8 * self._index[begin] + 8
         self.end = 8 * self._index[end]
 
@@ -145,7 +145,7 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True)
 class Sps:
-    """What slices need of a sequence parameter set, 7.3.2.1."""
+    """The fields of a sequence parameter set that slices need, 7.3.2.1."""
 
     identifier: int
     width: int  # pixels, after cropping
@@ -159,7 +159,7 @@ class Sps:
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What slices need of a sequence and a picture parameter set."""
+    """The fields of a sequence and a picture parameter set that slices need."""
 
     sps: Sps
     pps_identifier: int
@@ -172,8 +172,8 @@ def read_sps(sps: bytes) -> Sps:
     """Reads an SPS, given from its header byte on.
 
     Raises:
-      AvcError: anything but what Baseline has, and pic_order_cnt_type other than 2: without B pictures, output is in
-        decoding order and slices need not say it.
+      AvcError: anything outside Baseline, or pic_order_cnt_type other than 2: without B pictures, output is in
+        decoding order and slices need not give it.
     """
     return parse_sps(_nal_reader(sps, SPS))[0]
 
@@ -182,16 +182,17 @@ def read_pps(pps: bytes, sps: Sps) -> Parameters:
     """Reads a PPS, given from its header byte on, which belongs to `sps`.
 
     Raises:
-      AvcError: anything but what constrained Baseline with one slice group has.
+      AvcError: anything outside constrained Baseline with one slice group.
     """
     return parse_pps(_nal_reader(pps, PPS), sps)
 
 
 def without_tags(sps: bytes) -> bytes:
-    """Returns the SPS, given from its header byte on, without what tells a player how to show its pictures.
+    """Returns the SPS, given from its header byte on, without the tags that tell a player how to display it.
 
-    Taken out of the VUI (E.1.1) are sample aspect ratio, overscan, video signal type with colour description, and
-    chroma location: encoders copy them from the source. All else is kept, and so equal SPS decode alike.
+    Removed from the VUI (E.1.1) are sample aspect ratio, overscan, video signal type with colour description, and
+    chroma location, because encoders copy them from the source. Everything else is kept, so equal results decode
+    alike.
 
     Raises:
       AvcError: as `read_sps`.
@@ -208,7 +209,7 @@ def without_tags(sps: bytes) -> bytes:
 
 
 def escaped(payload: bytes) -> bytes:
-    """Puts in emulation_prevention_three_bytes (7.4.1.1)."""
+    """Inserts emulation_prevention_three_bytes (7.4.1.1)."""
     return re.sub(b"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", payload)
 
 
@@ -225,7 +226,7 @@ def _nal_reader(nal: bytes, expected: int) -> Reader:
 
 
 def parse_sps(reader: Reader) -> tuple[Sps, range]:
-    """Reads an SPS to its end; returns with it the range of positions of what `without_tags` takes out."""
+    """Reads an SPS to its end; also returns the range of bit positions that `without_tags` removes."""
     reader.expect("profile_idc", 8, 66)
     reader.expect("constraint_set0_flag", 1, 1)
     reader.expect("constraint_set1_flag", 1, 1)
@@ -264,7 +265,7 @@ def parse_sps(reader: Reader) -> tuple[Sps, range]:
 
 
 def _read_vui(reader: Reader, max_mv: tuple[int, int]) -> tuple[range, tuple[int, int]]:
-    """Reads the VUI (E.1.1); returns the range of positions of its tags, and `max_mv` made smaller by what it says."""
+    """Reads the VUI (E.1.1); returns the range of positions of its tags, and `max_mv`, reduced if it says so."""
     start = reader.position
     if reader.u(1) and reader.u(8) == 255:  # aspect_ratio_info_present_flag, aspect_ratio_idc: Extended_SAR
         reader.u(32)
@@ -314,7 +315,7 @@ def parse_pps(reader: Reader, sps: Sps) -> Parameters:
     reader.se("pic_init_qs_minus26", -26, 25)
     reader.se("chroma_qp_index_offset", -12, 12)
     deblocking_filter_control_present = bool(reader.u(1))
-    reader.u(1)  # constrained_intra_pred_flag: changes nothing where no neighbour is available
+    reader.u(1)  # constrained_intra_pred_flag: no effect if no neighbour is available
     reader.expect("redundant_pic_cnt_present_flag", 1, 0)
     reader.finish()
     return Parameters(sps, identifier, num_ref_idx_default, init_qp, deblocking_filter_control_present)

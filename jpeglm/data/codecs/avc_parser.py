@@ -1,10 +1,10 @@
-"""A strict parser of H.264 clips in which every macroblock is a slice, and where every frame and slice lies.
+"""A strict parser of H.264 clips in which every macroblock is a slice; it locates every frame and slice.
 
 It entropy-decodes every slice and refuses what decoders conceal or accept silently: lost, doubled or swapped slices
 and frames, bits that are no code, levels and vectors out of range, junk. Clauses are those of ITU-T H.264.
 
-With one macroblock a slice, which is what x264 writes with `slice-max-mbs=1`, all of a macroblock's neighbours lie in
-other slices and are not available (6.4.8), so every slice is read alone.
+With one macroblock per slice, as x264 writes with `slice-max-mbs=1`, all neighbours of a macroblock are in other
+slices and not available (6.4.8), so every slice can be read independently.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def _intra_4x4_modes(reader: Reader) -> None:
     """Reads the prediction modes of the 16 luma blocks and derives them as 8.3.1.1 does."""
     modes: list[int] = []
     for block, (left, above) in enumerate(NEIGHBOURS):
-        # a block at the macroblock's left or upper edge has a neighbour that is not available: DC is predicted
+        # a block at the macroblock's left or upper edge lacks a neighbour, so DC is predicted
         mode = 2 if left is None or above is None else min(modes[left], modes[above])
         if not reader.u(1):  # prev_intra4x4_pred_mode_flag
             remaining = reader.u(3)  # rem_intra4x4_pred_mode
@@ -97,7 +97,7 @@ def _intra_4x4_modes(reader: Reader) -> None:
 
 
 def _inter_prediction(reader: Reader, mb_type: int, references: int, max_mv: tuple[int, int]) -> None:
-    """Reads mb_pred or sub_mb_pred of a P macroblock, and derives its vectors to see that none is out of range."""
+    """Reads mb_pred or sub_mb_pred of a P macroblock, and derives its vectors to check their range."""
     if mb_type in _PARTITIONS:
         groups = [[partition] for partition in _PARTITIONS[mb_type]]
     else:
@@ -131,7 +131,7 @@ def _predicted_vector(
 ) -> tuple[int, int]:
     """Predicts the vector (8.4.1.3) of the partition at column x and row y from partitions of the same macroblock.
 
-    The special rules for 16x8 and 8x16 need no code: within a lone macroblock the general one gives the same.
+    The special rules for 16x8 and 8x16 need no code: within a single macroblock the general rule gives the same.
     """
     left, above = vectors.get((x - 1, y)), vectors.get((x, y - 1))
     corner = vectors.get((x + width, y - 1)) or vectors.get((x - 1, y - 1))  # C, or D in its place
@@ -156,7 +156,7 @@ class _Picture:
     frame_num: int
     references: int  # pictures that a P slice may refer to
     previous_idr_pic_id: int | None  # of the picture before, if that was an IDR picture as this one is
-    slice_type: int | None = None  # None before the first slice
+    slice_type: int | None = None  # None until the first slice is read
     idr_pic_id: int | None = None
 
 
@@ -217,11 +217,11 @@ def _slice(reader: Reader, parameters: Parameters, picture: _Picture, macroblock
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """Where everything lies in a valid stream: offsets in bytes, int64. Slices begin with their start codes."""
+    """The layout of a valid stream: offsets in bytes, int64. Slices begin with their start codes."""
 
     width: int  # pixels
     height: int
-    starts: np.ndarray  # [frames] offset of each frame's first start code: of its SPS where it has one
+    starts: np.ndarray  # [frames] offset of each frame's first start code: that of its SPS if it has one
     ends: np.ndarray  # [frames] offset after each frame's last byte
     slice_starts: np.ndarray  # [frames, macroblocks]
     slice_ends: np.ndarray  # [frames, macroblocks]
@@ -230,10 +230,10 @@ class Clip:
 
 
 def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
-    """Parses a whole stream, which ends after any of its frames.
+    """Parses a stream, which may end after any of its frames.
 
     Without `parameters` each IDR picture has SPS and PPS before it, the same ones each time, and at the first one an
-    SEI may follow them. With `parameters`, of such sets that were stripped, none of the three may occur. Start codes
+    SEI may follow them. With `parameters` (of stripped parameter sets), none of the three may occur. Start codes
     have 4 bytes at SPS, PPS and the first slice of a picture without them; all others have 3.
 
     Raises:
@@ -266,7 +266,7 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
                 _enter(reader, data, nals[index], SEI, 3)
                 parse_sei(reader)
                 index += 1
-        assert parameters  # given, or of this picture or one before: the first one is an IDR picture
+        assert parameters  # given, or read at an IDR picture, and the first picture is one
         sps = parameters.sps
         frame_num = since_idr % (1 << sps.log2_max_frame_num)
         picture = _Picture(idr, frame_num, min(since_idr, sps.max_num_ref_frames), idr_pic_id)
@@ -300,7 +300,7 @@ def parse(data: bytes, parameters: Parameters | None = None) -> Clip:
 
 
 def _enter(reader: Reader, data: bytes, nal: Nal, expected: int, start_code: int) -> None:
-    """Goes after the header of a NAL unit, which must have this type, as x264 writes it, and this start code."""
+    """Moves past the header of a NAL unit, which must have this type (as x264 writes it) and start code."""
     header = data[nal.begin]
     reader.enter(nal.begin, nal.end)
     if header == REF_IDC[expected] << 5 | expected and nal.begin - nal.start == start_code:
@@ -319,7 +319,7 @@ def _enter(reader: Reader, data: bytes, nal: Nal, expected: int, start_code: int
 def _read_parameter_sets(
     reader: Reader, data: bytes, nals: list[Nal], parameters: Parameters | None, first: list[bytes]
 ) -> Parameters:
-    """Reads SPS and PPS at an IDR picture. They go into `first`, or must be the same as those that are there."""
+    """Reads SPS and PPS at an IDR picture. They are put into `first`, or must equal those already there."""
     for number, expected in enumerate((SPS, PPS)):
         if number == len(nals):
             raise AvcError(f"byte {len(data)}{reader.place}: the stream ends before {NAMES[expected]}")
@@ -338,10 +338,10 @@ def _read_parameter_sets(
 
 
 def skipped_slice(parameters: Parameters, macroblock: int, frame_num: int) -> bytes:
-    """Writes the NAL unit of a P slice whose one macroblock is skipped, so that it copies the frame before.
+    """Writes the NAL unit of a P slice whose one macroblock is skipped: it copies the previous frame.
 
-    Its vector is predicted to be 0 (8.4.1.1: no neighbour is available), and nothing is filtered at its edges where
-    its neighbours in the frame are skipped too.
+    Its vector is predicted to be 0 (8.4.1.1: no neighbour is available), and its edges are not filtered if its
+    neighbours in the frame are skipped, too.
     """
     bits = [
         *(_ue(macroblock), _ue(5), _ue(parameters.pps_identifier)),  # first_mb_in_slice, slice_type: P in all slices

@@ -1,4 +1,4 @@
-"""The coefficients of a macroblock that is alone in its slice: CAVLC, ITU-T H.264 clauses 7.3.5.3 and 9.2."""
+"""The coefficients of a macroblock that is the only one of its slice: CAVLC, ITU-T H.264 clauses 7.3.5.3 and 9.2."""
 
 from collections.abc import Sequence
 
@@ -126,11 +126,11 @@ def _token_table(codes: str) -> list[int]:
 
 
 def _tables(lines: str, width: int) -> list[list[int]]:
-    """Makes a table of each line; index 0 stays empty, for lines count from 1."""
+    """Makes a table of each line; index 0 stays empty, because lines count from 1."""
     return [[], *(_lookup(line, range(len(line.split())), width) for line in lines.strip().splitlines())]
 
 
-# For nC from 8 on, 6 bits are TotalCoeff - 1 and TrailingOnes; what would be 3 trailing ones of 1 is the code of 0.
+# For nC from 8 on, 6 bits give TotalCoeff - 1 and TrailingOnes; the impossible 3 trailing ones of 1 encode 0.
 _FIXED = [f"{(total - 1) << 2 | ones if total else 3:06b}" for total in range(17) for ones in range(min(3, total) + 1)]
 _TOKEN_TABLES = [_token_table(codes) for codes in (_COEFF_TOKEN_0, _COEFF_TOKEN_2, _COEFF_TOKEN_4, " ".join(_FIXED))]
 _TOKENS = [_TOKEN_TABLES[0]] * 2 + [_TOKEN_TABLES[1]] * 2 + [_TOKEN_TABLES[2]] * 4 + [_TOKEN_TABLES[3]] * 9  # by nC
@@ -211,7 +211,7 @@ INTER_CBP = bytes.fromhex(
 
 
 def read_residual(reader: Reader, cbp: int, is_intra_16x16: bool) -> None:
-    """Reads residual (7.3.5.3) of a macroblock with this coded_block_pattern; nC by 9.2.1, from its own blocks."""
+    """Reads residual (7.3.5.3) of a macroblock with this coded_block_pattern; nC (9.2.1) from its own blocks."""
     if is_intra_16x16:
         _residual_block(reader, _TOKENS[0], 16)
     most = 15 if is_intra_16x16 else 16

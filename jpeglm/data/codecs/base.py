@@ -1,10 +1,10 @@
-"""The protocol of a codec: all that other code asks of one.
+"""The protocol of a codec: everything that other code needs from one.
 
 To add a codec, write one file with a frozen dataclass of it and add one line to jpeglm/core/registry.py. A codec of
-pictures inherits from `pictures.PictureCodec`, one of clips from `clips.ClipCodec`: these have all that is the same
-for every codec of their kind, and list what is left to write. Only an item of a third kind needs all of this file.
+pictures inherits from `pictures.PictureCodec`, one of clips from `clips.ClipCodec`: these implement what such codecs
+share and list what is left to write. Only a third kind of item needs all of this file.
 
-No codec imports JAX: documents are also made and read where there is none.
+No codec imports JAX, because documents are also made and read on machines without it.
 """
 
 import abc
@@ -30,22 +30,22 @@ Seen = Image.Image | np.ndarray  # a picture; or frames, uint8 [frames, height, 
 class Codec(abc.ABC):
     """Canonical documents of one form, and ordinary files.
 
-    A document is what a model learns: the compressed file of one item, without what is the same in all of them. Equal
-    items have equal documents. A subclass is a frozen dataclass; its fields are the keys of `config.codec` beside
+    A document is what a model learns: the compressed file of one item, without the parts that all of them share. Equal
+    items have equal documents. A subclass is a frozen dataclass; its fields are the keys of `config.codec` other than
     `name`, and `__post_init__` raises `InputError` for values that the format does not have.
 
     Attributes:
-      name: by which `config.codec.name` asks for it.
-      item: what a document is of, in the singular, for messages: "picture", "clip".
-      unit: what `cut` keeps whole ones of, likewise: "MCU", "frame".
-      extension: suffix of ordinary files, with its dot.
+      name: its name in `config.codec.name`.
+      item: what a document represents, in the singular, for messages: "picture", "clip".
+      unit: the unit at which `cut` cuts, likewise: "MCU", "frame".
+      extension: suffix of ordinary files, with the dot.
       separator_behavior: where the tokenizer's merges end, at a match of `separator_regex` before it
         ("merged_with_next") or after it ("merged_with_previous").
-      SECTION: the keys of `config.codec` but `name`, which are the fields, each with its default and its range.
-      height: of what is seen, in pixels.
+      SECTION: the keys of `config.codec` other than `name` (the fields), each with default and range.
+      height: of the decoded item, in pixels.
       width: likewise.
-      frames: of an item; 1 of a still picture.
-      fps: frames a second of what is seen; 0 of still pictures.
+      frames: per item; 1 for a still picture.
+      fps: frames per second; 0 for still pictures.
     """
 
     name: ClassVar[str]
@@ -61,10 +61,10 @@ class Codec(abc.ABC):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """The codec of a config, a run's or a manifest's: of the section codec.
+        """The codec of a config (of a run or a manifest), from its section codec.
 
         Raises:
-          InputError: missing or surplus keys, or a value of a type or range that the codec does not have.
+          InputError: missing or surplus keys, or a value of a wrong type or out of range.
         """
         settings = {key: value for key, value in config["codec"].items() if key != "name"}
         for key in sorted(cls.SECTION.keys() ^ settings.keys()):
@@ -83,14 +83,14 @@ class Codec(abc.ABC):
 
     @property
     def pixels(self) -> int:
-        """Pixels of one item, by which its bits are divided."""
+        """Pixels of one item, for bits per pixel."""
         return self.frames * self.height * self.width
 
     def units_of(self, ratio: float) -> int:
-        """floor(ratio * units): whole units that a share of an item holds.
+        """floor(ratio * units): the number of complete units in a share of an item.
 
-        A product within 1e-9 of the next whole number counts as that number, so that rounding in floating point never
-        costs a unit.
+        A product within 1e-9 of the next whole number is rounded up to it, so that floating-point rounding never loses
+        a unit.
 
         Raises:
           InputError: the ratio is outside [0, 1].
@@ -106,25 +106,25 @@ class Codec(abc.ABC):
     def separator_regex(self) -> str:
         """Where the tokenizer's merges must end, over text in which byte b is chr(0x2800 + b).
 
-        It must match wherever `cut` can cut: then the tokens of a cut document are a prefix of the tokens of the
-        whole.
+        It must match wherever `cut` can cut, so that the tokens of a cut document are a prefix of the tokens of the
+        whole one.
         """
 
     @abc.abstractmethod
     def restore(self, document: bytes) -> bytes:
-        """The ordinary file of a document, or of the beginning of one; of any bytes: damaged ones stay damaged."""
+        """The ordinary file of a document or of the beginning of one. Accepts any bytes; damaged ones stay damaged."""
 
     @abc.abstractmethod
     def strip(self, file: bytes) -> bytes:
-        """The document of an ordinary file of this codec, or of the beginning of one: the inverse of `restore`.
+        """The document of an ordinary file of this codec or of the beginning of one: the inverse of `restore`.
 
         Raises:
-          InputError: what is left out of documents is not this codec's.
+          InputError: the parts that documents leave out are not those of this codec.
         """
 
     @abc.abstractmethod
     def parse(self, document: bytes) -> Any:
-        """Reads a whole canonical document strictly; what it returns is the codec's own.
+        """Reads a complete canonical document strictly; the type of the result is up to the codec.
 
         Raises:
           InputError: the document is anything else; one line says where and what is wrong.
@@ -132,7 +132,7 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def is_valid(self, document: bytes) -> bool:
-        """Whether any bytes are a document that `parse` accepts and a decoder decodes without complaints."""
+        """Whether bytes are a document that `parse` accepts and a decoder decodes without warnings."""
 
     @abc.abstractmethod
     def cut(self, document: bytes, ratio: float) -> tuple[bytes, int]:
@@ -144,26 +144,26 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def look(self, document: bytes) -> tuple[bool, Seen, int]:
-        """Of any bytes: `is_valid`, what can be seen, and how many units are readable in sequence from the first."""
+        """For any bytes: `is_valid`, the lenient decoding, and the number of units readable from the first on."""
 
     @abc.abstractmethod
     def see(self, file: bytes) -> Seen:
-        """What can be seen of an ordinary file, however damaged, in the codec's size."""
+        """Decodes an ordinary file leniently, however damaged, to the codec's size."""
 
     @abc.abstractmethod
     def encoder_versions(self) -> dict[str, str]:
-        """Versions of all that the bytes of documents and the pixels of decoded ones depend on."""
+        """Versions of all programs that determine the bytes of documents and the pixels of decoded ones."""
 
     def decode_leniently(self, document: bytes) -> tuple[Seen, int]:
-        """What can be seen of any bytes, and how many units are readable in sequence from the first."""
+        """Decodes any bytes leniently; also returns how many units are readable in sequence from the first."""
         return self.look(document)[1:]
 
     def grammar(self) -> Grammar | None:
-        """The automaton of all canonical documents; None of a codec without one. The first one may take a while."""
+        """The automaton of all canonical documents, or None. The first call may take a while."""
         return None
 
     def checked(self, document: bytes) -> bytes:
-        """The document that an encoder wrote, which must parse and come back from its ordinary file.
+        """Returns an encoder's document after checking that it parses and survives `restore` and `strip`.
 
         Raises:
           Refused: "not canonical".
@@ -177,7 +177,7 @@ class Codec(abc.ABC):
             raise Refused("not canonical", "the restored file has another document")
         return document
 
-    ############################ What else is asked, each in a class of its own ############################
+    ############################ Further parts, each in its own class ############################
 
     @property
     @abc.abstractmethod
@@ -200,27 +200,27 @@ Kind = TypeVar("Kind", bound=Codec)
 
 @dataclasses.dataclass(frozen=True)
 class Items(abc.ABC, Generic[Kind]):
-    """Where a codec's items come from, and how each becomes documents."""
+    """Which items of a source a codec takes, and how each becomes documents."""
 
     codec: Kind
 
     @abc.abstractmethod
     def check_data(self, data: Mapping[str, Any]) -> None:
-        """`InputError` if a config's section `data` asks for variants or a background that the codec does not have."""
+        """Raises InputError if the section `data` asks for variants or a background that are not supported."""
 
     @abc.abstractmethod
     def check_source(self, source: Source) -> None:
-        """`InputError` if the source cannot hold such items, or what encodes them does not work here."""
+        """Raises InputError if the source cannot have such items, or if the encoder does not work here."""
 
     @abc.abstractmethod
     def a_minute(self, variants: int) -> int:
-        """How many items with so many variants one core encodes in about a minute: that many are one unit of work."""
+        """How many items, each with `variants` variants, one core encodes in about a minute: a unit of work."""
 
     @abc.abstractmethod
     def names(self, source: Source, passed_over: PassedOver | None = None) -> Iterator[str]:
-        """The names of a source's items, in an order that depends on its content alone.
+        """The names of a source's items, in an order that depends only on its content.
 
-        `passed_over` is told what else there is.
+        `passed_over` records everything that is skipped.
         """
 
     @abc.abstractmethod
@@ -232,13 +232,13 @@ class Items(abc.ABC, Generic[Kind]):
         stride: int = 0,
         background: str = DEFAULT_BACKGROUND,
     ) -> list[bytes]:
-        """The document of an item, and after it those of its variants. Each has passed `Codec.checked`.
+        """The document of an item, then those of its variants. Each has passed `Codec.checked`.
 
         Args:
           source: where `name` is from.
           name: one of `names`.
-          variants: how many, of those that the codec has.
-          stride: frames from the beginning of one variant of a clip to that of the next; 0: as many as a clip has.
+          variants: the largest number of variants.
+          stride: frames from the start of one variant of a clip to the next; 0: the length of a clip.
           background: what transparent pixels are put over, one of `config.BACKGROUNDS`.
 
         Raises:
@@ -247,24 +247,24 @@ class Items(abc.ABC, Generic[Kind]):
 
     @abc.abstractmethod
     def encode(self, given: Any, background: str) -> bytes:
-        """The document of an item from Python: a file's bytes, a uint8 array or, of pictures, a Pillow image.
+        """The document of an item from Python: a file's bytes, a uint8 array or, for pictures, a Pillow image.
 
         Raises:
-          InputError: it is no such item.
+          InputError: it is not such an item.
         """
 
     @abc.abstractmethod
     def axes(self, shape: Sequence[int]) -> int:
-        """How many axes the array of one item has; one more is an array of several. `shape`: of the array given."""
+        """The number of axes of an array of one item; one more means several items. `shape`: of the given array."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Display(abc.ABC, Generic[Kind]):
-    """How a codec's ordinary files are shown, whole or not.
+    """How a codec's ordinary files are displayed, complete or not.
 
     Attributes:
-      caption: of a page whose rows are those of `rows`.
-      film_suffixes: of the files that `films` makes; none of a codec whose items do not move.
+      caption: of a page with the rows of `rows`.
+      film_suffixes: of the files from `films`; empty for still pictures.
     """
 
     codec: Kind
@@ -276,9 +276,9 @@ class Display(abc.ABC, Generic[Kind]):
         """The rows of a sheet that show one prompt.
 
         Args:
-          prompt: the beginning that was given; `kept` units of the codec.
-          files: what was made of it.
-          original: what it was cut from.
+          prompt: the given beginning, of `kept` units.
+          files: its completions.
+          original: the file that it was cut from.
         """
 
     @abc.abstractmethod
@@ -286,7 +286,7 @@ class Display(abc.ABC, Generic[Kind]):
         """One file as one still picture."""
 
     def films(self, file: bytes) -> dict[str, bytes]:
-        """Files that any program plays, by suffix: what `Codec.see` sees, encoded again."""
+        """Files that any player can play, by suffix: the frames of `Codec.see`, encoded again."""
         return {}
 
 
@@ -295,12 +295,13 @@ class Judged:
     """One completed document.
 
     Attributes:
-      seen: all that a tolerant decoder makes of it: uint8 [h, w] or [h, w, 3]; of a clip [frames, h, w, 3].
-      pictures: uint8 [n, h, w] or [n, h, w, 3], what enters a distance between pictures.
+      seen: the lenient decoding: uint8 [h, w] or [h, w, 3]; for a clip [frames, h, w, 3].
+      pictures: uint8 [n, h, w] or [n, h, w, 3], the input of a distance between pictures.
       scores: by name, floats:
         valid: 1 if it decodes strictly, else 0.
         readable: the share of the units to be completed that are readable in sequence.
-        concealed: of clips, the share of the macroblocks to be completed that the decoder made up or never gave.
+        concealed: for clips, the share of the macroblocks to be completed that the decoder concealed or that are
+          missing.
     """
 
     seen: np.ndarray
@@ -310,12 +311,12 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """What a table's notes call things.
+    """The words for things in a table's notes.
 
     Attributes:
-      real: what completions are compared with.
-      completed: what enters the distance between pictures.
-      unreadable: how a file that does not decode strictly enters it.
+      real: what the completions are compared with.
+      completed: what is used for the distance between pictures.
+      unreadable: how a file that does not decode strictly is counted there.
       shown: likewise, below a heading of pictures: "it is shown ...".
       random: where the control of random bytes puts them.
     """
@@ -332,10 +333,10 @@ class Evaluation(abc.ABC, Generic[Kind]):
     """How the completions of cut documents are judged, and what they are compared with.
 
     Attributes:
-      controls: names of the methods beside networks (`jpeglm.tables.methods`) that can complete these documents.
-      measures_rest: whether what was given stays out of the measures, each unit being a picture of its own: then floor
-        and reference depend on how much was given, and a completion is also compared with its own original. Otherwise
-        the whole item is one picture.
+      controls: names of the methods other than networks (`jpeglm.tables.methods`) that can complete these documents.
+      measures_rest: whether the given part is excluded from the measures, and each unit is a separate picture. Then
+        floor and reference depend on how much was given, and a completion is also compared with its own original.
+        Otherwise the whole item is one picture.
       least_given: the fewest units of a prompt.
     """
 
@@ -351,10 +352,10 @@ class Evaluation(abc.ABC, Generic[Kind]):
 
     @abc.abstractmethod
     def judge(self, document: bytes, kept: int) -> Judged:
-        """Judges any bytes, of which `kept` units were given, fewer than an item has."""
+        """Judges any bytes; `kept` units, fewer than an item has, were given."""
 
     def num_pictures(self, kept: int) -> int:
-        """How many pictures of an item enter a distance where `kept` units were given."""
+        """How many pictures of an item are used for a distance if `kept` units were given."""
         return self.codec.units - kept if self.measures_rest else 1
 
     @property
@@ -367,13 +368,13 @@ class Evaluation(abc.ABC, Generic[Kind]):
         """How much was given, in a table: `kept` units, which may be less than `ratio` of an item."""
 
     def pieces(self, rest: bytes) -> list[bytes]:
-        """The rest of a document as the control of random bytes takes it: those at even places become random."""
+        """The rest of a document in pieces for the control of random bytes: those at even indices become random."""
         return [rest]
 
     def show_prompt(self, prefix: bytes, kept: int) -> bytes | None:
-        """A valid document that shows a prompt as `cut` gave it; None where each completion shows it by itself."""
+        """A valid document that shows a prompt from `cut`; None if each completion already shows it."""
         return None
 
     def share(self, readable: int, kept: int) -> float:
-        """Of the units to be completed; what follows can make the last given one unreadable, too."""
+        """The share of units to complete that are readable; bad data can also spoil the last given unit."""
         return max(0, readable - kept) / (self.codec.units - kept)

@@ -1,15 +1,15 @@
-"""What is the same for all codecs of clips: films of one length, rate and size, whose units are frames.
+"""The common part of all codecs of clips: films of one length, rate and size, whose units are frames.
 
-A codec of clips is a frozen dataclass that inherits from `ClipCodec`. What it has to say is abstract there and in
+A codec of clips is a frozen dataclass that inherits from `ClipCodec`. What it must implement is abstract there and in
 `base.Codec`.
 
 Clips are files; `listing` says which. Beside them, a folder with pictures in it (but for gif, webp and apng, which are
-clips) is one clip. Its frames are all the pictures that lie in it directly, in the order of their names, numbers in
-them compared as numbers, `codec.fps` of them a second; each becomes RGB by the rules of `sources.pictures`.
+clips) is one clip. Its frames are all the pictures directly in it, sorted by name with numbers compared as numbers,
+`codec.fps` of them per second; each becomes RGB by the rules of `sources.pictures`.
 
 A clip is the first frames of its film, as many as the codec has. Its variants are later windows, which begin at frame
-`stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. They lie in memory until the film is
-done, and ffmpeg has five minutes for it: of hours of film, cut scenes first.
+`stride`, 2 * `stride`, ... of the film at the codec's rate, up to the film's end. They stay in memory until the film
+is done, and ffmpeg has five minutes per film: cut long films into scenes first.
 """
 
 import abc
@@ -33,20 +33,20 @@ from jpeglm.data.sources.pictures import upright
 
 
 class ClipCodec(Codec):
-    """Documents of clips; what is seen of one is uint8 [frames, height, width, 3]."""
+    """Documents of clips; a decoded one is uint8 [frames, height, width, 3]."""
 
     item: ClassVar[str] = "clip"
     unit: ClassVar[str] = "frame"
 
     @abc.abstractmethod
     def check_encoder(self) -> None:
-        """`InputError` if the encoder does not work here; else every clip would be refused."""
+        """Raises InputError if the encoder does not work here; otherwise every clip would be refused."""
 
     @abc.abstractmethod
     def encode(self, data: bytes, first: int = 0) -> bytes:
         """The canonical document of a film's file; raises `Refused`.
 
-        `first`: the frame that the clip begins with, of the film at the codec's rate.
+        `first`: the clip's first frame, counted at the codec's rate.
         """
 
     @abc.abstractmethod
@@ -67,16 +67,16 @@ class ClipCodec(Codec):
 
     @abc.abstractmethod
     def decode_stream(self, stream: bytes) -> Decoded:
-        """What a decoder makes of an ordinary file, however damaged; perhaps no frame at all."""
+        """Decodes an ordinary file, however damaged; there may be no frame at all."""
 
     @property
     @abc.abstractmethod
     def macroblocks(self) -> int:
-        """Parts of one frame, as `Decoded.concealed` counts them."""
+        """Macroblocks of one frame, as `Decoded.concealed` counts them."""
 
     @abc.abstractmethod
     def readable_frames(self, document: bytes) -> int:
-        """How many whole frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
+        """How many complete frames at the beginning of any bytes parse strictly, at most as many as a clip has."""
 
     @abc.abstractmethod
     def parses(self, document: bytes) -> bool:
@@ -84,7 +84,7 @@ class ClipCodec(Codec):
 
     @abc.abstractmethod
     def complete_with_last(self, prefix: bytes, frames_kept: int) -> bytes:
-        """A whole document: a prefix as `cut` returns it, then its last frame again and again.
+        """A complete document: a prefix from `cut`, then its last frame repeated.
 
         Raises:
           InputError: `frames_kept` is outside 1 to the clip's, or the prefix is not valid.
@@ -100,11 +100,11 @@ class ClipCodec(Codec):
         return self.frames
 
     def is_valid(self, document: bytes) -> bool:
-        """Says whether `parse` accepts the document and the decoder decodes it without complaints."""
+        """Whether `parse` accepts the document and the decoder decodes it without warnings."""
         return self.parses(document) and self.plays(self.decode_stream(self.restore(document)))
 
     def plays(self, decoded: Decoded) -> bool:
-        """Says whether a decoder found all frames of a clip and had nothing to say."""
+        """Whether the decoder found all frames of a clip and had no warnings."""
         return len(decoded.frames) == self.frames and not decoded.concealed and not decoded.complaints
 
     def decode(self, document: bytes) -> np.ndarray:
@@ -113,21 +113,21 @@ class ClipCodec(Codec):
         return self.decode_stream(self.restore(document)).frames
 
     def look(self, document: bytes) -> tuple[bool, np.ndarray, int]:
-        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
+        """`is_valid` of any bytes, and the result of `decode_leniently`. A valid document is parsed only once."""
         decoded, parses = self.decode_stream(self.restore(document)), self.parses(document)
         readable = self.frames if parses else self.readable_frames(document)
         return parses and self.plays(decoded), self.filled(decoded.frames), readable
 
     def see(self, stream: bytes) -> np.ndarray:
-        """Returns what can be seen of an ordinary stream, however damaged, uint8 [frames, height, width, 3].
+        """Decodes an ordinary stream leniently, however damaged, to uint8 [frames, height, width, 3].
 
-        What the decoder makes up counts; missing frames repeat the last one, or are mid-grey where there is none;
-        surplus ones are dropped.
+        Concealed parts are kept; missing frames repeat the last one, or are mid-grey if there is none; surplus ones
+        are dropped.
         """
         return self.filled(self.decode_stream(stream).frames)
 
     def filled(self, frames: np.ndarray) -> np.ndarray:
-        """As many frames as a clip has, out of those that a decoder gave: see `see`."""
+        """Exactly as many frames as a clip has, from those of a decoder: see `see`."""
         found = frames[: self.frames]
         last = found[-1:] if len(found) else np.full((1, self.height, self.width, 3), 128, np.uint8)
         return np.concatenate([found, np.repeat(last, self.frames - len(found), axis=0)])
@@ -160,7 +160,8 @@ class ClipItems(Items[ClipCodec]):
         self.codec.check_encoder()
 
     def a_minute(self, variants: int) -> int:
-        return max(16, 512 // (1 + variants))  # a tenth of a second for a window; each unit of work is three files
+        # a window takes a tenth of a second; each unit of work makes three files
+        return max(16, 512 // (1 + variants))
 
     def names(self, source: Source, passed_over: PassedOver | None = None) -> Iterator[str]:
         return source.clips(passed_over)
@@ -173,7 +174,7 @@ class ClipItems(Items[ClipCodec]):
         stride: int = 0,
         background: str = DEFAULT_BACKGROUND,
     ) -> list[bytes]:
-        """See `Items.documents`: at most so many variants, and transparent clips are always put over white."""
+        """See `Items.documents`. `variants` is a maximum; transparent clips are always put over white."""
         codec, found = self.codec, []
         try:
             for window in self._windows(source, name, 1 + variants, stride or codec.frames):
@@ -181,7 +182,7 @@ class ClipItems(Items[ClipCodec]):
         except Refused as refusal:
             if not found:
                 raise
-            if refusal.reason != "short":  # which is the film's end
+            if refusal.reason != "short":  # "short" is just the film's end
                 logging.warning("%s: %d of its windows kept, then: %s", printable(name), len(found), refusal)
         return found
 
@@ -193,7 +194,7 @@ class ClipItems(Items[ClipCodec]):
         return 4
 
     def _windows(self, source: Source, name: str, count: int, stride: int) -> Iterator[bytes]:
-        """The documents of a clip and of its later windows, `count` in all, unless `Refused` ends them."""
+        """The documents of a clip and of its later windows, `count` in total, unless `Refused` ends them."""
         codec = self.codec
         if (stills := source.stills(name)) is not None:
             stills.sort(key=_by_number)
@@ -206,7 +207,7 @@ class ClipItems(Items[ClipCodec]):
             yield from codec.encode_windows(data, count - 1, stride)
 
     def _frames(self, source: Source, stills: list[str]) -> Iterator[np.ndarray]:
-        """The first of the pictures of these names, as many as a clip has, uint8 [height, width, 3] each."""
+        """The first of these pictures, as many as a clip has frames, uint8 [height, width, 3] each."""
         frames = self.codec.frames
         if len(stills) < frames:
             raise Refused("short", f"{len(stills)} of {frames} frames")
@@ -224,13 +225,13 @@ def _from_array(frames: np.ndarray) -> list[np.ndarray]:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """frame2 before frame10; the name itself where numbers are equal."""
+    """Sorts frame2 before frame10, and by name if the numbers are equal."""
     parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]+)", name)]
     return [*parts, (-2, name)]
 
 
 class ClipDisplay(Display[ClipCodec]):
-    """A row of frames for each clip: the original, then completions, with a gap after the frames that were given."""
+    """A row of frames for each clip: the original, then completions, with a gap after the given frames."""
 
     caption: ClassVar[str] = (
         "Of each clip a row of frames for the original, then one for each completion; moving below."
@@ -255,11 +256,11 @@ class ClipDisplay(Display[ClipCodec]):
 
 
 class ClipEvaluation(Evaluation[ClipCodec]):
-    """The frames after those that were given, each a picture."""
+    """Judges the frames after the given ones, each as a picture."""
 
     controls: ClassVar[tuple[str, ...]] = ("last_frame", "random_bytes")
     measures_rest: ClassVar[bool] = True
-    least_given: ClassVar[int] = 1  # a frame to begin with: the last one is a control
+    least_given: ClassVar[int] = 1  # a control repeats the last given frame
     words: ClassVar[Words] = Words(
         real="frames of real clips",
         completed="the frames after the given ones, each",

@@ -1,7 +1,7 @@
-"""The ffmpeg program that comes with imageio-ffmpeg, from bytes to bytes: no file name ever reaches it.
+"""Runs the ffmpeg program that comes with imageio-ffmpeg, from bytes to bytes: it never gets a file name.
 
-Input comes from one descriptor and output goes to memory, so a hostile playlist or a name that begins with a dash has
-nothing to open. Each run uses one thread: `prepare` has a process for each core already.
+Input comes from a file descriptor and output goes to memory, so a hostile playlist or a name that begins with a dash
+cannot open anything. Each run uses one thread, because `prepare` already has a process for each core.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ import imageio_ffmpeg
 
 from jpeglm.core.errors import InputError, writing
 
-# Containers that are opened; a playlist (HLS, concat, DASH) is none of them.
+# Containers that may be opened; playlists (HLS, concat, DASH) are excluded.
 DEMUXERS = "mov,matroska,avi,gif,webp_anim,apng,mpegts,mpeg,ogg,flv,asf"
 MAX_PIXELS = 8192 * 4320  # of a frame; decoding one takes up to 1.3 GB
-_SECONDS = 300  # that one clip may take
-_MOST_SAID = 1 << 25  # bytes that are kept of what it says: a damaged file can make it talk for hours
+_SECONDS = 300  # time limit per clip
+_MOST_SAID = 1 << 25  # bytes of its messages that are kept: a damaged file can make it print for hours
 _ERRORS = ("error", "fatal", "panic")
 _STOPPED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # "[h264 @ 0x5581] [error] ...", without a name "[error] ..."; metadata are lines of level info.
 _LINE = re.compile(r"(?:\[([^\] ]*) @ [^\]]*\] )*\[(\w+)\] (.*)")
-# Warnings of ffmpeg itself, about data that are not whole though no decoder may complain.
+# Warnings of ffmpeg itself about incomplete data, which decoders may not report.
 _CORRUPT = ("corrupt input packet", "corrupt decoded frame")
-_SOUND = re.compile(r"Stream #.*: Audio: (\w+)(?: \((\w+)\))?")  # the codec, and perhaps the decoder
+_SOUND = re.compile(r"Stream #.*: Audio: (\w+)(?: \((\w+)\))?")  # the codec, and the decoder if it is named
 
 
 class FfmpegError(InputError):
-    """ffmpeg gave up; the message is the first line of what it complained of."""
+    """ffmpeg failed; the message is its first error."""
 
 
 def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[str]) -> tuple[bytes, list[str]]:
@@ -41,17 +41,17 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
 
     Args:
       before: options of the input.
-      data: the file to read, whole or in parts.
-      after: options of the output, its format among them.
+      data: the content to read, complete or in parts.
+      after: options of the output, including its format.
 
     Returns:
-      What it wrote, and the lines it said at level "info" and above, each beginning with where it comes from and its
-      level: "[h264 @ 0x5581] [error] ...".
+      Its output, and its messages of level "info" and above, each beginning with its origin and level: "[h264 @
+      0x5581] [error] ...".
 
     Raises:
       FfmpegError: a status other than 0, or more than 5 minutes.
       InputError: there is no such program, or no room in TMPDIR.
-      RuntimeError: somebody stopped it, as Linux does where memory runs out.
+      RuntimeError: it was killed from outside, for example by Linux when memory runs out.
     """
     with _holding(data) as file:
         program = imageio_ffmpeg.get_ffmpeg_exe()
@@ -101,7 +101,7 @@ def run(before: Sequence[str], data: bytes | Iterable[bytes], after: Sequence[st
 
 @contextlib.contextmanager
 def _holding(data: bytes | Iterable[bytes]) -> Iterator[IO[bytes]]:
-    """A file with these bytes. Not a pipe, since the index of an mp4 may stand at its end."""
+    """A file with these bytes. Not a pipe, because the index of an mp4 may be at its end."""
     with contextlib.ExitStack() as stack:
         with writing(os.environ.get("TMPDIR", "/tmp")):
             file = stack.enter_context(tempfile.TemporaryFile())
@@ -112,22 +112,22 @@ def _holding(data: bytes | Iterable[bytes]) -> Iterator[IO[bytes]]:
 
 
 def errors(said: Sequence[str]) -> list[str]:
-    """The lines that tell of an error, without where they come from. Decoders of sound are not heard."""
+    """The messages of errors, without their origin. Decoders of sound are ignored."""
     return [text for level, text in _without_sound(said) if level in _ERRORS]
 
 
 def complaints(said: Sequence[str]) -> list[str]:
-    """The same, and the warnings that data are not whole."""
+    """Like `errors`, plus the warnings about incomplete data."""
     return [text for level, text in _without_sound(said) if level in _ERRORS or text.startswith(_CORRUPT)]
 
 
 def _without_sound(said: Sequence[str]) -> list[tuple[str, str]]:
-    """Level and text of each line that is not of a decoder of sound."""
+    """Level and text of each line, without those of decoders of sound."""
     sound = {name for line in said if (found := _SOUND.search(line)) for name in found.groups() if name}
     lines = filter(None, map(_LINE.fullmatch, said))
     return [(line[2], line[3]) for line in lines if line[1] not in sound]
 
 
 def version() -> str:
-    """What the program calls itself."""
+    """The program's version string."""
     return imageio_ffmpeg.get_ffmpeg_version()

@@ -1,9 +1,9 @@
-"""Whether a film is whole as far as a clip needs it, decided by the order of its packets.
+"""Checks that a film is undamaged up to the end of a clip, by the order of its packets.
 
-ffmpeg reads, decodes and encodes in threads of their own. How many frames the decoder runs ahead of the encoder varies
-from run to run, so a line in the log may be about frames after the clip's end. What the clip needs are the packets up
-to the last one, in decoding order, whose frame is shown before the clip's end. A complaint counts if the demuxer makes
-it before that packet, or if a decoder makes it that is given those packets and no others.
+ffmpeg reads, decodes and encodes in separate threads. How far the decoder runs ahead of the encoder varies from run to
+run, so a log line may be about frames after the clip's end. The clip needs the packets up to the last one, in decoding
+order, whose frame is shown before the clip's end. A complaint counts if the demuxer makes it before that packet, or if
+a decoder makes it when given only those packets.
 """
 
 import collections
@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from jpeglm.data.codecs import ffmpeg
 
-# By -debug_ts: a packet as it leaves the demuxer, and a frame as it leaves the decoder.
+# Printed by -debug_ts: a packet leaving the demuxer, and a frame leaving the decoder.
 _PACKET = re.compile(r"demuxer\+ffmpeg -> ist_index:\d+:(\d+) type:video pkt_pts:(\S+) .*pkt_dts:(\S+) ")
 _FRAME = re.compile(r"decoder -> pts:(-?\d+) .*time_base:(\d+)/(\d+)")
 _DEMUXER = "[in#"
@@ -22,10 +22,10 @@ _OTHER_STREAM = re.compile(r"stream (\d+),")
 
 
 def dropped_gap(fps: int) -> str:
-    """The filter that lets a film begin at its first picture.
+    """The filter that makes a film start at its first picture.
 
-    A first picture that lies half a frame of the clip or more from the film's beginning, which another stream makes,
-    would be repeated to fill the gap. Nearer ones stay where they are.
+    If another stream starts earlier than the first picture by half a frame of the clip or more, ffmpeg would repeat
+    that picture to fill the gap. Smaller gaps are left as they are.
     """
     return f"setpts=PTS-STARTPTS*gte(abs(STARTT)*{fps}\\,0.5)"
 
@@ -36,8 +36,8 @@ def complaint(before: Sequence[str], data: bytes, options: Sequence[str], frames
     Args:
       before: options of the input.
       data: the film.
-      options: of the output, which ends at the clip's end.
-      frames: of the film at `fps` frames a second, from its first picture to the clip's end.
+      options: of the output, which must end at the clip's end.
+      frames: number of frames at `fps` per second, from the film's first picture to the clip's end.
       fps: frames a second of the clip.
 
     Raises:
@@ -47,19 +47,19 @@ def complaint(before: Sequence[str], data: bytes, options: Sequence[str], frames
     needed, complaints = _needed_packets(said, frames, fps)
     if complaints or not needed:
         return (complaints or ["no packet has a time stamp"])[0]
-    # The second run decodes nothing: it says what the demuxer and its parsers say, about the whole file.
+    # The second run decodes nothing: it gets the messages of the demuxer and its parsers about the whole file.
     decoded, read = (collections.Counter(_complaints_of(before, data, drop)) for drop in (f"gte(n\\,{needed})", "1"))
     return next(iter(decoded - read), None)
 
 
 def _complaints_of(before: Sequence[str], data: bytes, drop: str) -> list[str]:
-    """What ffmpeg complains of when it decodes the packets for which the expression `drop` is 0."""
+    """The complaints of ffmpeg when it decodes only the packets for which the expression `drop` is 0."""
     nothing = ("-an", "-sn", "-dn", "-f", "null")
     return ffmpeg.complaints(ffmpeg.run((*before, "-bsf:v", f"noise=drop={drop}"), data, nothing)[1])
 
 
 def _needed_packets(said: Sequence[str], frames: int, fps: int) -> tuple[int, list[str]]:
-    """How many packets a clip needs, and what the demuxer complained of before the last of them."""
+    """How many packets a clip needs, and the demuxer's complaints before the last of them."""
     stamps, stream, start, seconds, complaints = [], None, None, Fraction(1), []
     for line in said:
         if found := _PACKET.search(line):

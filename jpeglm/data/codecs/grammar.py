@@ -1,7 +1,7 @@
-"""What a grammar of documents is: an automaton over bytes that a sampler walks, many files at once, on a device too.
+"""The protocol of a grammar: an automaton over bytes that a sampler steps for many files at once, also on a device.
 
-A *place* is where a file stands in it: a pytree of integer and boolean arrays of one shape, [] or [n] or any other,
-which only the grammar looks into.
+A *place* is the state of a file in it: a pytree of integer and boolean arrays of one shape, such as [] or [n], whose
+meaning only the grammar knows.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Place = Any  # a pytree of arrays; a new one is made by the grammar alone
+Place = Any  # a pytree of arrays; only the grammar makes new ones
 Lookup = Any  # a pytree of arrays
 
 
 class Grammar(Protocol):
     """All canonical documents of a codec, as an automaton over bytes.
 
-    A file may begin with a header: places [header bytes], one before each byte that is the same in all files. There
-    whole tokens are looked up instead of walked, since most of them can stand nowhere else.
+    A file may begin with a header: places [header bytes], one before each byte that all files share. There, whole
+    tokens are looked up in a table instead of stepped byte by byte, because most of them occur nowhere else.
 
     Attributes:
       start: place [] of an empty file.
-      end: place [] of a whole one.
-      header: places [header bytes], in their order; perhaps none.
+      end: place [] of a complete one.
+      header: places [header bytes], in order; possibly none.
     """
 
     start: Place
@@ -31,9 +31,9 @@ class Grammar(Protocol):
     header: Place
 
     def lookup(self, header: np.ndarray | None = None) -> Lookup:
-        """The arrays that `step` and `distance` look up, to be put on a device.
+        """The arrays that `step` and `distance` use, to be put on a device.
 
-        `header`: int32 [header bytes], what `distance` shall give for the places of the header, if not their bytes.
+        `header`: int32 [header bytes], the results of `distance` for the places of the header, if not in bytes.
         """
 
     def step(self, at: Place, byte: Any, lookup: Lookup | None = None, xp: ModuleType = np) -> tuple[Place, Any]:
@@ -42,44 +42,44 @@ class Grammar(Protocol):
         Args:
           at: places.
           byte: 0 to 255, integers of a shape that broadcasts with the places'.
-          lookup: of `lookup`; the grammar's own if None.
-          xp: numpy, or jax.numpy to walk on a device.
+          lookup: from `lookup`; the grammar's own if None.
+          xp: numpy, or jax.numpy to run on a device.
 
         Returns:
-          The next places, and whether each byte was legal; where it was not, the place is no file's.
+          The next places, and whether each byte was legal; the place after an illegal byte is meaningless.
         """
 
     def distance(self, at: Place, lookup: Lookup | None = None, xp: ModuleType = np) -> Any:
-        """A number of bytes, int32, that is enough to end the file; some legal byte always leads to a smaller one.
+        """A number of bytes, int32, that suffices to end the file; some legal byte always leads to a smaller one.
 
         Arguments as of `step`.
         """
 
     def is_end(self, at: Place) -> Any:
-        """Whether a file is whole at these places, bool."""
+        """Whether a file is complete at these places, bool."""
 
     def header_index(self, at: Place) -> Any:
-        """Which place of `header` each place is, int32; negative for a place after it."""
+        """The index of each place in `header`, int32; negative for a place after it."""
 
     def is_possible(self, data: bytes) -> bool:
-        """False only if these bytes can stand together nowhere after the header."""
+        """False only if these bytes can occur nowhere after the header."""
 
     def walk(self, files: Sequence[bytes]) -> tuple[Place, np.ndarray]:
-        """Reads beginnings of files, all at once.
+        """Reads prefixes of files, all at once.
 
         Returns:
-          The place [n] after each, and how many of its bytes, int64 [n], are legal: where not all are, the place is
-          the one before the first that is not.
+          The place [n] after each, and how many of its bytes, int64 [n], are legal. If not all are, the place is that
+          before the first illegal byte.
         """
 
     def can_pack(self, longest: int) -> bool:
-        """Whether `pack` has room for the places after `longest` bytes, or fewer."""
+        """Whether `pack` can represent the places after up to `longest` bytes."""
 
     def pack(self, place: Place, legal: Any, seen_from: Place, xp: ModuleType = np) -> Any:
-        """Places in one int32 each, 0 or more, as far as they differ from places before them; -1 where not `legal`.
+        """Packs each place, relative to an earlier place, into one int32 of at least 0; -1 where not `legal`.
 
-        One array instead of several: fewer kernels on a device.
+        One array instead of several means fewer kernels on a device.
         """
 
     def unpack(self, packed: Any, seen_from: Place) -> Place:
-        """The places that `pack` packed; any place where that is negative."""
+        """The places that `pack` packed; arbitrary where the packed value is negative."""

@@ -1,8 +1,8 @@
 """JPEG as a language: canonical documents, strict and lenient decoding, and cuts at MCUs.
 
-A document is a baseline JPEG without its tables (JPEG-LM, section 3.1): a constant header, one MCU after another
-with a restart marker between any two, EOI. The tables are the same for every picture of one quality, so they are
-left out and put back by `JpegCodec.restore`.
+A document is a baseline JPEG without its tables (JPEG-LM, section 3.1): a constant header, the MCUs with a restart
+marker between any two, EOI. The tables are the same for every picture of one quality, so they are left out, and
+`JpegCodec.restore` puts them back.
 """
 
 import dataclasses
@@ -84,10 +84,10 @@ class JpegCodec(PictureCodec):
 
     @property
     def separator_regex(self) -> str:
-        """Where the tokenizer's merges must not go on, over text in which byte b is chr(0x2800 + b).
+        """Where the tokenizer's merges must end, over text in which byte b is chr(0x2800 + b).
 
-        The end of a restart marker, and the end of the header: so the tokens of a cut document are a prefix of the
-        tokens of the whole, also when no MCU is kept.
+        That is the end of a restart marker, and the end of the header. So the tokens of a cut document are a prefix of
+        the tokens of the whole one, also if no MCU is kept.
         """
         return f"{_braille(self._scan_header)}|{chr(0x28FF)}[{chr(0x28D0)}-{chr(0x28D7)}]"
 
@@ -98,7 +98,7 @@ class JpegCodec(PictureCodec):
 
     @functools.cached_property
     def header(self) -> bytes:
-        """What every document begins with: SOI, APP0, SOF0, DRI, SOS; 59 bytes in colour, 49 in greyscale."""
+        """The beginning of every document: SOI, APP0, SOF0, DRI, SOS; 59 bytes in colour, 49 in greyscale."""
         components = self._components
         frame = struct.pack(">BHHB", 8, self.height, self.width, len(components))
         for destination, part in enumerate(components):
@@ -107,7 +107,7 @@ class JpegCodec(PictureCodec):
 
     @functools.cached_property
     def tables(self) -> bytes:
-        """What `restore` puts in: two DQT and four DHT segments, 570 bytes."""
+        """The tables that `restore` inserts: two DQT and four DHT segments, 570 bytes."""
         file = io.BytesIO()
         self._save(Image.new(self.mode, (8, 8)), file, streamtype=1)
         return file.getvalue()[2:-2]
@@ -127,7 +127,7 @@ class JpegCodec(PictureCodec):
         """Returns the canonical document of a picture.
 
         Raises:
-          InputError: the picture has not the codec's size and mode.
+          InputError: the picture does not have the codec's size and mode.
         """
         if (image.mode, image.width, image.height) != (self.mode, self.width, self.height):
             raise InputError(
@@ -135,19 +135,19 @@ class JpegCodec(PictureCodec):
                 f"where {self.width}x{self.height} in {self.mode} is to be encoded"
             )
         bare = image.copy()
-        bare.info = {}  # Pillow would write a comment that it finds there
+        bare.info = {}  # Pillow would write a comment from it into the file
         file = io.BytesIO()
         self._save(bare, file, streamtype=2)
         return file.getvalue()
 
     def restore(self, document: bytes) -> bytes:
-        """Returns the ordinary JPEG file of a document, or of the beginning of one; damaged ones stay so."""
+        """Returns the ordinary JPEG file of a document or of the beginning of one; damaged ones stay damaged."""
         return document[:2] + self.tables + document[2:]
 
     def strip(self, file: bytes) -> bytes:
-        """Returns the document of a JPEG file, or of the beginning of one: the inverse of `restore`.
+        """Returns the document of a JPEG file or of the beginning of one: the inverse of `restore`.
 
-        The tables may stand anywhere in the header. The scan is not looked at.
+        The tables may be anywhere in the header. The scan is not checked.
 
         Raises:
           JpegError: the file's tables, or the rest of its header, are not the codec's.
@@ -180,7 +180,7 @@ class JpegCodec(PictureCodec):
         return [end + 2 for end in self.parse(document).ends]
 
     def complete_with_flat(self, prefix: bytes, units_kept: int) -> bytes:
-        """Returns a whole document: a prefix as `cut` returns it, then flat mid-grey MCUs, then EOI.
+        """Returns a complete document: a prefix from `cut`, then flat mid-grey MCUs, then EOI.
 
         Raises:
           InputError: `units_kept` is outside 0 to `units`.
@@ -193,12 +193,12 @@ class JpegCodec(PictureCodec):
         return b"".join(parts)
 
     def repair(self, document: bytes) -> tuple[bytes, int]:
-        """Makes a canonical document of any bytes; a valid one stays as it is.
+        """Makes a canonical document from any bytes; a valid one stays as it is.
 
-        The scan begins after the first canonical SOS segment (without one nothing is readable), whatever stands
-        before, and ends at the first EOI. What lies between the i-th restart marker and the next, whatever their
-        numbers, is MCU i: where a whole MCU can be read at its beginning, before any other marker, that is kept and
-        the rest of the segment dropped; otherwise the MCU becomes flat mid-grey. Missing MCUs become so too;
+        The scan begins after the first canonical SOS segment (without one nothing is readable), whatever comes before
+        it, and ends at the first EOI. The segment between the i-th restart marker and the next, whatever their
+        numbers, is MCU i. If a complete MCU can be read at its beginning, before any other marker, it is kept and the
+        rest of the segment is dropped; otherwise the MCU becomes flat mid-grey. Missing MCUs become mid-grey, too;
         surplus segments are dropped.
 
         Returns:
@@ -223,12 +223,12 @@ class JpegCodec(PictureCodec):
         return image
 
     def encoder_versions(self) -> dict[str, str]:
-        """Returns the versions of what writes the bytes."""
+        """Returns the versions of the libraries that write the bytes."""
         return {"pillow": PIL.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "not used"}
 
     @property
     def _components(self) -> tuple[Component, ...]:
-        # Sampling factors mean nothing in a file of one component, but libjpeg writes 2x2 there too.
+        # Sampling factors have no effect in a file of one component, but libjpeg writes 2x2 there, too.
         luminance, chrominance = Component(1, 2, 2, 0, 0), (Component(2, 1, 1, 1, 1), Component(3, 1, 1, 1, 1))
         return (luminance, *chrominance) if self.mode == "RGB" else (luminance,)
 
@@ -265,7 +265,7 @@ class JpegCodec(PictureCodec):
         )
 
     def _readable_mcu(self, segment: bytes) -> bytes | None:
-        """Returns the whole MCU at the beginning of what stands between two restart markers, padded again."""
+        """Returns the complete MCU at the beginning of a segment between two restart markers, padded again."""
         data = re.split(rb"\xff[^\x00]", segment)[0]
         reader = Reader(data, 0, self._components, ANNEX_K)
         try:

@@ -1,13 +1,13 @@
 """The language of legal baseline JPEG files of one header, as an automaton over bytes.
 
-With its tables known, what may follow in a scan is a regular language over bits: Huffman codes and amplitudes block
-by block, no coefficient past 63, ones as padding, a zero after each FF, restart markers in order, as many MCUs as
-the picture has, EOI. `next_bit` defines an MCU bit by bit, to be read. `JpegGrammar` is the same, minimised and
-composed over bytes: one table of numbers, and counters beside it, that walk many files at once, on a device too.
+Once its tables are known, a scan is a regular language over bits: Huffman codes and amplitudes block by block, no
+coefficient past 63, ones as padding, a zero after each FF, restart markers in order, as many MCUs as the picture has,
+EOI. `next_bit` is the readable definition of an MCU, bit by bit. `JpegGrammar` is the same automaton, minimised and
+composed over bytes: one table and a few counters, which step many files at once, also on a device.
 
-Left out although legal: runs of 16 zeros before the end of a block, which no encoder writes. The range of DC values
-is not looked at. Only the header is read by code that the strict parser uses too (jpeg_header.py); codes, blocks and
-markers are worked out here again, so that each can be tested against the other.
+Runs of 16 zeros before the end of a block are legal but excluded, because no encoder writes them. The range of DC
+values is not checked. Only the code for the header (jpeg_header.py) is shared with the strict parser; codes, blocks
+and markers are implemented here independently, so that each can be tested against the other.
 """
 
 import functools
@@ -30,13 +30,13 @@ from jpeglm.data.codecs.jpeg_header import EOI, RST0, JpegError
 
 
 class Bit(NamedTuple):
-    """Where a reader stands between two bits of an MCU."""
+    """The state of a reader between two bits of an MCU."""
 
     block: int  # of the MCU
-    coefficient: int = 0  # that comes next, in zig-zag order; 0 is DC
-    after_zeros: bool = False  # whether a run of 16 zeros stands before it, so that the block may not end here
+    coefficient: int = 0  # the next one, in zig-zag order; 0 is DC
+    after_zeros: bool = False  # whether a run of 16 zeros precedes it, so that the block may not end here
     code: str = ""  # bits of a Huffman code read so far
-    amplitude: int = 0  # bits of the last code's amplitude that are still to come
+    amplitude: int = 0  # remaining bits of the last code's amplitude
 
 
 FIRST_BIT = Bit(0)
@@ -44,16 +44,16 @@ END = "end"  # of the MCU
 
 
 class BlockTables:
-    """Which Huffman codes may stand where in a block: those after which its end can still be reached.
+    """The Huffman codes allowed at each point of a block: those after which its end can still be reached.
 
     Attributes, by (coefficient, after_zeros) as in `Bit`:
-      symbols: of each code, the index after its coefficient (64: the block ends), whether it was a run of 16 zeros,
+      symbols: for each code, the index after its coefficient (64: the block ends), whether it is a run of 16 zeros,
         and how many bits of amplitude follow.
-      beginnings: of these codes, without the whole ones.
+      beginnings: the proper prefixes of these codes.
     """
 
     def __init__(self, dc: bytes, ac: bytes):
-        """Of a DC and an AC table: 16 code counts, then symbols, as in DHT."""
+        """From a DC and an AC table: 16 code counts, then symbols, as in DHT."""
         self.symbols: dict[tuple[int, bool], dict[str, tuple[int, bool, int]]] = {}
         ac_codes, dc_codes = huffman_codes(ac), huffman_codes(dc)
         for index in range(63, 0, -1):
@@ -70,7 +70,7 @@ class BlockTables:
         }
 
     def _read(self, symbol: int, index: int, after_zeros: bool) -> tuple[int, bool, int] | None:
-        """What an AC symbol does at `index` (F.1.2.2), or None where it is illegal or leads to no end."""
+        """The effect of an AC symbol at `index` (F.1.2.2), or None if it is illegal or cannot lead to an end."""
         run, size = symbol >> 4, symbol & 15
         if size:
             after, zeros = index + run + 1, False
@@ -87,7 +87,7 @@ class BlockTables:
 
 
 def huffman_codes(specification: bytes) -> dict[str, int]:
-    """Symbols by their codes, strings of 0 and 1 (C.2), of 16 code counts and the symbols, as in DHT."""
+    """Symbols by code, as strings of 0 and 1 (C.2), from 16 code counts and the symbols, as in DHT."""
     codes, code, symbols = {}, 0, iter(specification[16:])
     for length, count in enumerate(specification[:16], start=1):
         for _ in range(count):
@@ -98,7 +98,7 @@ def huffman_codes(specification: bytes) -> dict[str, int]:
 
 
 def next_bit(at: Bit, bit: int, blocks: Sequence[BlockTables]) -> Bit | str | None:
-    """What follows `at` when `bit` is read: another place, END, or None where the bit is illegal.
+    """The state after reading `bit` at `at`: another `Bit`, END, or None if the bit is illegal.
 
     `blocks`: the tables of each block of an MCU.
     """
@@ -117,23 +117,24 @@ def next_bit(at: Bit, bit: int, blocks: Sequence[BlockTables]) -> Bit | str | No
     return at
 
 
-############################ The same as tables ############################
+############################ The same automaton as tables ############################
 
-_FORMAT = 1  # of what is kept on disk
-_ENDS_SHIFT = 24  # a table's entry: the next state, and above it how many MCUs the byte ended
+_FORMAT = 1  # version of the files on disk
+_ENDS_SHIFT = 24  # an entry has the next state in its low bits, and above them how many MCUs the byte ended
 _ILLEGAL = -1
 
 
 def minimise(blocks: Sequence[BlockTables]) -> tuple[np.ndarray, list[Bit]]:
-    """The fewest states that tell apart what may follow in an MCU.
+    """The minimal set of states of an MCU.
 
-    No bit leads back, so a state is known by what its two bits lead to, and one walk from the end will do.
+    The automaton has no cycles, so a state is identified by its two successors, and one pass from the end suffices.
 
     Returns:
-      int32 [states, 2], the state after each bit; the number of states stands for END, -1 for illegal. State 0
-      begins an MCU. And of each state one place that it stands for.
+      int32 [states, 2], the state after each bit; the number of states means END, -1 illegal. State 0 begins an MCU.
+      Also, for each state, one `Bit` that it represents.
     """
-    states: dict[Bit | str | None, int] = {None: _ILLEGAL, END: 0}  # END is 0 for now, and the start comes last
+    # Numbered from the end (END is 0); reversed below, so that the start becomes 0 and END the highest.
+    states: dict[Bit | str | None, int] = {None: _ILLEGAL, END: 0}
     known: dict[tuple[int, int], int] = {}
     representatives: list[Bit] = []
     stack = [(FIRST_BIT, next_bit(FIRST_BIT, 0, blocks), next_bit(FIRST_BIT, 1, blocks))]
@@ -155,14 +156,14 @@ def minimise(blocks: Sequence[BlockTables]) -> tuple[np.ndarray, list[Bit]]:
 
 
 def compose(bits: np.ndarray, classes: int) -> np.ndarray:
-    """The byte automaton of `minimise`'s states.
+    """The automaton over bytes, from the states of `minimise`.
 
-    In class 0 the interval ends with the present MCU: ones fill its last byte. In class c, c more MCUs follow, or,
-    where c is the last class, more than a byte can end.
+    In class 0 the interval ends with the current MCU, and ones pad its last byte. In class c, c more MCUs follow; in
+    the last class, more than one byte can end.
 
     Returns:
-      int32 [classes * states, 256], class by class: the next state (the number of states where the interval ended),
-      and shifted by _ENDS_SHIFT how many MCUs ended; -1 for an illegal byte.
+      int32 [classes * states, 256], class by class: the next state (the number of states if the interval ended), and,
+      shifted by _ENDS_SHIFT, how many MCUs ended; -1 for an illegal byte.
     """
     states = len(bits)
     padding, dead = classes * states, classes * states + 1
@@ -172,7 +173,7 @@ def compose(bits: np.ndarray, classes: int) -> np.ndarray:
         steps[c * states : (c + 1) * states] = np.where(bits == _ILLEGAL, dead, after)
     steps[padding] = dead, padding
     at = np.arange(classes * states)[:, None]
-    for _ in range(8):  # the most significant bit first
+    for _ in range(8):  # composes the bits of a byte, most significant first
         at = steps[at].reshape(len(at), -1)
     began = (np.arange(classes * states) // states)[:, None]
     ends = np.where(at == padding, began + 1, began - at // states)
@@ -184,7 +185,7 @@ def bytes_to_end(bits: np.ndarray) -> np.ndarray:
     """The fewest bytes, int32 [states], from each state to the end of an MCU that ends its interval."""
     states, entries = len(bits), compose(bits, 1)
     following = np.where(entries == _ILLEGAL, states + 1, entries & (1 << _ENDS_SHIFT) - 1)
-    cost = 1 + (np.arange(256) == 0xFF)  # a zero follows FF
+    cost = 1 + (np.arange(256) == 0xFF)  # a zero is stuffed after FF
     far = 1 << 20
     distance = np.full(states + 2, far, np.int32)
     distance[states] = 0
@@ -196,11 +197,11 @@ def bytes_to_end(bits: np.ndarray) -> np.ndarray:
 
 
 def shortest_mcu(bits: np.ndarray) -> list[int]:
-    """The states before each bit of an MCU that no other undercuts."""
+    """The states before each bit of a shortest MCU."""
     states = len(bits)
     far = 1 << 20
-    distance = [far] * states + [0, far]  # the last one is found as -1, for illegal bits
-    for state in range(states - 1, -1, -1):  # a bit always leads to a higher number
+    distance = [far] * states + [0, far]  # index -1, for illegal bits, is the last entry
+    for state in range(states - 1, -1, -1):  # successors have higher numbers
         distance[state] = 1 + min(distance[following] for following in bits[state].tolist())
     path = [0]
     while distance[path[-1]] > 1:
@@ -209,11 +210,11 @@ def shortest_mcu(bits: np.ndarray) -> list[int]:
 
 
 class Tables(NamedTuple):
-    """What `JpegGrammar` walks, for one choice of Huffman tables and sampling factors."""
+    """The tables of `JpegGrammar` for one choice of Huffman tables and sampling factors."""
 
-    table: np.ndarray  # of `compose`
-    distance: np.ndarray  # of `bytes_to_end`
-    mcu_bytes: np.ndarray  # [], that will do for an MCU, wherever in a byte it begins; a byte more for none
+    table: np.ndarray  # from `compose`
+    distance: np.ndarray  # from `bytes_to_end`
+    mcu_bytes: np.ndarray  # [], bytes that suffice for an MCU, whichever bit of a byte it begins at
 
 
 def _build(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tables:
@@ -223,31 +224,31 @@ def _build(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tabl
     distance, shortest = bytes_to_end(bits), shortest_mcu(bits)
     if restarts_each:
         return Tables(compose(bits, 1), distance, np.array(distance[0]))
-    most_ends = 1 + 7 // len(shortest)  # of a byte: after its first bit, and then MCU after MCU
+    most_ends = 1 + 7 // len(shortest)  # in one byte: one after its first bit, then as many as fit
     return Tables(compose(bits, 1 + most_ends), distance, np.max(distance[shortest[:8]]))
 
 
 @functools.lru_cache(maxsize=4)
 def _tables(blocks: tuple[tuple[bytes, bytes], ...], restarts_each: bool) -> Tables:
-    """The tables, from the disk where they were made before.
+    """The tables, from a cache on disk if they were made before.
 
     Args:
       blocks: specifications of the DC and AC table of each block of an MCU.
       restarts_each: whether every MCU ends its interval.
     """
     specification = hashlib.sha256(repr((_FORMAT, blocks, restarts_each)).encode()).hexdigest()
-    home = os.path.expanduser("~")  # "~" itself where no home is known, as in a container without users
+    home = os.path.expanduser("~")  # returns "~" if there is no home, as in a container without users
     default = tempfile.gettempdir() if home == "~" else os.path.join(home, ".cache")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or default) / "jpeglm"
     path = folder / f"jpeg-grammar-{specification[:24]}.npz"
     try:
         with np.load(path) as file:
-            if file.zip.testzip():  # numpy reads no further than a damaged shape says, and then checks nothing
+            if file.zip.testzip():  # numpy may stop early at a damaged shape, and then verifies no checksum
                 raise ValueError("wrong checksum")
             return Tables(**file)
     except FileNotFoundError:
         pass
-    except Exception as error:  # damage to a zip file has many names
+    except Exception as error:  # a damaged zip file raises many kinds of errors
         logging.warning("%s cannot be read (%s): made again", path, error)
     tables = _build(blocks, restarts_each)
     try:
@@ -267,46 +268,46 @@ def _next_states(entries: np.ndarray) -> np.ndarray:
 
 
 class Place(NamedTuple):
-    """Where a reader stands between two bytes of a file; of many files where these are arrays of one shape."""
+    """The state of a reader between two bytes of a file, or of many files (arrays of one shape)."""
 
     state: Any  # int32; `JpegGrammar` says what its numbers mean
-    mcus: Any  # int32, that ended so far
+    mcus: Any  # int32, ended so far
     stuffed: Any  # bool, whether the last byte was an FF after which a zero must come
 
 
 class Lookup(NamedTuple):
-    """What a walk looks up."""
+    """The arrays for `step` and `distance`."""
 
     rows: Any  # int32 [rows, 256], by `step`
     distances: Any  # int32 [states], by `distance`
 
 
-_STATE_BITS, _MCU_BITS = 20, 10  # of a packed place: the state, MCUs since an earlier one, whether it is stuffed
+_STATE_BITS, _MCU_BITS = 20, 10  # bits of a packed place; one more for `stuffed`
 
 
 class JpegGrammar:
     """All legal files of one header, byte by byte: a `Grammar`.
 
-    A file is walked by `step` from `start`; it is whole where the place's state is `done`. Every place that a walk
-    comes to has a way to that end, and `distance` says how long it may take.
+    `step` reads a file from `start`; it is complete when the state is `done`. That end can be reached from every
+    place, and `distance` bounds the bytes it takes.
 
     Attributes:
       mcus: of the picture.
-      interval: MCUs between two restart markers; all of them where there are no such markers.
+      interval: MCUs between two restart markers; all of them if there are no markers.
       done: the state after EOI.
-      in_header: the first of the states that stand in the header, which have the highest numbers.
-      rows, distances: as of `Lookup`.
+      in_header: the first state of the header; these states have the highest numbers.
+      rows, distances: as in `Lookup`.
     """
 
     def __init__(self, header: bytes, tables: bytes = b""):
-        """Of files that begin with `header`, from SOI to SOS.
+        """The grammar of files that begin with `header`, from SOI to SOS.
 
         Args:
           header: of every file.
-          tables: DHT segments that the files do not hold, if they are not those of Annex K.
+          tables: DHT segments that are not in the files, if they are not those of Annex K.
 
         Raises:
-          JpegError: no such header, or one of another JPEG than sequential baseline with one scan.
+          JpegError: not such a header, or not one of a sequential baseline JPEG with one scan.
         """
         read = jpeg_header.read(header[:2] + tables + header[2:], quantisation_elsewhere=True)
         if read.end != len(header) + len(tables):
@@ -336,7 +337,7 @@ class JpegGrammar:
         for offset, byte in enumerate(header):
             others[3 + offset, byte] = self.in_header + offset + 1 if offset + 1 < len(header) else 0
         self.rows = np.concatenate([found.table, others])
-        # To be added to what `distance` counts: whole MCUs, the present one among them, and whole markers.
+        # Added to the result of `distance`: complete MCUs, including the current one, and complete markers.
         self.distances = np.concatenate(
             [found.distance - self._mcu_bytes, [0, -1, -2], np.arange(len(header), 0, -1)], dtype=np.int32
         )
@@ -366,7 +367,7 @@ class JpegGrammar:
         return following, xp.where(at.stuffed, byte == 0, legal)
 
     def distance(self, at: Place, lookup: Lookup | None = None, xp: ModuleType = np) -> Any:
-        """A number of bytes that will do to end the file; from every place a legal byte leads to a smaller one.
+        """A number of bytes that suffices to end the file; from every place a legal byte leads to a smaller one.
 
         With a restart marker after every MCU it is the smallest such number.
         """
@@ -387,7 +388,7 @@ class JpegGrammar:
 
     def can_pack(self, longest: int) -> bool:
         """See `Grammar.can_pack`."""
-        most_ends = 4 * longest  # of MCUs, none of which has less than two bits
+        most_ends = 4 * longest  # MCUs, each of at least two bits
         return len(self.distances) <= 1 << _STATE_BITS and most_ends < 1 << _MCU_BITS
 
     def pack(self, place: Place, legal: Any, seen_from: Place, xp: ModuleType = np) -> Any:
@@ -402,9 +403,9 @@ class JpegGrammar:
         return Place(packed & (1 << _STATE_BITS) - 1, mcus, (upper >> _MCU_BITS & 1) == 1)
 
     def is_possible(self, data: bytes) -> bool:
-        """Whether these bytes may stand together somewhere after the header.
+        """Whether these bytes may occur together somewhere after the header.
 
-        True of all that may, and of a few that may not: which state goes with which place of an interval is not asked.
+        May be True for a few that cannot, because it ignores which states occur at which position of an interval.
         """
         states, stuffed = np.arange(self.done), np.empty(0, np.int64)
         for byte in data:
@@ -419,11 +420,11 @@ class JpegGrammar:
         return bool(len(states) + len(stuffed))
 
     def walk(self, files: Sequence[bytes]) -> tuple[Place, np.ndarray]:
-        """Reads beginnings of files, all at once.
+        """Reads prefixes of files, all at once.
 
         Returns:
-          The place [n] after each, and how many of its bytes, int64 [n], are legal: where not all are, the place is
-          the one before the first that is not.
+          The place [n] after each, and how many of its bytes, int64 [n], are legal. If not all are, the place is that
+          before the first illegal byte.
         """
         lengths = np.array([len(file) for file in files], np.int64)
         order = np.argsort(-lengths, kind="stable")
@@ -433,8 +434,8 @@ class JpegGrammar:
         place = Place(*(np.full(len(files), value) for value in self.start))
         read = np.zeros(len(files), np.int64)
         for offset, column in enumerate(data):
-            reading = order[: np.searchsorted(-lengths[order], -offset)]  # those with a byte here,
-            is_on = read[reading] == offset  # and without a mistake before it
+            reading = order[: np.searchsorted(-lengths[order], -offset)]  # files with a byte at this offset
+            is_on = read[reading] == offset  # and no illegal byte before it
             reading = reading[is_on]
             at = Place(*(values[reading] for values in place))
             following, legal = self.step(at, column[: len(is_on)][is_on])
@@ -444,6 +445,6 @@ class JpegGrammar:
         return place, read
 
     def accepts(self, files: Sequence[bytes]) -> np.ndarray:
-        """Which files are whole and legal, bool [n]."""
+        """Which files are complete and legal, bool [n]."""
         place, read = self.walk(files)
         return (read == [len(file) for file in files]) & (place.state == self.done)

@@ -1,4 +1,4 @@
-"""What stands before the scan of a baseline JPEG: frame, tables, restart interval. Clauses are those of ITU-T T.81."""
+"""Reads the header of a baseline JPEG: frame, tables, restart interval. Clauses refer to ITU-T T.81."""
 
 import dataclasses
 import math
@@ -72,17 +72,17 @@ class Header:
 def read(data: bytes, quantisation_elsewhere: bool = False) -> Header:
     """Reads the header of a file of one scan, from SOI to SOS, with or without tables inside.
 
-    Huffman tables that it does not define are those of Annex K. Quantisation tables are checked and not kept: a file
-    with any table inside must define those that it names, one without tables (B.4) has them elsewhere. Fill bytes
-    before markers (B.1.1.2 permits them) are refused: no encoder that we know writes them.
+    Huffman tables that it does not define are those of Annex K. Quantisation tables are checked but not kept: a file
+    with any table inside must define those that it names; one without tables (B.4) has them elsewhere. Fill bytes
+    before markers (permitted by B.1.1.2) are refused, because no known encoder writes them.
 
     Args:
       data: the file, or its beginning.
       quantisation_elsewhere: whether a file with Huffman tables inside may have its quantisation tables elsewhere.
 
     Raises:
-      JpegError: anything else, among it DNL, several scans, and progressive, 12-bit, arithmetic-coded, hierarchical
-        and lossless JPEG, each by its name.
+      JpegError: anything else, including DNL, several scans, and progressive, 12-bit, arithmetic-coded, hierarchical
+        and lossless JPEG; the message names which.
     """
     if data[:2] != b"\xff\xd8":
         raise JpegError("byte 0: no SOI marker")
@@ -179,7 +179,7 @@ def read_huffman_tables(body: bytes, offset: int) -> dict[tuple[int, int], bytes
         if kind > 1 or destination > 1:
             raise JpegError(f"byte {offset}: Huffman table class {kind}, number {destination} is not baseline")
         if sum(count << 16 - length for length, count in enumerate(counts, start=1)) >= 1 << 16:
-            # a code of ones alone is reserved, as the beginning of longer ones
+            # an all-ones code is reserved as the prefix of longer codes
             raise JpegError(f"byte {offset}: Huffman table with more codes than its code lengths can hold")
         if kind == 0 and any(symbol > 15 for symbol in body[17:end]):
             raise JpegError(f"byte {offset}: DC Huffman table with a symbol above 15")

@@ -1,7 +1,7 @@
-"""A strict parser of baseline JPEG: one scan, and where every MCU and block of it ends.
+"""A strict parser of baseline JPEG with one scan; it locates the end of every MCU and block.
 
 It entropy-decodes the scan and refuses what common decoders accept silently: truncation, stray or missing markers,
-coefficients past 63, junk, padding that is not ones. Clauses are those of ITU-T T.81.
+coefficients past 63, junk, padding that is not ones. Clauses refer to ITU-T T.81.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from jpeglm.data.codecs.jpeg_header import EOI, RST0, Component, Header, JpegErr
 # An entry of a look-up table, indexed by the next 16 bits: what one symbol consumes.
 #   bits 0..4  length of the code with its amplitude bits
 #   bits 5..8  size of the amplitude, SSSS
-#   bits 9..   how many coefficients it covers; _END_OF_BLOCK for EOB; _NO_CODE where no legal code begins, the
+#   bits 9..   how many coefficients it covers; _END_OF_BLOCK for EOB; _NO_CODE if no legal code begins, the
 #              length then being the number of bits that show it
 _LENGTH_MASK, _SIZE_SHIFT, _SIZE_MASK, _ADVANCE_SHIFT = 31, 5, 15 << 5, 9
 _END_OF_BLOCK, _NO_CODE = 128, 1024
-_LONGEST_BLOCK = 64 * 31 // 8 + 8  # bytes that the reader may look past an end before it notices
+_LONGEST_BLOCK = 64 * 31 // 8 + 8  # bytes that the reader may read past an end before it notices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-    """Where everything lies in a valid file. All arrays are int64.
+    """The layout of a valid file. All arrays are int64.
 
     Bit positions are 8 * byte offset + bit, bit 0 being a byte's most significant one. Zero bytes stuffed after FF
     count as bytes of the file; a position after an FF is the one after its zero byte.
@@ -57,7 +57,7 @@ class Scan:
 
     @property
     def has_idle_zero_runs(self) -> bool:
-        """Whether a run of 16 zeros stands before the end of a block: legal, but no encoder writes it."""
+        """Whether a run of 16 zeros comes before the end of a block: legal, but no encoder writes it."""
         return self._reader.has_idle_zero_runs()
 
 
@@ -83,17 +83,17 @@ def _lookup_table(specification: bytes, is_dc: bool) -> list[int]:
             filled += 1 << 16 - code_length
         symbol_index += count
     unused = np.arange(filled, 1 << 16)
-    for length in range(16, 0, -1):  # the shortest beginning that leaves all codes behind
+    for length in range(16, 0, -1):  # finally: the shortest prefix that belongs to no code
         beyond = unused[unused >> 16 - length << 16 - length >= filled]
         entries[beyond] = _NO_CODE << _ADVANCE_SHIFT | length
-    shared = {entry: entry for entry in entries.tolist()}  # equal entries as one object: a smaller table is faster
+    shared = {entry: entry for entry in entries.tolist()}  # equal entries share one object: a smaller table is faster
     return [shared[entry] for entry in entries.tolist()]
 
 
 class Reader:
     """Entropy decoder (F.2.2) over a file's bytes from `scan_start` on.
 
-    Its positions count bits of the file without the stuffed zeros; `position` and `offset` lead there and back.
+    Its positions count bits of the file without the stuffed zeros; `position` and `offset` convert.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Reader:
         whole = np.frombuffer(data, np.uint8)
         stuffed = np.zeros(len(data) + 1, bool)
         stuffed[scan_start + 1 : -1] = (whole[scan_start:-1] == 0xFF) & (whole[scan_start + 1 :] == 0)
-        self.origin = np.flatnonzero(~stuffed)  # offset in the file of each byte that is not stuffed; and its length
+        self.origin = np.flatnonzero(~stuffed)  # file offset of each byte that is not stuffed, then the length
         self._index = (np.cumsum(~stuffed) - 1).tolist()
         plain = np.zeros(len(self.origin) + _LONGEST_BLOCK, np.int64)
         plain[: len(self.origin) - 1] = whole[self.origin[:-1]]
@@ -131,7 +131,7 @@ class Reader:
         return int(self.origin[min(position >> 3, len(self.origin) - 1)])
 
     def read_mcus(self, mcus: range, position: int, end: int, total: int) -> int:
-        """Reads MCUs (`mcus` and `total` are for messages) and returns the position after them.
+        """Reads `mcus` (their numbers and `total` are for messages) and returns the position after them.
 
         Raises:
           JpegError: they run past position `end`, hold bits that are no code, or a coefficient past 63.
@@ -159,13 +159,13 @@ class Reader:
                 where = f"byte {self.offset(position - (entry & 31))}, MCU {mcu} of {total}"
                 if covered >= _NO_CODE:
                     raise JpegError(f"{where}: no Huffman code matches the bits in block {block}")
-                # a run of 16 zeros up to index 63 needs a coefficient after it, and that would be number 64
+                # a run of 16 zeros up to index 63 needs a coefficient after it, which would be number 64
                 past = covered - 1 if entry & _SIZE_MASK else covered
                 raise JpegError(f"{where}: coefficient {past} of block {block} is past 63")
         return position
 
     def has_idle_zero_runs(self) -> bool:
-        """Whether EOB stands after a run of 16 zeros anywhere."""
+        """Whether any EOB follows a run of 16 zeros."""
         advance, size = (np.array(self._entries) >> _ADVANCE_SHIFT), np.array(self._entries) & _SIZE_MASK
         return bool(np.any((advance[:-1] == 16) & (size[:-1] == 0) & (advance[1:] == _END_OF_BLOCK)))
 
@@ -174,7 +174,7 @@ class Reader:
         entries = np.array(self._entries)
         ends = np.array(self._symbols)
         block = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))  # [symbols]
-        # Lengths and runs, summed up within each block, give where a symbol ends and what its last coefficient is.
+        # Cumulative lengths and runs within each block give each symbol's end and its last coefficient.
         length = np.cumsum(entries & _LENGTH_MASK)
         symbol_end = np.array(self.block_ends)[block] - (length[ends - 1][block] - length)
         covered = np.cumsum(entries >> _ADVANCE_SHIFT)
@@ -182,7 +182,7 @@ class Reader:
         size = (entries & _SIZE_MASK) >> _SIZE_SHIFT
         start = symbol_end - size
         amplitude = np.array(self._windows)[start >> 3] >> 24 - (start & 7) - size & (1 << size) - 1
-        # F.2.2.1: an amplitude whose first bit is 0 stands for a negative value
+        # F.2.2.1: an amplitude whose first bit is 0 is negative
         value = np.where(amplitude >> np.maximum(size - 1, 0), amplitude, amplitude + 1 - (1 << size))
         result = np.zeros((len(ends), 64), np.int32)
         result[block[size > 0], index[size > 0]] = value[size > 0]
@@ -190,7 +190,7 @@ class Reader:
 
 
 def parse(data: bytes) -> Scan:
-    """Parses a whole baseline JPEG file of one scan; any sampling factors and any restart interval will do.
+    """Parses a complete baseline JPEG file of one scan, with any sampling factors and restart interval.
 
     Raises:
       JpegError: anything that is not such a file, from SOI to EOI, with nothing after it. One line: byte offset,

@@ -1,7 +1,7 @@
-"""What is the same for all codecs of still pictures.
+"""The common part of all codecs of still pictures.
 
-A codec of pictures is a frozen dataclass that inherits from `PictureCodec`. What it has to say is abstract there
-and in `base.Codec`; tests/outside/palette.py is a short one.
+A codec of pictures is a frozen dataclass that inherits from `PictureCodec`. What it must implement is abstract there
+and in `base.Codec`; tests/outside/palette.py is a short example.
 """
 
 import abc
@@ -34,20 +34,20 @@ class PictureCodec(Codec):
 
     @abc.abstractmethod
     def encode(self, image: Image.Image) -> bytes:
-        """The canonical document of a picture of the codec's size and mode; `InputError` for another one."""
+        """The canonical document of a picture of the codec's size and mode; InputError for any other."""
 
     @abc.abstractmethod
     def unit_ends(self, document: bytes) -> Sequence[int]:
-        """Where each unit of a canonical document ends, with what separates it from the next; raises as `parse`."""
+        """Where each unit of a canonical document ends, including its separator; raises as `parse`."""
 
     @property
     @abc.abstractmethod
     def header(self) -> bytes:
-        """What every document begins with, and all that `cut` leaves where no unit is kept."""
+        """The beginning of every document; `cut` leaves only this if no unit is kept."""
 
     @abc.abstractmethod
     def repair(self, document: bytes) -> tuple[bytes, int]:
-        """A canonical document of any bytes; a valid one stays as it is, and no other one is repaired to itself.
+        """Makes a canonical document from any bytes; it stays the same only if it is valid.
 
         Returns:
           The document, in which units that cannot be read are mid-grey, and the number of units that were readable in
@@ -59,11 +59,11 @@ class PictureCodec(Codec):
         """The picture of a document that is known to be canonical."""
 
     def complete_with_flat(self, prefix: bytes, units_kept: int) -> bytes:
-        """A whole document: a prefix as `cut` returns it, with `units_kept` units, then flat mid-grey ones."""
+        """A complete document: a prefix from `cut` with `units_kept` units, then flat mid-grey ones."""
         return self.repair(prefix)[0]
 
     def open(self, file: bytes) -> Image.Image:
-        """Opens an ordinary file that is whole, lazily; raises `Refused`."""
+        """Opens a complete ordinary file lazily; raises `Refused`."""
         return open_picture(file)
 
     def is_valid(self, document: bytes) -> bool:
@@ -86,16 +86,16 @@ class PictureCodec(Codec):
         return (document[: ends[kept - 1]] if kept else self.header), kept
 
     def look(self, document: bytes) -> tuple[bool, Image.Image, int]:
-        """Returns `is_valid` of any bytes, and what `decode_leniently` returns. A valid document is parsed once."""
+        """`is_valid` of any bytes, and the result of `decode_leniently`. A valid document is parsed only once."""
         repaired, readable = self.repair(document)
         return repaired == document, self.decode_valid(repaired), readable
 
     def see(self, file: bytes) -> Image.Image:
-        """Returns what can be seen of an ordinary file, as `decode_leniently` sees its document."""
+        """Decodes an ordinary file leniently, like `decode_leniently` its document."""
         try:
             document = self.strip(file)
         except InputError:
-            document = file  # `repair` looks for what it can read, whatever stands before
+            document = file  # `repair` finds the readable part, whatever comes before it
         return self.look(document)[1]
 
     @property
@@ -112,7 +112,7 @@ class PictureCodec(Codec):
 
 
 class PictureItems(Items[PictureCodec]):
-    """Pictures of any source, in the codec's size and mode as `Source.canonical` says; variants by `augment`."""
+    """Pictures of any source, converted by `Source.canonical` to the codec's size and mode; variants by `augment`."""
 
     def check_data(self, data: Mapping[str, Any]) -> None:
         if data["stride"]:
@@ -175,7 +175,7 @@ class PictureDisplay(Display[PictureCodec]):
 
 
 class PictureEvaluation(Evaluation[PictureCodec]):
-    """Whole pictures, leniently decoded; beside them the prompt over grey."""
+    """Judges whole pictures, leniently decoded; the prompt is shown over grey."""
 
     controls: ClassVar[tuple[str, ...]] = ("random_bytes", "flat", "training_mean", "training_picture")
 

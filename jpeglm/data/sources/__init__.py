@@ -1,4 +1,4 @@
-"""Where pictures and clips come from: a path names a source, by the kinds in `SOURCES`.
+"""Sources of pictures and clips. A path names a source; `SOURCES` lists the kinds.
 
 | path | source |
 |---|---|
@@ -10,10 +10,10 @@
 | `*.array_record` | the records, each the bytes of a picture file |
 | `*.npz`, `*.npy`, `*.npz:NAME` | one array of pictures, uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3] |
 
-Suffixes may be in capitals. To add a source, write one file with a class of it by the protocol in `base`, and one line
-below. Some items of a source cannot be read, and some sources cannot be used:
+Suffixes may be in capitals. To add a source, write one file with a class that follows the protocol in `base`, and add
+one line below. Some items of a source cannot be read, and some sources cannot be used:
 
-| what is found | what becomes of it |
+| input | result |
 |---|---|
 | a pipe, socket, device with the name of a picture | refused, "not a regular file" |
 | no permission, dangling link, gone since the folder was listed | refused, "unreadable" |
@@ -26,8 +26,8 @@ below. Some items of a source cannot be read, and some sources cannot be used:
 | an archive with anything but zeros after its end, or in front of a zip: another archive, perhaps | an error |
 | a folder with pictures and record files side by side, arrays that are not uint8 pictures | an error |
 
-What is refused has a reason, which is counted in the manifest, and a detail, which is listed beside the name. What
-becomes of a picture that was read, `pictures` says.
+A refusal has a reason, which is counted in the manifest, and a detail, which is listed beside the name. `pictures`
+says how a picture is then converted.
 """
 
 import functools
@@ -38,14 +38,14 @@ from jpeglm.core.errors import InputError, printable
 from jpeglm.core.registry import installed, resolved
 from jpeglm.data.sources.base import Source
 
-# The kinds in the order in which they are asked whether a path is theirs. An entry is a class, or its place as text,
-# which is imported when it is asked. Those of other packages come last; see jpeglm/core/registry.py.
+# The kinds, in the order in which they are asked whether they take a path. An entry is a class, or its path as text,
+# which is imported on first use. Kinds of other packages come last; see jpeglm/core/registry.py.
 SOURCES: list[type[Source] | str] = [
     "jpeglm.data.sources.embedded:EmbeddedMnist",
     "jpeglm.data.sources.tfds:TfdsDataset",
     "jpeglm.data.sources.heldout:HeldOut",
-    "jpeglm.data.sources.arrays:Arrays",  # before other files: NAME in FILE.npz:NAME may end as they do
-    "jpeglm.data.sources.array_records:ArrayRecords",  # before folders, for it also takes those that hold records
+    "jpeglm.data.sources.arrays:Arrays",  # before other files: NAME in FILE.npz:NAME may have their suffix
+    "jpeglm.data.sources.array_records:ArrayRecords",  # before folders: it also takes folders of records
     "jpeglm.data.sources.folders:Folder",
     "jpeglm.data.sources.zips:Zip",
     "jpeglm.data.sources.tars:Tar",
@@ -55,7 +55,7 @@ SOURCES: list[type[Source] | str] = [
 
 @functools.lru_cache(maxsize=1)
 def open_source(path: str) -> Source:
-    """`open_anew`, once a process for as long as it asks for the same path."""
+    """`open_anew`, cached per process while the path stays the same."""
     return open_anew(path)
 
 
@@ -75,5 +75,5 @@ def open_anew(path: str) -> Source:
 
 
 def _kinds() -> Iterator[type[Source]]:
-    """The classes of `SOURCES`, each imported when it is its turn."""
+    """The classes of `SOURCES`, each imported only when reached."""
     return map(resolved, SOURCES)

@@ -1,7 +1,7 @@
-"""What zip and tar have in common: members with names, which are never unpacked to a file of that name.
+"""The common part of zip and tar: named members, which are never unpacked to files of these names.
 
-Members are found by where they lie and read by that. A member's name is a label: links, devices and paths that lead
-out of the archive can do nothing.
+Members are read by their offset. A member's name is only a label, so links, devices and paths that lead out of the
+archive have no effect.
 """
 
 import itertools
@@ -17,9 +17,9 @@ from jpeglm.data.sources.listing import PassedOver
 
 
 class Archive(Named):
-    """The members of an archive, by name; sorted as a folder is."""
+    """The members of an archive, by name; sorted like a folder."""
 
-    _members: dict[str, Any]  # files alone, by name; the last of each name
+    _members: dict[str, Any]  # only files, by name; the last of each name
     _replaced: list[str]  # names of members that a later one replaces
 
     def folders(self, passed_over: PassedOver) -> Iterator[tuple[str, list[str]]]:
@@ -41,7 +41,7 @@ class Archive(Named):
 
 
 def by_name(members: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Members by name, the last of each name as if they were unpacked in turn; and the names of the others."""
+    """Members by name (the last of each name, as after unpacking in order); and the names of replaced ones."""
     by_name, replaced = {}, []
     for name, member in members:
         if name in by_name:

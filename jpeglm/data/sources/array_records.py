@@ -22,7 +22,8 @@ _BLOCK = 1 << 16
 class ArrayRecords(Files):
     """The records of ArrayRecord files, each the bytes of a picture file, in order; named FILE:NUMBER.
 
-    A record is decompressed whole before its size is known: unlike an archive's member, a hostile one can take memory.
+    A record is decompressed completely before its size is known. So, unlike an archive's member, a hostile one can use
+    much memory.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (_SUFFIX,)
@@ -65,21 +66,21 @@ def _is_records(name: str) -> bool:
 
 
 def _check_records_end(file: io.BufferedReader) -> None:
-    """Raises `ValueError` if an ArrayRecord file goes on after its end.
+    """Raises ValueError if anything follows the end of an ArrayRecord file.
 
-    The reader looks for a file's end in its last block, and believes the place of the index that it reads there. Of
-    files of one length that were joined, it so reads the first alone. The layout is that of Riegeli: blocks of 64 KiB,
-    each with a header of 24 bytes; chunks with a header of 40, whose second word is their size; the last block holds a
-    chunk of three equal messages, of which field 1 is the place of the index.
+    The reader looks for the end in the last block, and trusts the position of the index that it finds there. So if
+    files of equal length were joined, it reads only the first. The layout is Riegeli's: blocks of 64 KiB, each with a
+    header of 24 bytes; chunks with a header of 40 bytes, whose second word is their size; the last block has a chunk
+    of three equal messages, whose field 1 is the position of the index.
     """
     descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
     last = os.pread(descriptor, 128, max(0, size - _BLOCK))[24 + 40 :]
     found = re.match(rb"\x00\x03(.)\1\1\x08([\x80-\xff]{0,9}[\x00-\x7f])", last, re.DOTALL)
     if not found:
-        return  # no such file: its reader says so
+        return  # not such a file: its reader reports that
     index = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[2]))
     header = pread(descriptor, 24 + 24, index) if index + 48 <= size else bytes(48)
-    inside = _BLOCK - index % _BLOCK  # bytes up to the next block, whose header may stand in between
+    inside = _BLOCK - index % _BLOCK  # bytes up to the next block, whose header may come in between
     header = header[24:] if inside == _BLOCK else header[:inside] + header[inside + 24 :]
     (length,) = struct.unpack_from("<Q", header, 8)
     start = index // _BLOCK * (_BLOCK - 24) + max(0, index % _BLOCK - 24)  # without headers
@@ -89,16 +90,16 @@ def _check_records_end(file: io.BufferedReader) -> None:
 
 
 def _holds_records(folder: str) -> bool:
-    """Whether `folder` holds ArrayRecord files.
+    """Whether `folder` has ArrayRecord files.
 
     Raises:
-      InputError: it holds pictures or folders beside them.
+      InputError: it also has pictures or folders.
     """
     try:
         with os.scandir(folder) as entries:
             found = [(entry.name, entry.is_dir()) for entry in entries if not listing.is_hidden(entry.name)]
     except OSError:
-        return False  # the folder's own source tells why
+        return False  # the source for folders reports why
     if not any(_is_records(name) for name, is_folder in found if not is_folder):
         return False
     if any(is_folder or listing.suffix_of(name) in listing.pictures().suffixes for name, is_folder in found):

@@ -1,6 +1,6 @@
-"""The pictures of one array in numpy's formats.
+"""The pictures of one array in NumPy's formats.
 
-A compressed .npz cannot be read in place: its array is unpacked once a process to a file without a name in the folder
+A compressed .npz cannot be read in place: its array is unpacked, once per process, to an unnamed file in the folder
 for temporary files (TMPDIR).
 """
 
@@ -33,8 +33,8 @@ _ARRAY_OF = re.compile(r"(.+?\.npz):(.+)", re.IGNORECASE | re.DOTALL)  # a file 
 class Arrays(Source):
     """The pictures of one uint8 array in a .npy or .npz file, in order, named by their number.
 
-    FILE.npz:NAME is the array NAME. Of FILE.npz it is `arr_0`, or the only array that has pictures' shape and type;
-    others are left alone.
+    FILE.npz:NAME is the array NAME. FILE.npz is `arr_0`, or the only array with the shape and type of pictures; other
+    arrays are ignored.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".npz", ".npy")
@@ -61,7 +61,7 @@ class Arrays(Source):
             raise InputError(f"cannot read {printable(path)}: its array ends at byte {header.end}, it has {size}")
 
     def _in_archive(self, path: str, wanted: str | None) -> "_ArrayHeader":
-        """The array in a .npz file; one that is compressed becomes a file of its own."""
+        """The array in a .npz file; a compressed one is unpacked to a temporary file."""
         with zipfile.ZipFile(self._file) as archive:
             check_zip_is_alone(archive)
             headers = {}
@@ -72,11 +72,11 @@ class Arrays(Source):
             name = _chosen(headers, path, wanted)
             info, header = archive.getinfo(f"{name}.npy"), headers[name]
             if info.compress_type == zipfile.ZIP_STORED:
-                with archive.open(info) as member:  # to its end, where the checksum is compared
+                with archive.open(info) as member:  # to its end, where the checksum is verified
                     while member.read(CHUNK):
                         pass
                 local = pread(self._file.fileno(), 30, info.header_offset)
-                name, extra = struct.unpack("<HH", local[26:30])  # the lengths of what stands before the data
+                name, extra = struct.unpack("<HH", local[26:30])  # lengths of the fields before the data
                 return dataclasses.replace(header, offset=info.header_offset + 30 + name + extra + header.offset)
             with archive.open(info) as member:
                 self._file = to_nameless_file(iter(lambda: member.read(CHUNK), b""), path)
@@ -101,7 +101,7 @@ def without_array(path: str | None) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _ArrayHeader:
-    """What a .npy file says of its array, and where its values start; `trouble` in words if they cannot be used."""
+    """The header of a .npy file, and the offset of its values; `trouble` says why they cannot be used, if so."""
 
     shape: tuple[int, ...] = ()
     offset: int = 0
@@ -132,7 +132,7 @@ class _ArrayHeader:
 
 
 def _array_header(file: IO[bytes], size: int | None = None) -> _ArrayHeader:
-    """What stands before the values of a .npy file; `size`: bytes of the whole, if they are known."""
+    """Reads the header of a .npy file; `size`: of the whole file in bytes, if known."""
     start = io.BytesIO(file.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
     if version == (1, 0):
@@ -149,7 +149,7 @@ def _array_header(file: IO[bytes], size: int | None = None) -> _ArrayHeader:
 
 
 def _chosen(headers: dict[str, _ArrayHeader], path: str, wanted: str | None) -> str:
-    """The name of the array to read; `InputError` if it holds no pictures, or several arrays of them."""
+    """The name of the array to read; InputError if the file has no pictures, or several arrays of them."""
 
     def listed(names: Iterable[str]) -> str:
         shown = [f"{printable(name)} {headers[name]}" for name in itertools.islice(names, 20)]

@@ -1,19 +1,19 @@
-"""What a source has to say: the protocol that codecs and evaluators ask, whatever the source.
+"""The protocol of a source, which codecs and evaluators use for every kind of source.
 
-To add a source, write one file with a class of it and add one line to `SOURCES` in `sources`. It inherits from the
+To add a source, write one file with its class and add one line to `SOURCES` in `sources`. The class inherits from the
 last of these that fits:
 
-| class | what it holds | what is left to write |
+| class | content | to implement |
 |---|---|---|
 | `Source` | pixels | `takes`, `names`, `load` |
 | `Files` | files of pictures or clips | `takes`, `names`, `read` |
-| `Named` | files with names that somebody gave them, in folders | `takes`, `folders`, `start`, `read` |
+| `Named` | files with names of their own, in folders | `takes`, `folders`, `start`, `read` |
 
-A source that is known by the suffix of its path sets `suffixes` in the place of `takes`. What has to be opened once,
-`__init__` opens.
+A source that is recognised by the suffix of its path sets `suffixes` instead of `takes`. `__init__` opens what has to
+be opened once.
 
-A source lists names cheaply, and loads one item by name. Prepared data depend on what is read alone: so names come in
-the same order in every process and on every machine. A source may be read by several threads at once, and each
+A source lists names cheaply, and loads one item by name. Prepared data must depend only on the content, so names come
+in the same order in every process and on every machine. A source may be read by several threads at once, and each
 process opens its own.
 """
 
@@ -35,9 +35,9 @@ class Source(abc.ABC):
     """A set of pictures or clips, made from the path that names it.
 
     Attributes:
-      suffixes: of the paths that name such a source, in lower case with their dots; none if `takes` asks otherwise.
-      holds_files: whether `read` can be asked.
-      path: what `open_source` was given.
+      suffixes: of the paths that name such a source, in lower case with their dots; empty if `takes` decides.
+      holds_files: whether `read` can be used.
+      path: as given to `open_source`.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
@@ -50,7 +50,7 @@ class Source(abc.ABC):
 
     @classmethod
     def takes(cls, path: str) -> bool:
-        """Whether `path` names a source of this kind; where there is nothing, `__init__` says so.
+        """Whether `path` names a source of this kind; `__init__` reports if nothing is there.
 
         Raises:
           InputError: it is not clear which source is meant.
@@ -59,11 +59,11 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def names(self, rule: Rule | None = None, passed_over: PassedOver | None = None) -> Iterator[str]:
-        """Names of all items, in an order that depends on the content alone.
+        """Names of all items, in an order that depends only on the content.
 
         Args:
-          rule: what is looked for, where files have names of their own; pictures if None.
-          passed_over: is told what is left out.
+          rule: which files are taken, if files have names of their own; pictures if None.
+          passed_over: records what is skipped.
 
         Raises:
           InputError: a folder cannot be listed.
@@ -71,7 +71,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def load(self, name: str) -> Image.Image:
-        """Opens one picture, perhaps lazily.
+        """Opens one picture, possibly lazily.
 
         Raises:
           Refused: it is no picture, or no rule of `pictures` converts it.
@@ -97,11 +97,11 @@ class Source(abc.ABC):
         raise Refused("no file", f"{printable(self.path)} holds pixels")
 
     def clips(self, passed_over: PassedOver | None = None) -> Iterator[str]:
-        """Names of all clips, as `names` gives those of pictures."""
+        """Names of all clips, like `names` for pictures."""
         return self.names(listing.films_and_png(), passed_over)
 
     def stills(self, name: str) -> list[str] | None:
-        """Of a clip that lies there as pictures, the names of its frames, in no order; None of one that is a file.
+        """For a clip stored as pictures, the names of its frames, unordered; None for a clip that is a file.
 
         Raises:
           Refused: they cannot be listed.
@@ -109,7 +109,7 @@ class Source(abc.ABC):
         return None
 
     def documents(self, codec: object, limit: int | None = None) -> Iterator[bytes] | None:
-        """Documents of a source that `jpeglm.prepare` wrote; None of any other, whose items a codec has to encode.
+        """Documents of a source that `jpeglm.prepare` wrote; None for any other source, whose items must be encoded.
 
         Args:
           codec: the `Codec` whose documents are wanted.
@@ -136,7 +136,7 @@ class Files(Source):
 
 
 class Named(Files):
-    """Files with names that somebody gave them, in folders: `listing` says which of them are taken."""
+    """Files with names of their own, in folders: `listing` decides which of them are taken."""
 
     @abc.abstractmethod
     def start(self, name: str) -> bytes:
@@ -144,7 +144,7 @@ class Named(Files):
 
     @abc.abstractmethod
     def folders(self, passed_over: PassedOver) -> Iterator[tuple[str, list[str]]]:
-        """Each folder, "" the first, with the names of the files in it from the top on, none of them hidden."""
+        """Each folder (the first is "") with the full names of the files in it, without hidden ones."""
 
     def names(self, rule: Rule | None = None, passed_over: PassedOver | None = None) -> Iterator[str]:
         rule, passed_over = rule or listing.pictures(), passed_over or PassedOver()
@@ -167,7 +167,7 @@ class Named(Files):
                     passed_over.add(name, why)
 
     def is_taken(self, name: str, rule: Rule) -> tuple[bool, str]:
-        """Whether the rule takes a file, and why it cannot tell."""
+        """Whether the rule takes a file, and why this cannot be decided."""
         try:
             return rule.takes(name, self.start), ""
         except Refused as refusal:

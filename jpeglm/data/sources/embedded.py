@@ -1,4 +1,4 @@
-"""The digits that come with this package."""
+"""The digits that are part of this package."""
 
 from collections.abc import Iterator
 from pathlib import Path

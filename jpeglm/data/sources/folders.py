@@ -37,7 +37,7 @@ class Folder(Named):
             pending += inside[::-1]
 
     def _is_known(self, folder: str, listed: set[tuple[int, int]]) -> bool:
-        """Whether a folder is among those that have been listed, and counts it among them."""
+        """Whether a folder has been listed already; records it as listed."""
         try:
             status = os.stat(os.path.join(self.path, folder))
         except OSError as error:
@@ -47,7 +47,7 @@ class Folder(Named):
         return known
 
     def _leads_back(self, link: str) -> bool:
-        """Whether a linked folder holds this one, or lies in it where it is listed without the link."""
+        """Whether a linked folder contains this one, or is inside it and thus listed anyway."""
         top, target = os.path.realpath(self.path), os.path.realpath(os.path.join(self.path, link))
         if os.path.commonpath([top, target]) == target:
             return True
@@ -66,7 +66,7 @@ class Folder(Named):
     def clips(self, passed_over: PassedOver | None = None) -> Iterator[str]:
         """Films by name, and each folder with frames in it, whose name ends with a slash."""
         clip = None
-        for name in self.names(listing.films_and_frames(), passed_over):  # files of one folder follow each other
+        for name in self.names(listing.films_and_frames(), passed_over):  # files of one folder are consecutive
             if not listing.is_frame(name, self.start):
                 yield name
             elif (folder := os.path.join(os.path.dirname(name), "")) != clip:
@@ -103,5 +103,5 @@ class Folder(Named):
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or into a folder that is closed: whoever reads it says so
+    except OSError:  # a link loop, or no permission: reported when it is read
         return False

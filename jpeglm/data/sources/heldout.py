@@ -16,7 +16,7 @@ from jpeglm.data.sources.listing import PassedOver, Rule
 
 
 class HeldOut(Files):
-    """The held-out pictures of a prepared folder, each an ordinary file; nothing is read before it is asked for."""
+    """The held-out pictures of a prepared folder, each an ordinary file; read lazily."""
 
     @classmethod
     def takes(cls, path: str) -> bool:

@@ -1,7 +1,7 @@
-"""Layouts of picture files that Pillow opens and then reads wrong: read right here, or refused as "layout".
+"""Layouts of picture files that Pillow opens but misreads: read correctly here, or refused as "layout".
 
-`tests/data/sources/test_layouts.py` writes files of each kind and compares what becomes of them with what was written
-and with other readers. The middle column is what Pillow gives without a rule.
+`tests/data/sources/test_layouts.py` writes files of each kind and compares the result with what was written and with
+other readers. The middle column is Pillow's result without a rule here.
 
 | layout | Pillow alone | here |
 |---|---|---|
@@ -63,9 +63,9 @@ _LUMA = (0.299, 0.587, 0.114)  # YCbCrCoefficients
 
 
 def right(image: Image.Image, data: bytes) -> Image.Image:
-    """What `data` holds, from the image that Pillow opened of it lazily; raises `Refused`.
+    """The correct picture of `data`, given the image that Pillow opened from it lazily; raises `Refused`.
 
-    The image itself is given back where Pillow reads it right, and is decoded already where it must be mended.
+    Returns the same image if Pillow reads it correctly, and a decoded one if it had to be corrected.
     """
     rule = _RULES.get(image.format or "")
     return rule(image, data) if rule else image
@@ -81,7 +81,7 @@ def png_inside(image: Image.Image, data: bytes) -> bytes | None:
 
 
 def grey_range(image: Image.Image) -> tuple[int, int]:
-    """The numbers of black and white of a picture of 16-bit grey."""
+    """The values of black and white in a picture of 16-bit grey."""
     if image.format != "TIFF":
         return 0, 65_535
     tags = cast("TiffImageFile", image).tag_v2
@@ -90,7 +90,7 @@ def grey_range(image: Image.Image) -> tuple[int, int]:
 
 
 def check_palette(image: Image.Image) -> None:
-    """`Refused` if a decoded picture has a number for which its palette has no colour."""
+    """Raises Refused if a decoded picture uses a number for which its palette has no colour."""
     if image.mode == "P" and image.palette:
         colours = len(image.palette.palette) // len(image.palette.mode)
         _, most = cast("tuple[int, int]", image.getextrema())  # of the one channel
@@ -136,7 +136,7 @@ def _png_chunk(data: bytes, kind: bytes) -> bytes:
 
 
 def _png_of_wide_colours(image: "PngImageFile", data: bytes, transparent: tuple[int, int, int]) -> Image.Image:
-    """Pillow keeps the high bytes alone, so that close colours look the same: the low ones are read, too."""
+    """Pillow keeps only the high bytes, so that close colours look the same; this also reads the low ones."""
     low = Image.open(io.BytesIO(data), formats=["PNG"])
     low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
     differs = Image.new("L", image.size)
@@ -184,7 +184,7 @@ def _check_plain_ycbcr(image: "TiffImageFile") -> None:
 
 
 def _tiff_planes(image: "TiffImageFile", data: bytes) -> Image.Image:
-    """Planes of one sample are no planes; several are left to libtiff, as Pillow does where they are compressed."""
+    """Planes of one sample are ordinary data; several are left to libtiff, as Pillow does if they are compressed."""
     tags = image.tag_v2
     bits, photometric = tags.get(258, (1,))[0], tags[262]
     if tags.get(277, 1) == 1:
@@ -248,7 +248,7 @@ def _tga(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _tga_alpha(data: bytes) -> int | None:
-    """What the file's extension says of its alpha; None without one."""
+    """The kind of alpha according to the file's extension area; None without one."""
     footer = data[-26:]
     if not footer.endswith(b"TRUEVISION-XFILE.\0"):
         return None
@@ -342,7 +342,7 @@ def _gif(image: "GifImageFile", data: bytes) -> Image.Image:
     return image
 
 
-_RULES: dict[str, Callable[[Any, bytes], Image.Image]] = {  # each is given its own format's class of image
+_RULES: dict[str, Callable[[Any, bytes], Image.Image]] = {  # each gets the image class of its format
     "BMP": _bmp,
     "GIF": _gif,
     "ICO": _ico,

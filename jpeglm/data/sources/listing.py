@@ -1,6 +1,6 @@
-"""What a folder or an archive holds: the one rule by which its files are taken or passed over, for every command.
+"""Which files of a folder or an archive are taken and which are skipped: one rule for every command.
 
-In this order:
+The first line that applies decides:
 
 | a file or folder | becomes |
 |---|---|
@@ -13,8 +13,8 @@ In this order:
 | another suffix, or none | taken if its first bytes are those of what is looked for |
 | a member of an archive that a later one of the same name replaces | passed over |
 
-What is taken and turns out to be no picture or clip is refused by its reader. What is passed over is counted by its
-suffix, or by the reason before it, and named. A file whose suffix decides is not opened.
+A file that is taken but turns out not to be a picture or clip is refused by its reader. Files that are passed over are
+counted by suffix or reason, and named. A file whose suffix decides is not opened.
 """
 
 import collections
@@ -30,7 +30,7 @@ from PIL import Image
 from jpeglm.core.errors import InputError, printable
 from jpeglm.core.registry import CODECS
 
-START = 512  # bytes of a file that are looked at
+START = 512  # bytes at the beginning of a file that are checked
 LINKED_FOLDER, NOT_A_SAMPLE, REPLACED, NAMELESS = "linked", "no sample", "replaced", "without a name"
 SAMPLES_LOG, SAMPLES_SETTINGS = "samples.jsonl", "settings.json"
 
@@ -38,7 +38,7 @@ _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"),
     "system volume information",
 }
-_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows their names and leaves them to others
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow lists these but cannot decode them itself
 _FILM_SUFFIXES = frozenset(
     ".3g2 .3gp .apng .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .qt .ts .vob .webm "
     ".webp .wmv".split()
@@ -55,19 +55,19 @@ _PICTURE_STARTS = rb"""
     | \x59\xa6\x6a\x95 | icns
     | /\*\x20XPM\x20\*/ | SIMPLE\x20\x20=
 """
-_MOST_NAMES = 100  # that are kept, of what is passed over
+_MOST_NAMES = 100  # of names kept, of files passed over
 _MOST_KINDS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What is looked for: `suffixes`, in lower case with their dots, and how files of other names begin."""
+    """The files to take: by `suffixes`, in lower case with dots, and by first bytes for other names."""
 
     suffixes: frozenset[str]
     starts: re.Pattern[bytes]
 
     def takes(self, name: str, start: Callable[[str], bytes]) -> bool:
-        """Whether a file is taken; `start` gives the first bytes of one by name, and is called if the name is silent.
+        """Whether a file is taken; `start` returns the first bytes by name; called only if the suffix does not decide.
 
         Raises:
           Refused: `start` does.
@@ -89,18 +89,18 @@ def pictures() -> Rule:
 
 @functools.cache
 def films() -> Rule:
-    """Files that each hold a clip, among them animated pictures of formats whose pictures mostly are; no PNG."""
+    """Files that are clips, including pictures of formats that are mostly animated; not PNG."""
     return _rule(_FILM_SUFFIXES, _FILM_STARTS)
 
 
 @functools.cache
 def films_and_frames() -> Rule:
-    """Where a folder with pictures is a clip: all of both kinds. What is in `films` too is no frame."""
+    """For folders of pictures as clips: films and pictures. Anything that `films` takes is not a frame."""
     return _rule(_FILM_SUFFIXES | pictures().suffixes, _FILM_STARTS, _PICTURE_STARTS)
 
 
 def is_frame(name: str, start: Callable[[str], bytes]) -> bool:
-    """Of what `films_and_frames` takes: whether it is a frame of a clip. `start` and errors as of `Rule.takes`."""
+    """Whether a file that `films_and_frames` takes is a frame. `start` and errors as in `Rule.takes`."""
     suffix = suffix_of(name)
     if suffix in _FILM_SUFFIXES or suffix in pictures().suffixes:
         return suffix not in _FILM_SUFFIXES
@@ -110,12 +110,12 @@ def is_frame(name: str, start: Callable[[str], bytes]) -> bool:
 
 @functools.cache
 def films_and_png() -> Rule:
-    """Where pictures beside each other are no clip: a PNG may be animated."""
+    """For archives, where pictures side by side are not a clip: a PNG may be animated."""
     return _rule(_FILM_SUFFIXES | {".png"}, _FILM_STARTS, rb"\x89PNG\r\n\x1a\n")
 
 
 class PassedOver:
-    """What a listing has left out.
+    """Records the files that a listing skips.
 
     Attributes:
       counts: by suffix or reason.
@@ -129,7 +129,7 @@ class PassedOver:
         self._on_each = on_each
 
     def add(self, name: str, why: str = "") -> None:
-        """Counts a file or a folder, whose name ends with a slash; `why`: the reason, if it is not the suffix."""
+        """Counts a file or a folder (name with a slash at the end); `why`: the reason, if not the suffix."""
         key = f"{why} {_suffix_in_words(name)}".strip() or "no suffix"
         if key not in self.counts and len(self.counts) >= _MOST_KINDS:
             key = "other"
@@ -142,7 +142,7 @@ class PassedOver:
         return {"counts": dict(sorted(self.counts.items())), "names": self.names}
 
     def after(self, before: str) -> str:
-        """`before` and what there is in words; nothing if nothing was left out."""
+        """`before` and a summary in words; "" if nothing was skipped."""
         if not self.counts:
             return ""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common(10))
@@ -156,7 +156,7 @@ def suffix_of(name: str) -> str:
 
 
 def _suffix_in_words(name: str) -> str:
-    """The suffix, if it is one (numbers and long words after a dot are none), or that it is a folder."""
+    """The suffix in words (numbers and long words after a dot do not count), or that it is a folder."""
     if name.endswith("/"):
         return "folder"
     suffix = suffix_of(name)
@@ -164,12 +164,12 @@ def _suffix_in_words(name: str) -> str:
 
 
 def is_hidden(part: str) -> bool:
-    """Whether a file or folder of this name, without those around it, is passed over with all that is in it."""
+    """Whether a file or folder of this name (without its path) is skipped with everything in it."""
     return (part.startswith(".") and part not in (".", "..")) or part.lower() in _SYSTEM
 
 
 def hidden_part(name: str) -> str | None:
-    """Of a path the first part that is hidden, with what stands before it; with a slash if it is a folder."""
+    """The path up to its first hidden part; with a slash at the end if that is a folder."""
     parts = re.split(r"([/\\])", name)  # archives from Windows have both
     for place in range(0, len(parts), 2):
         if is_hidden(parts[place]):
@@ -181,12 +181,12 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
     """The samples in a folder that `jpeglm.sample` wrote; None for any other folder.
 
     Args:
-      folder: in words.
+      folder: for messages.
       names: paths of the files in it.
-      read: gives the content of a file by its path.
+      read: returns the content of a file by its path.
 
     Raises:
-      InputError: its log is damaged, or names a sample that is not there.
+      InputError: its log is damaged, or names a missing sample.
     """
     by_name = {posixpath.basename(name): name for name in names}
     if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
@@ -208,7 +208,7 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
 
 
 def _logged(folder: str, log: bytes) -> dict[str, None]:
-    """The names in samples.jsonl, each once, in their order."""
+    """The names in samples.jsonl, each once, in order."""
     names: dict[str, None] = {}
     for number, line in enumerate(log.splitlines(), 1):
         try:

@@ -1,13 +1,13 @@
-"""Picture files without the metadata that keeps Pillow from opening them. Pixels and orientation stay as they are.
+"""Removes metadata that prevents Pillow from opening a picture file. Pixels and orientation stay as they are.
 
-| file | what is left out |
+| file | removed |
 |---|---|
 | PNG, always | ancillary chunks but transparency, animation, and EXIF or XMP that is sound and small |
 | JPEG, where it does not open | APPn and comments but JFIF, Adobe's colour transform and the orientation |
 | WebP, where it does not open | all after the pixels from the first chunk on that is cut off |
 | AVIF, where it does not open | EXIF: its orientation is stored elsewhere |
 
-A wrong checksum in a chunk of a PNG that holds pixels is damage, which Pillow does not notice in all of them.
+A wrong checksum in a PNG chunk with pixels is damage, which Pillow does not always notice.
 """
 
 import re
@@ -27,12 +27,12 @@ _EXIF = b"Exif\0\0"
 
 
 def checked(data: bytes) -> bytes:
-    """A file without what is left out always; raises `Refused` if a checksum shows damage to its pixels."""
+    """A file without the parts that are always removed; raises `Refused` if a checksum shows damaged pixels."""
     return b"".join(_png_parts(data)) if data.startswith(_PNG) else data
 
 
 def stripped(data: bytes) -> bytes:
-    """A file that did not open without the metadata that may be the reason; the same bytes where there is none."""
+    """A file that did not open, without the metadata that may be the reason; unchanged if there is none."""
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -49,12 +49,12 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack_from(">I4s", data, start)
         chunk = data[start : start + 12 + length]
         is_critical = not kind[0] & 32
-        if len(chunk) < 12 + length:  # cut off: of what holds pixels, the decoder judges
+        if len(chunk) < 12 + length:  # cut off: the decoder judges chunks with pixels
             if is_critical or kind in _PNG_PIXELS:
                 yield chunk
             return
         is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-        if kind == b"tRNS" and after:  # too late to mean anything
+        if kind == b"tRNS" and after:  # comes too late to have an effect
             pass
         elif kind in _PNG_PIXELS:
             if not is_sound:
@@ -70,7 +70,7 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
 
 
 def _tells_orientation(kind: bytes, body: bytes) -> bool:
-    """Whether Pillow may find an orientation in an ancillary chunk of a PNG, and can read it."""
+    """Whether an ancillary chunk of a PNG may have an orientation that Pillow finds and can read."""
     if kind == b"eXIf":
         return True
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or not body.startswith(_PNG_ORIENTATION):
@@ -78,7 +78,7 @@ def _tells_orientation(kind: bytes, body: bytes) -> bool:
     rest, packed, method = body.partition(b"\0")[2], False, b"\0"
     if kind == b"zTXt":
         packed, method, rest = True, rest[:1], rest[1:]
-    elif kind == b"iTXt":  # language and translated keyword stand before the text
+    elif kind == b"iTXt":  # language and translated keyword come before the text
         packed, method, rest = rest[:1] == b"\1", rest[1:2], rest[2:].split(b"\0", 2)[-1]
     return (method == b"\0" and _unpacks_small(rest)) if packed else len(rest) <= _MOST_TEXT
 
@@ -112,7 +112,7 @@ def _jpeg(data: bytes) -> bytes:
 
 
 def _orientation_segment(exif: bytes) -> bytes:
-    """The segment of a JPEG that holds nothing but the orientation that `exif` names; none where it cannot be read."""
+    """A JPEG segment with only the orientation from `exif`; empty if that cannot be read."""
     found, small = Image.Exif(), Image.Exif()
     try:
         found.load(_EXIF + exif)

@@ -1,9 +1,9 @@
-"""How each kind of picture file becomes a picture of the codec's size and mode.
+"""Converts every kind of picture file to a picture of the codec's size and mode.
 
-`to_canonical` gives the picture that is encoded, or raises `Refused` with a reason, which is counted in the manifest,
+`to_canonical` returns the picture to encode, or raises `Refused` with a reason, which is counted in the manifest,
 and a detail, which is listed beside the name.
 
-| what is found | what becomes of it |
+| input | result |
 |---|---|
 | EXIF orientation | applied |
 | alpha, transparent palette entry or colour | over the background: white, black, or refused, "transparent" |
@@ -24,8 +24,8 @@ and a detail, which is listed beside the name.
 
 Then a centre crop to the codec's aspect and a bicubic, antialiased resize, as one step.
 
-The limits keep a worker below 2 GB and a picture below a minute: decoders and conversions hold up to 16 bytes a pixel
-beside the file, and each 14 bytes of a progressive JPEG can be a scan that passes over all pixels again.
+The limits keep a worker below 2 GB and a picture below a minute: decoders and conversions need up to 16 bytes per
+pixel in addition to the file, and every 14 bytes of a progressive JPEG can be another scan over all pixels.
 """
 
 import io
@@ -41,11 +41,12 @@ from jpeglm.core.errors import Refused
 from jpeglm.data.sources import layouts, metadata
 from jpeglm.data.sources.reading import refusing
 
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it tells at length of damage that becomes a refusal here
-warnings.filterwarnings("ignore", module=r"PIL\.")  # so, too; around a call it would not be safe for threads
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs details of damage, which becomes a refusal here
+warnings.filterwarnings("ignore", module=r"PIL\.")  # likewise; setting it around each call would not be thread-safe
 
 _FIRST_OF_SEVERAL = ("MPO", "TIFF", "PSD")  # files of several pictures that are not a film
-# What is opened; the layouts of each are compared with another reader. TGA has no signature, and so comes last.
+# The formats that are opened; the layouts of each are tested against another reader. TGA comes last, because it has no
+# signature.
 _FORMATS = "JPEG PNG GIF WEBP AVIF BMP TIFF PPM JPEG2000 QOI PSD ICO PCX SGI SUN XPM TGA".split()
 _REFUSED_MODES = ("I", "F", "LAB")
 _MOST_SCANS = 100  # of a JPEG; encoders write about 10
@@ -63,7 +64,7 @@ _TURNS: dict[int | None, Image.Transpose] = {
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Opens a picture file lazily; raises `Refused`. `to_canonical` looks at its pixels, and so at most damage."""
+    """Opens a picture file lazily; raises `Refused`. Most damage is found only when `to_canonical` decodes it."""
     if not data:
         raise Refused("not a picture", "the file is empty")
     with refusing():
@@ -96,11 +97,11 @@ def load_pixels(image: Image.Image) -> None:
     with refusing():
         image.load()
         layouts.check_palette(image)
-    _check_size(image)  # again: an icon's header need not tell the size of the picture inside
+    _check_size(image)  # again: an icon's header may not give the size of the picture inside
 
 
 def too_many(pixels: int) -> bool:
-    """Whether a picture has more pixels than are taken; Pillow itself only warns, and raises from twice as many."""
+    """Whether a picture has too many pixels; Pillow itself only warns at this limit, and raises at twice as many."""
     return Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS
 
 
@@ -151,7 +152,7 @@ def upright(image: Image.Image, background: str = DEFAULT_BACKGROUND) -> Image.I
 
 
 def on_background(image: Image.Image, background: str) -> Image.Image:
-    """A decoded picture with nothing transparent in it; the same image where it can hold nothing transparent.
+    """A decoded picture without transparency; the same image if its mode has none.
 
     Args:
       image: of up to 8 bits a channel.
@@ -162,7 +163,7 @@ def on_background(image: Image.Image, background: str) -> Image.Image:
     """
     if not image.has_transparency_data:
         return image
-    if image.mode == "La":  # grey multiplied by its alpha, which Pillow makes RGBA of in two steps alone
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to RGBA only in two steps
         image = image.convert("LA")
     image = _converted(image, "RGBA")
     if background == "refuse":
@@ -185,7 +186,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits; a value that the file names as transparent becomes an alpha channel."""
+    """16-bit grey to 8 bits; a value that the file marks as transparent becomes an alpha channel."""
     wide = np.asarray(image, np.int32)
     black, white = layouts.grey_range(image)
     steps = abs(white - black)

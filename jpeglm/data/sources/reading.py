@@ -1,6 +1,6 @@
-"""Bytes of files that others have written, in a bounded time and memory; errors that name the file.
+"""Reads untrusted files in bounded time and memory, with errors that name the file.
 
-What keeps a whole source from being read is an `InputError`, what is wrong with one item is `Refused`.
+A problem with a whole source is an `InputError`, one with a single item is `Refused`.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ _LONGEST_DETAIL = 200  # characters
 def read_file(path: str | os.PathLike, size: int | None = None) -> bytes:
     """The content of a regular file, or its first `size` bytes; raises `Refused` for anything else, without waiting.
 
-    It is read whole: decoders that map a file into memory die when somebody shortens it meanwhile.
+    It is read into memory: a decoder that maps a file dies if another program shortens it.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a device can have effects
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening, because opening a device can have side effects
             raise Refused("not a regular file", "a folder, pipe, socket or device")
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -47,7 +47,7 @@ def _without_waiting(path: str, mode: int) -> int:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Inside, what a reader or decoder raises becomes `Refused`: on a damaged file they raise nearly everything."""
+    """Turns any exception of a reader or decoder into `Refused`: on damaged files they raise nearly everything."""
     try:
         yield
     except Refused:
@@ -57,7 +57,7 @@ def refusing() -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> Refused:
-    """What an exception of Pillow means for the picture."""
+    """Translates an exception of Pillow into a refusal."""
     text = printable(" ".join(str(error).split()))[:_LONGEST_DETAIL]
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return Refused("too large", text)
@@ -73,7 +73,7 @@ def refuse_large(size: int) -> None:
 
 
 def open_file(path: str) -> io.BufferedReader:
-    """A regular file; raises `InputError` for anything else, without waiting at a pipe."""
+    """Opens a regular file; raises InputError for anything else, without blocking on a pipe."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError(f"{printable(path)}: not a regular file")
@@ -86,7 +86,7 @@ def open_file(path: str) -> io.BufferedReader:
 
 @contextlib.contextmanager
 def naming(path: str, kind: str) -> Iterator[None]:
-    """Inside, what a library raises on a damaged or hostile file becomes one line that names it."""
+    """Turns a library's exception on a damaged or hostile file into one line that names the file."""
     try:
         yield
     except InputError:
@@ -97,9 +97,9 @@ def naming(path: str, kind: str) -> Iterator[None]:
 
 
 def pread(descriptor: int, size: int, offset: int) -> bytes:
-    """Bytes at an offset, without the position that all who read a file share."""
+    """Reads bytes at an offset, without the shared file position."""
     data = os.pread(descriptor, size, offset)
-    while len(data) < size:  # a system call gives at most 2 GiB, and less where it is interrupted
+    while len(data) < size:  # a system call returns at most 2 GiB, and less if interrupted
         more = os.pread(descriptor, size - len(data), offset + len(data))
         if not more:
             raise EOFError(f"the file ends {size - len(data)} bytes too early")
@@ -108,7 +108,7 @@ def pread(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def check_end(descriptor: int, end: int) -> None:
-    """Raises `ValueError` if anything but zeros stands from byte `end` on, where a file should end.
+    """Raises ValueError if anything but zeros follows byte `end`, where a file should end.
 
     Files that were joined, as by `cat`, are such; most readers see the first or the last of them alone.
     """

@@ -60,7 +60,7 @@ class Tar(Archive):
 
 
 class _Headers(io.FileIO):
-    """A tar file from which its headers are read; tarfile alone would hold one of any length in memory."""
+    """A tar file for reading headers with a size limit; tarfile alone would load one of any length into memory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _LONGEST_HEADER:
@@ -69,9 +69,9 @@ class _Headers(io.FileIO):
 
 
 def _list_tar(descriptor: int) -> Iterator[tuple[str, tuple[int, int | None]]]:
-    """Name, offset and size of each member that is no folder; no size where it is no regular file.
+    """Name, offset and size of each member that is not a folder; no size if it is not a regular file.
 
-    tarfile takes a damaged header, and the end of a file that was cut off between two members, for the archive's end.
+    tarfile treats a damaged header, and the end of a truncated file, as the end of the archive.
     """
     end = -1
     with tarfile.open(fileobj=_Headers(descriptor, closefd=False), mode="r:", errors="surrogateescape") as tar:
@@ -89,14 +89,14 @@ def _list_tar(descriptor: int) -> Iterator[tuple[str, tuple[int, int | None]]]:
 
 
 def _unpacked(file: io.BufferedReader, path: str) -> io.BufferedIOBase:
-    """`file` itself, or its content in a file without a name if it is compressed."""
+    """`file` itself, or an unnamed file with its decompressed content."""
     start = os.pread(file.fileno(), 6, 0)
     if start.startswith(b"\x1f\x8b"):
         stream = gzip.open(file)
     elif start.startswith(b"BZh"):
         return to_nameless_file(_decompressed(file, bz2.BZ2Decompressor), path)
     elif start == b"\xfd7zXZ\x00":
-        # `lzma.open` gives a file the 4 GiB for which its header may ask.
+        # `lzma.open` would allocate up to 4 GiB if the file's header asks for it.
         return to_nameless_file(_decompressed(file, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY)), path)
     else:
         return file
@@ -106,7 +106,7 @@ def _unpacked(file: io.BufferedReader, path: str) -> io.BufferedIOBase:
 def _decompressed(
     file: io.BufferedReader, decoder_of: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
 ) -> Iterator[bytes]:
-    """The chunks of all streams of a compressed file; only zeros may stand between and after them."""
+    """The chunks of all streams of a compressed file; only zeros may come between and after them."""
     data = file.read(CHUNK)
     while data:
         decoder = decoder_of()

@@ -8,15 +8,14 @@ from jpeglm.data.sources.listing import PassedOver, Rule
 
 
 class TfdsDataset(Files):
-    """The pictures of a TensorFlow Datasets dataset that lies prepared in TFDS_DATA_DIR in the array_record format.
+    """The pictures of a TensorFlow Datasets dataset that was prepared in TFDS_DATA_DIR as array_record.
 
-    They are read as they are stored (`SkipDecoding`): the rules of `pictures` hold for them, and TensorFlow is not
-    needed.
+    They are read undecoded (`SkipDecoding`), so the rules of `pictures` apply, and TensorFlow is not needed.
     """
 
     def __init__(self, path: str):
         """`path`: tfds:NAME or tfds:NAME:SPLIT, where NAME may be name/config and SPLIT is "train" by default."""
-        import tensorflow_datasets as tfds  # only here: the import takes about a second
+        import tensorflow_datasets as tfds  # imported here because it takes about a second
 
         super().__init__(path)
         _, name, *split = path.split(":", 2)

@@ -12,7 +12,7 @@ from jpeglm.data.sources import listing
 from jpeglm.data.sources.archives import Archive, by_name, refuse_unsafe
 from jpeglm.data.sources.reading import JOINED, naming, open_file, refuse_large, refusing
 
-BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a limit of memory
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses other methods without a memory limit
 _END = 22  # bytes of the record that ends a zip file, without its comment
 
 
@@ -28,7 +28,7 @@ class Zip(Archive):
             check_zip_is_alone(self._zip)
             members = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
         self._members, self._replaced = by_name((info.filename, info) for info in members)
-        self._lock = threading.Lock()  # opening a member counts what is open, in steps that a thread could interrupt
+        self._lock = threading.Lock()  # zipfile's count of open members is not thread-safe
 
     def read(self, name: str) -> bytes:
         member = self._members[name]
@@ -40,7 +40,7 @@ class Zip(Archive):
         if member.compress_type not in BOUNDED:
             raise Refused("unreadable", f"compression method {member.compress_type}, not stored or deflated")
         refuse_large(member.file_size)
-        return self._read(member, member.file_size)  # no more, whatever follows it; then the checksum is wrong
+        return self._read(member, member.file_size)  # not more, even if more follows; the checksum is then wrong
 
     def start(self, name: str) -> bytes:
         member = self._members[name]
@@ -60,9 +60,9 @@ class Zip(Archive):
 
 
 def check_zip_is_alone(archive: zipfile.ZipFile) -> None:
-    """Raises `zipfile.BadZipFile` for several zip files joined into one, of which zipfile reads the last.
+    """Raises zipfile.BadZipFile for several zip files joined into one, because zipfile reads only the last.
 
-    In general: if anything stands in front of the first member, or anything but zeros after the end.
+    It does so if anything precedes the first member, or anything but zeros follows the end.
     """
     start = min((info.header_offset for info in archive.infolist()), default=archive.start_dir)
     if start:

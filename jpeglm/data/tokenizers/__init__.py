@@ -1,6 +1,6 @@
 """Tokenizers: documents to ids and back.
 
-A new tokenizer is one file, and one line in jpeglm/core/registry.py: the place of a class that keeps the protocol
+A new tokenizer is one file, and one line in jpeglm/core/registry.py: the path of a class that follows the protocol
 `Tokenizer`.
 """
 
@@ -27,24 +27,24 @@ FILE = "tokenizer.json"  # of a prepared folder and of a workdir
 
 
 class Tokenizer(abc.ABC):
-    """A tokenizer that has been learnt, or that had nothing to learn.
+    """A tokenizer that has been learnt, or that needs no learning.
 
-    Ids 0, 1 and 2 are `<unk>` (also the padding of the last chunk), `<s>` and `</s>`. They stand for no bytes, and
-    `encode_batch` gives none of them. The other ids stand for bytes, 0 .. vocab_size - 1 without gaps. Shards hold ids
-    as uint16 (`records`), so that `vocab_size` is at most 65,536.
+    Ids 0, 1 and 2 are `<unk>` (also the padding of the last chunk), `<s>` and `</s>`. They represent no bytes, and
+    `encode_batch` never returns them. The other ids represent bytes; ids are 0 to vocab_size - 1 without gaps. Shards
+    store ids as uint16 (`records`), so `vocab_size` is at most 65,536.
 
-    Any bytes can be encoded, and decode to themselves. Where a codec can cut a document, no token goes across: the
-    tokens of the beginning are then exactly a prefix of the tokens of the whole, and a prompt is what the model has
-    learnt. `Codec.separator_regex` and `Codec.separator_behavior` say where that is.
+    Any bytes can be encoded and decode to themselves. No token crosses a point at which a codec can cut a document
+    (`Codec.separator_regex`, `Codec.separator_behavior`). So the tokens of the beginning are exactly a prefix of the
+    tokens of the whole, and a prompt looks as in training.
 
     Attributes:
-      SECTION: the keys of `config.tokenizer` but `name`, each with its default and its range: `vocab_size`, all ids
-        together, which the model takes from there; and `documents`, from how many at most it is learnt, if it is.
+      SECTION: the keys of `config.tokenizer` other than `name`, each with default and range: `vocab_size`, the number
+        of all ids, which the model uses, too; and `documents`, the most documents to learn from, if any.
       UNK, BOS, EOS: the ids of `<unk>`, `<s>` and `</s>`.
-      text: the saved file. Tokenizers of equal texts are the same.
-      vocab_size: number of ids, these three included.
-      token_bytes: the bytes of each id, b"" where it stands for none, as these three. The grammar of a codec walks
-        them: a token is legal where its bytes are.
+      text: the saved file. Tokenizers with equal texts are equal.
+      vocab_size: number of ids, including these three.
+      token_bytes: the bytes of each id, b"" if it represents none, like these three. A codec's grammar allows a token
+        wherever its bytes are legal.
     """
 
     UNK, BOS, EOS = UNK, BOS, EOS
@@ -55,20 +55,20 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def __init__(self, text: str):
-        """Reads the text of a saved file; `InputError` if it is not this kind's."""
+        """Reads the text of a saved file; InputError if it is not of this kind."""
 
     @classmethod
     @abc.abstractmethod
     def learn(cls, settings: Mapping[str, Any], documents: Iterable[bytes], codec: Codec) -> Self:
-        """Learns from documents, the same tokenizer whatever their order and the number of threads.
+        """Learns from documents; the result does not depend on their order or the number of threads.
 
         Args:
-          settings: the section of the config, whose `vocab_size` the result has.
-          documents: training documents, at most `documents` of the section; none where it has no such key.
-          codec: which made them.
+          settings: the section of the config; the result has its `vocab_size`.
+          documents: training documents, at most `documents` of the section; none if there is no such key.
+          codec: the codec of the documents.
 
         Raises:
-          InputError: the documents do not give so many ids.
+          InputError: the documents do not yield that many ids.
         """
 
     @abc.abstractmethod
@@ -80,7 +80,7 @@ class Tokenizer(abc.ABC):
         return self.encode_batch([data])[0]
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the ids; the three specials stand for no bytes and are passed over."""
+        """The bytes of the ids; the three specials are skipped."""
         return b"".join([self.token_bytes[token] for token in np.asarray(ids).tolist()])
 
     @functools.cached_property
@@ -101,7 +101,7 @@ class Tokenizer(abc.ABC):
             raise InputError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file atomically."""
         write_whole(Path(path), self.text.encode())
 
 
@@ -109,6 +109,6 @@ def load(folder: str | os.PathLike, config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a prepared folder or a workdir, of the kind that its config names.
 
     Raises:
-      InputError: there is none, it is not of this kind, or it breaks the contract of `Tokenizer`.
+      InputError: it is missing, of another kind, or breaks the contract of `Tokenizer`.
     """
     return TOKENIZERS.kind_of(config).load(epath.Path(folder) / FILE)

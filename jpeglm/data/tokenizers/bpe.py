@@ -8,9 +8,9 @@ Before any merge the text is split at each match of the codec's separator (after
 before the start codes of H.264), so the tokens of a file that was cut there are exactly a prefix of the tokens of the
 whole file.
 
-A tokenizer that came from SentencePiece (`jpeglm.convert.sentencepiece`) has no such split and not this promise: its
+A tokenizer converted from SentencePiece (`jpeglm.convert.sentencepiece`) has no such split and no such guarantee: its
 merges cross restart markers, and its bytes and merges have the ids 3, 4, ... in SentencePiece's own order. It may put
-a "\u2581" before every text that is not empty; that character stands for no byte.
+a "\u2581" before every non-empty text; that character represents no byte.
 """
 
 import json
@@ -36,23 +36,23 @@ ALPHABET = [chr(_BRAILLE + byte) for byte in range(256)]
 
 
 class BpeTokenizer(Tokenizer):
-    """A byte-level BPE. SentencePiece's mark of a space has no bytes either, as the three specials."""
+    """A byte-level BPE. Like the three specials, SentencePiece's mark of a space represents no bytes."""
 
     SECTION: ClassVar[Section] = {
         "vocab_size": (320, whole(FIRST_MERGE, _MOST_IDS)),  # specials, bytes and merges together
-        "documents": (10_000, whole(1)),  # learnt from so many
+        "documents": (10_000, whole(1)),  # number to learn from
     }
     BYTE_OFFSET = BYTE_OFFSET
 
     def __init__(self, text: str):
-        """Reads the text of a `tokenizer.json`; `InputError` if it is none of the two kinds above."""
+        """Reads the text of a `tokenizer.json`; InputError if it is neither of the two kinds above."""
         self.text = text
         _check_model(text)
         try:
             self._model = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"not a tokenizer.json: {error}") from error
-        self._model.no_truncation()  # a document is never cut or filled up
+        self._model.no_truncation()  # a document is never truncated or padded
         self._model.no_padding()
         vocab = self._model.get_vocab(with_added_tokens=True)
         tokens = sorted(vocab, key=vocab.__getitem__)
@@ -91,17 +91,17 @@ class BpeTokenizer(Tokenizer):
 def train(
     documents: Iterable[bytes], vocab_size: int, separator_regex: str, separator_behavior: str = "merged_with_previous"
 ) -> BpeTokenizer:
-    """Learns the merges from documents, the same ones whatever their order and the number of threads.
+    """Learns the merges from documents; the result does not depend on their order or the number of threads.
 
     Args:
-      documents: files, a string of bytes each.
-      vocab_size: entries in all, specials and bytes included.
+      documents: files, as bytes.
+      vocab_size: total number of entries, including specials and bytes.
       separator_regex: where merges end, an Oniguruma pattern over the Braille text.
       separator_behavior: "merged_with_previous" where they end after a match, "merged_with_next" where before it.
 
     Raises:
-      InputError: vocab_size leaves no room for the bytes or exceeds 16 bits, or the documents hold too few
-        different pairs for so many merges. Ids stay dense, so a smaller vocabulary is asked for, never padded.
+      InputError: vocab_size leaves no room for the bytes or exceeds 16 bits, or the documents have too few different
+        pairs for that many merges. Ids must be dense, so the vocabulary is never padded.
     """
     if not FIRST_MERGE <= vocab_size <= _MOST_IDS:
         raise InputError(f"tokenizer.vocab_size must be {FIRST_MERGE} to {_MOST_IDS}, not {vocab_size}")
@@ -124,12 +124,12 @@ def train(
 
 
 def file_text(model: tokenizers.Tokenizer) -> str:
-    """The text of `tokenizer.json`: through json once more, so that it depends on the content alone."""
+    """The text of `tokenizer.json`, reformatted by json so that it depends only on the content."""
     return json.dumps(json.loads(model.to_str()), indent=1) + "\n"
 
 
 def _check_model(text: str) -> None:
-    """Refuses what would make ids random, and affixes, at which the library can panic."""
+    """Refuses settings that make ids random, and affixes, which can make the library panic."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

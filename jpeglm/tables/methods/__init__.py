@@ -1,8 +1,8 @@
 """The methods of completion tables, which are their rows.
 
-Each method is given the same cut documents and gives back as many whole ones. The controls show what a distance means:
-the model before its first step, and the prompt with something simple after it. A network can complete by the plain
-sampling or, if the codec has a grammar, among the legal tokens alone.
+Each method gets the same cut documents and returns a completed one for each. The controls give distances a meaning:
+the model before its first step, and the prompt followed by something simple. A network can complete by plain sampling
+or, if the codec has a grammar, from legal tokens only.
 """
 
 import functools
@@ -74,18 +74,18 @@ def networks() -> tuple[str, ...]:
 
 
 def trained() -> tuple[str, ...]:
-    """The names of the networks that a table is about."""
+    """The names of the trained networks."""
     return tuple(name for name, method in REGISTRY.items() if method.is_trained)
 
 
 def title_of(row: str, grammar: bool) -> str:
-    """What a row is called, by the sampling with the grammar or by the plain one."""
+    """The title of a row, for sampling with the grammar or plain sampling."""
     title = REGISTRY[row].title
     return f"{title} with grammar" if grammar else title
 
 
 def rows_of(config: ConfigDict) -> list[str]:
-    """The rows that a table of this config has: those that it asks for and names what they need."""
+    """The rows of a table: those that the config asks for and whose requirements it names."""
     return [row for row in config.rows if REGISTRY[row].is_available(config)]
 
 
@@ -95,19 +95,19 @@ def runs_of(context: Context, rows: Iterable[str]) -> list[Run]:
 
 
 def complete(context: Context, row: str, originals: Sequence[bytes], ratio: float, grammar: bool = False) -> Completed:
-    """Completes each original from its first `ratio` of MCUs or frames by the method of `row`.
+    """Completes each original from its first `ratio` of MCUs or frames with the method of `row`.
 
     Args:
       context: of the table.
       row: a key of `REGISTRY`.
       originals: valid documents.
       ratio: 0 to 1.
-      grammar: whether a network draws among legal tokens only; the other methods draw no tokens.
+      grammar: whether a network draws only from legal tokens; other methods draw no tokens.
     """
     return REGISTRY[row].complete(context, originals, ratio, grammar)
 
 
 def identity(context: Context, row: str, grammar: bool = False) -> dict[str, Any]:
-    """All that the completions of `row` depend on besides the originals and the ratio, by content; JSON types."""
+    """Everything that the completions of `row` depend on besides originals and ratio, by content; JSON types."""
     codec = {"codec": context.run_config.codec.to_dict(), "versions": context.codec.encoder_versions()}
     return {"row": row} | codec | REGISTRY[row].identity(context, grammar)

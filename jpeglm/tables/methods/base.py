@@ -1,4 +1,4 @@
-"""What completes cut documents in a table: the protocol of a row's method.
+"""The protocol of a method, which completes the cut documents for a row of a table.
 
 To add one, write one file with a class that inherits from `Method`, and add one line to `jpeglm.tables.methods`.
 """
@@ -19,14 +19,14 @@ from jpeglm.tables.store import Arrays
 
 @dataclasses.dataclass(frozen=True)
 class Completed:
-    """Whole documents, one a prompt and in the order of the prompts.
+    """Complete documents, one per prompt and in the order of the prompts.
 
     Attributes:
       documents: canonical bytes, valid or not.
-      ended: bool [n], whether the model ended the file itself within its budget; None where no model wrote.
-      tokens: int64 [n], how many the model wrote; None where no model wrote.
-      removed: float64 [n], the share of its probability that the grammar took away at a token, on average over the
-        file's tokens; None without the grammar.
+      ended: bool [n], whether the model ended the file itself within its budget; None without a model.
+      tokens: int64 [n], how many the model wrote; None without a model.
+      removed: float64 [n], the share of its probability that the grammar removed per token, on average over the file's
+        tokens; None without the grammar.
     """
 
     documents: list[bytes]
@@ -35,7 +35,7 @@ class Completed:
     removed: np.ndarray | None = None
 
     def to_arrays(self) -> Arrays:
-        """What a store keeps."""
+        """The arrays for a store."""
         arrays: Arrays = {
             "bytes": np.frombuffer(b"".join(self.documents), np.uint8),
             "lengths": np.array([len(document) for document in self.documents], np.int64),
@@ -47,25 +47,25 @@ class Completed:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Completed":
-        """What `to_arrays` gave."""
+        """The inverse of `to_arrays`."""
         ends = np.cumsum(arrays["lengths"])
         documents = [part.tobytes() for part in np.split(arrays["bytes"], ends[:-1])]
         return cls(documents, arrays.get("ended"), arrays.get("tokens"), arrays.get("removed"))
 
 
 class Method(abc.ABC):
-    """A row of tables: each cut document becomes a whole one.
+    """A row of tables: completes each cut document.
 
     Attributes:
-      name: by which a table's config asks for it; also in the names of its cells.
-      title: what tables call it.
-      run: of a network, the key of a table's config that names its run: "workdir" or "pretrained"; "" of others.
+      name: its name in a table's config and in the names of its cells.
+      title: its name in tables.
+      run: for a network, the key of a table's config that names its run: "workdir" or "pretrained"; else "".
       is_network: whether it draws tokens: then there is also its sampling with the grammar, if the codec has one.
-      is_trained: whether it is one of the networks that the table is about; the others are controls.
-      is_compared_in_full: whether the notes compare it with the trained networks by each measure of clips, and not by
-        the distance alone.
+      is_trained: whether it is a trained network; all other methods are controls.
+      is_compared_in_full: whether the notes compare it with the trained networks by each measure of clips, not only by
+        the distance.
       colours: of the report, on a light page and on a dark one.
-      marker: of its points in charts, as matplotlib names them.
+      marker: of its points in charts, a name of matplotlib's.
     """
 
     name: str
@@ -78,34 +78,34 @@ class Method(abc.ABC):
     marker: str
 
     def fits(self, codec: Codec) -> bool:
-        """Whether it completes documents of this codec: here, whether it is among the codec's controls."""
+        """Whether it can complete documents of this codec; by default, whether it is one of the codec's controls."""
         return self.name in codec.evaluation.controls
 
     def is_available(self, config: ConfigDict) -> bool:
-        """Whether the config of a table that asks for this row names what it needs; without, the row is left out."""
+        """Whether a table's config names what this row needs; otherwise the row is left out."""
         return True
 
     @abc.abstractmethod
     def complete(self, context: Context, originals: Sequence[bytes], ratio: float, grammar: bool) -> Completed:
         """Completes each original from its first `ratio` of units.
 
-        `grammar`: whether a network draws among legal tokens alone; other methods draw no tokens.
+        `grammar`: whether a network draws only from legal tokens; other methods draw no tokens.
         """
 
     @abc.abstractmethod
     def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
-        """All that the completions depend on beside originals, ratio and codec, by content; JSON types."""
+        """Everything that the completions depend on besides originals, ratio and codec, by content; JSON types."""
 
     @abc.abstractmethod
     def note(self, context: Context, config: ConfigDict) -> str | None:
-        """A sentence below the table of this config, if its title does not say it all."""
+        """A sentence for the notes below the table, if the title needs one."""
 
 
 def documents_identity(documents: Iterable[bytes]) -> str:
-    """A digest of documents in their order."""
+    """A digest of documents, in order."""
     return hashlib.sha256(b"".join(hashlib.sha256(document).digest() for document in documents)).hexdigest()
 
 
 def random_of(seed: int, document: bytes) -> np.random.Generator:
-    """What is drawn for a document: it depends on (seed, document) alone."""
+    """A random generator for a document; depends only on (seed, document)."""
     return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(document).digest())])

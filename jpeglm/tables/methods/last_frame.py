@@ -11,7 +11,7 @@ from jpeglm.tables.methods.base import Completed, Method
 
 
 class LastFrame(Method):
-    """What a model that knows nothing of motion would give."""
+    """The result of a model that knows nothing about motion."""
 
     name = "last_frame"
     title = "prompt + last frame repeated"
@@ -30,5 +30,5 @@ class LastFrame(Method):
 
 
 def with_last_frame(codec: ClipCodec, documents: Sequence[bytes], ratio: float) -> list[bytes]:
-    """The prompt, then its last frame again and again: a valid file."""
+    """The prompt, then its last frame repeated: a valid file."""
     return [codec.complete_with_last(*codec.cut(document, ratio)) for document in documents]

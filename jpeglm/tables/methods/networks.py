@@ -22,7 +22,7 @@ class Network(Method):
 
     Attributes:
       run: key of a table's config: "workdir" or "pretrained".
-      is_trained: whether with the weights of the run's checkpoint; otherwise with those that training began with.
+      is_trained: whether it has the weights of the run's checkpoint; otherwise those before the first step.
       about: the sentence below a table; `{pretrained}` becomes the config's.
     """
 
@@ -55,7 +55,7 @@ class Network(Method):
 
     def identity(self, context: Context, grammar: bool) -> dict[str, Any]:
         run, settings = context.runs[self.run], dataclasses.asdict(_settings(context, grammar))
-        del settings["slots"]  # changes no file
+        del settings["slots"]  # does not affect files
         identity = {
             "tokenizer": run.tokenizer.sha256,
             "seed": context.seed,
@@ -69,9 +69,9 @@ class Network(Method):
         return f"“{self.title}” {about}" if about else None
 
     def _samplers(self, context: Context) -> dict[bool, Sampler]:
-        """Without and with the grammar, of one set of parameters; of all networks only the last one is held."""
+        """Samplers without and with the grammar, sharing parameters; only the last used network is kept."""
         if context.held is None or context.held[0] != self.name:
-            context.held = None  # before the next one is loaded
+            context.held = None  # frees the last one before the next is loaded
             run, settings = context.runs[self.run], _settings(context, False)
             if self.is_trained:
                 plain = Sampler.load(run.workdir, settings, run.step)

@@ -11,7 +11,7 @@ from jpeglm.tables.methods.base import Completed, Method, random_of
 
 
 class RandomBytes(Method):
-    """What a model that knows nothing of the format would give."""
+    """The result of a model that knows nothing about the format."""
 
     name = "random_bytes"
     title = "prompt + random bytes"
@@ -32,9 +32,9 @@ class RandomBytes(Method):
 
 
 def with_random_bytes(codec: Codec, documents: Sequence[bytes], ratio: float, seed: int) -> list[bytes]:
-    """The prompt, then uniformly random bytes, as many as the original has there; of clips, between its start codes.
+    """The prompt, then as many uniformly random bytes as the original has there; for clips, between its start codes.
 
-    The bytes of a document depend on (seed, the original) alone.
+    The bytes of a document depend only on (seed, original).
     """
     completed = []
     for document in documents:

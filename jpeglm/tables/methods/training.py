@@ -13,7 +13,7 @@ from jpeglm.tables.methods.base import Completed, Method, documents_identity, ra
 
 
 class TrainingMean(Method):
-    """What a model that knows the mean picture and ignores the prompt would give."""
+    """The result of a model that knows the mean picture and ignores the prompt."""
 
     name = "training_mean"
     title = "prompt + training mean"
@@ -34,7 +34,7 @@ class TrainingMean(Method):
 
 
 class TrainingPicture(Method):
-    """What a model that recites a training picture and ignores the prompt would give."""
+    """The result of a model that recites a training picture and ignores the prompt."""
 
     name = "training_picture"
     title = "prompt + rest of a random training picture"
@@ -62,9 +62,9 @@ def _count(context: Context) -> str:
 def with_rest_of(
     codec: PictureCodec, documents: Sequence[bytes], ratio: float, others: Sequence[bytes]
 ) -> list[bytes]:
-    """Each prompt, then the units that its partner in `others`, canonical too, has in the missing places: valid files.
+    """Each prompt, completed with the units at the missing places of its (canonical) partner in `others`: valid files.
 
-    Each MCU of a JPEG predicts its DC values from nothing, so those of another document look as they do there.
+    DC prediction restarts at each MCU here, so MCUs of another document look the same as there.
     """
 
     def joined(document: bytes, other: bytes) -> bytes:
@@ -74,7 +74,7 @@ def with_rest_of(
 
 
 def random_others(documents: Sequence[bytes], pool: Sequence[bytes], seed: int) -> list[bytes]:
-    """One of `pool` for each document; which one depends on (seed, the document) alone."""
+    """One of `pool` for each document; the choice depends only on (seed, document)."""
     return [pool[int(random_of(seed, document).integers(len(pool)))] for document in documents]
 
 

@@ -1,4 +1,4 @@
-"""Language modelling: each next token of a chunk."""
+"""Language modelling: predicts each next token of a chunk."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from jpeglm.models import Model
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelling:
-    """Next-token cross-entropy, with z-loss by `config.optim.z_loss`; see jpeglm/models/loss.py."""
+    """Next-token cross-entropy, with z-loss weighted by `config.optim.z_loss`; see jpeglm/models/loss.py."""
 
     SECTION: ClassVar[Section] = {}
 
@@ -28,14 +28,14 @@ class LanguageModelling:
 
     @property
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
-        """What they hold: jpeglm/data/batches.py."""
+        """See jpeglm/data/batches.py."""
         integers = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32)
         dtypes = integers | {"loss_weights": np.float32}
         return {name: ((self.seq_len,), dtype) for name, dtype in dtypes.items()}
 
     def data(self, path: os.PathLike, split: str, model: Model) -> Any:
         """Chunks of documents."""
-        from jpeglm.data import batches  # not above: whoever only checks a config reads no data
+        from jpeglm.data import batches  # imported here: checking a config needs no data
 
         return batches.Chunks(path, split, self.seq_len, model.mask_documents)
 
@@ -45,7 +45,7 @@ class LanguageModelling:
 
     def make_loss(self, graphdef: Any) -> Callable[[Any, Mapping[str, Any], Any], tuple[Any, Any]]:
         """With z-loss, and without."""
-        from jpeglm.models.loss import make_loss  # not above: whoever only checks a config needs no JAX
+        from jpeglm.models.loss import make_loss  # imported here: checking a config needs no JAX
 
         return make_loss(graphdef, self.z_loss)
 
