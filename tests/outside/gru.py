@@ -1,15 +1,10 @@
-"""A language model that is no Llama: one layer of a GRU (Cho et al. 2014), after the embedding of Mikolov et al. 2010.
-
-Its cache is the state after the last token, so what a prompt is padded with must not reach it.
-"""
+"""A language model of one GRU layer (Cho et al. 2014). Its cache is the state after the last token of the prompt."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from jpeglm.core.ranges import whole
 from jpeglm.models import Model
@@ -17,14 +12,13 @@ from jpeglm.models import Model
 
 @dataclasses.dataclass(frozen=True)
 class Gru(Model):
-    SECTION: ClassVar = {"width": (32, whole(1, 4_096))}
+    SECTION = {"width": (32, whole(1, 4_096))}
     num_layers = 1
-
     vocab_size: int
     width: int
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Gru":
+    def of(cls, config) -> "Gru":
         return cls(config.tokenizer.vocab_size, config.model.width)
 
     @property

@@ -1,7 +1,6 @@
 """A third codec, in one file: raw grey pixels of a palette of 16, one byte a pixel, row after row."""
 
 import dataclasses
-import struct
 
 import numpy as np
 from PIL import Image
@@ -28,11 +27,10 @@ class PaletteCodec(PictureCodec):
 
     @property
     def header(self) -> bytes:
-        return b"P16" + struct.pack(">HH", self.height, self.width) + END
+        return b"P16" + self.height.to_bytes(2) + self.width.to_bytes(2) + END
 
     def encode(self, image: Image.Image) -> bytes:
-        indices = np.rint(np.asarray(image) / 17).astype(np.uint8)
-        return self.header + b"".join(row.tobytes() + END for row in indices)
+        return self.header + b"".join(row.tobytes() + END for row in np.rint(np.asarray(image) / 17).astype(np.uint8))
 
     def restore(self, document: bytes) -> bytes:
         return document[: len(self.header)] + PALETTE + document[len(self.header) :]

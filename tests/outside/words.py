@@ -4,7 +4,6 @@ import collections
 import itertools
 import json
 import re
-from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from jpeglm.data.tokenizers import Tokenizer
 
 
 class WordTokenizer(Tokenizer):
-    SECTION: ClassVar = {"vocab_size": (320, whole(259, 2**16)), "documents": (100, whole(1))}
+    SECTION = {"vocab_size": (320, whole(259, 2**16)), "documents": (100, whole(1))}
 
     def __init__(self, text):
         try:
@@ -33,7 +32,6 @@ class WordTokenizer(Tokenizer):
         return cls(json.dumps([regex, behavior, words]))
 
     def words(self, data):
-        """Two bytes each, the last before a place where a document can be cut perhaps one."""
         found = re.finditer(self.regex, "".join(chr(0x2800 + byte) for byte in data))
         cuts = [match.end() if self.behavior == "merged_with_previous" else match.start() for match in found]
         pieces = itertools.pairwise([0, *cuts, len(data)])
