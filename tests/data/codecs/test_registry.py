@@ -21,10 +21,11 @@ from jpeglm.tables import make, notes, report, text
 from jpeglm.tables.cells import Cells
 from jpeglm.tables.context import Context
 from jpeglm.tables.judges import judge
-from jpeglm.tables.methods import REGISTRY, Completed, Method
+from jpeglm.tables.methods import REGISTRY
 from jpeglm.tables.rows import LanguageModel, Table
 from jpeglm.tables.store import Store
 from tests.fid.projection import Projection
+from tests.outside.originals import Originals
 from tests.outside.palette import PALETTE, PaletteCodec
 from tests.photographs import photographs
 
@@ -135,24 +136,6 @@ def test_its_damaged_files_are_judged(codec, heldout):
     assert [each.scores["valid"] for each in judged] == [1, 0, 0, 0]
     assert [each.scores["readable"] for each in judged] == [1, 3 / (codec.units - kept), 0, 0]
     assert {each.pictures.shape for each in judged} == {(1, codec.height, codec.width)}
-
-
-class Originals(Method):
-    """A method of tables that the registry does not have."""
-
-    name, title, colours, marker = "originals", "the originals", ("#123456", "#abcdef"), "."
-
-    def fits(self, codec):
-        return True
-
-    def complete(self, context, originals, ratio, grammar):
-        return Completed(list(originals))
-
-    def identity(self, context, grammar):
-        return {}
-
-    def note(self, context, config):
-        return f"“{self.title}” are the {context.codec.item}s themselves."
 
 
 def test_it_has_controls_in_a_table_beside_a_new_method_and_words_in_its_report(
