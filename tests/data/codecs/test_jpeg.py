@@ -88,7 +88,7 @@ def test_make_builds_the_codec_that_the_config_names():
 def test_make_refuses_what_the_codec_has_not_and_names_the_key(key, value):
     config = ConfigDict(dict(name="jpeg", height=32, width=32, mode="L", quality=25))
     config[key] = value
-    with pytest.raises(InputError, match=f"config.codec.{key}: .*{value}"):
+    with pytest.raises(InputError, match=rf"config\.codec\.{key}[:=].*{value}"):
         CODECS.of({"codec": config})
 
 
