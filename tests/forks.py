@@ -76,7 +76,8 @@ def _command(module: str, arguments: tuple[str, ...], variables: dict[str, str],
     os.environ.update(variables)
     sys.path[0:0] = [str(ROOT)]
     sys.argv = [module, *arguments]
-    sys.modules.pop(f"{module}.__main__", None)  # which was imported before
+    for name in _MODULES:  # runpy warns of a command that was imported before
+        sys.modules.pop(f"jpeglm.{name}.__main__", None)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
