@@ -69,6 +69,7 @@ DAMAGE = [
     as_raised_by(lambda: json.loads("[" * 200_000)),
     as_raised_by(lambda: b"\xf4\x00".decode()),
     as_raised_by(lambda: {}["key_type"]),
+    # Orbax's words for a changed letter in a stored name: "Single" became "Sinwle".
     NotImplementedError("Conversion for SinwleDeviceSharding has not been implemented."),
     AssertionError(),
     tensorstore('NOT_FOUND: Error opening "zarr" driver: Metadata at "params.head/.zarray" does not exist'),
