@@ -148,8 +148,8 @@ _OF_THE_SYSTEM = [os.strerror(code) for code in errno.errorcode if code != errno
 # TensorStore raises ValueErrors that begin with a status, such as "DATA_LOSS: ..."; those of its decoders do not.
 _STATUS = re.compile(r"([A-Z]+(?:_[A-Z]+)*): ")
 _DAMAGE = {"NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}
-# What parsers raise on changed bytes in JSON, names, shapes or compressed data. NotImplementedError is Orbax's word for
-# a kind of sharding that it does not know, as one with a changed letter in its name.
+# What parsers raise on changed bytes in JSON, names, shapes or compressed data. Orbax raises NotImplementedError for a
+# kind of sharding that it does not know, such as one with a changed letter in its name.
 _BY_PARSERS = (
     ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     NotImplementedError, RecursionError, FileNotFoundError,
