@@ -1,4 +1,4 @@
-"""Sampling against transformers' `generate`: prefill and decode tokens a second, and the ratio, by sequences at once.
+"""Compares sampling with transformers' `generate`: prefill and decode tokens per second, by sequences at once.
 
 On CPUs, the demo's model:
 
@@ -9,13 +9,13 @@ On one GPU, layers of the 7B in bfloat16:
     python -m benchmarks.decode --config=configs/jpeglm_7b.py --config.model.num_layers=8 --slots=1,16,64 \\
         --prompt=3840 --tokens=4096 --out=RESULTS
 
-Both go on from `--prompt` random ids to exactly `--tokens` tokens in all, which is also the capacity of the cache,
-with random weights, temperature 0.7, top-k 40 and top-p 0.9. On a GPU transformers gets its static cache, with which
-it compiles decoding by itself. Each measurement has a process of its own: beside XLA's threads torch's are ten times
-slower, and on a GPU neither holds the other's memory. The two take turns, `--rounds` times; the median counts, and
-compiling does not. QK-norm is left out, which transformers' Llama does not have. A step of decoding must read all
-matrices but the embedding and the keys and values of the past; the last columns show these bytes a second as a share
-of the GPU's bandwidth.
+Both continue `--prompt` random ids to exactly `--tokens` tokens in all, which is also the capacity of the cache.
+Weights are random; temperature is 0.7, top-k 40 and top-p 0.9. On a GPU transformers uses its static cache, with which
+it compiles decoding. Each measurement runs in its own process: torch's threads are ten times slower beside XLA's, and
+on a GPU neither library can hold memory that the other needs. The two alternate `--rounds` times. The table shows
+medians, without compile time. QK-norm is left out, because transformers' Llama does not have it. A decoding step must
+read all matrices except the embedding, and the past keys and values. The last columns show these bytes per second as a
+share of the GPU's bandwidth.
 """
 
 import dataclasses
@@ -40,14 +40,14 @@ HEADERS = [
 
 
 def bytes_a_step(config: LlamaConfig, slots: int, past: float) -> float:
-    """What a step of decoding must read: matrices, and keys and values of `past` tokens of each sequence."""
+    """Bytes that a decoding step must read: matrices, and keys and values of `past` tokens of each sequence."""
     matrices = config.num_parameters - config.vocab_size * config.width
     cache = 2 * slots * past * config.num_layers * config.num_kv_heads * config.head_dim
     return (2 if config.dtype == "bfloat16" else 4) * (matrices + cache)
 
 
 def rates(turn: dict[str, Any], slots: int, prompt: int, length: int) -> tuple[float, float]:
-    """Prefill and decode tokens a second of one turn. Prefill gives the first new token."""
+    """Prefill and decode tokens per second of one turn. Prefill also gives the first new token."""
     whole, prefill = statistics.median(turn["seconds"]), statistics.median(turn["prefill_seconds"])
     return slots * prompt / prefill, slots * (length - prompt - 1) / max(whole - prefill, 1e-9)
 
@@ -55,7 +55,7 @@ def rates(turn: dict[str, Any], slots: int, prompt: int, length: int) -> tuple[f
 def table(
     config: LlamaConfig, taken: dict[tuple[int, str], list[dict]], prompt: int, length: int, bandwidth: float | None
 ) -> list[list[str]]:
-    """The rows of the result. `taken`: turns by (slots, side)."""
+    """The rows of the result. `taken`: the turns so far by (slots, side). `bandwidth`: bytes per second, if known."""
     rows = []
     for slots in dict.fromkeys(slots for slots, _ in taken):
         sides = [[turn for turn in taken.get((slots, side), []) if "failed" not in turn] for side in MODULES]
@@ -80,6 +80,7 @@ FLAGS = flags.FLAGS
 
 
 def main(_: list[str]) -> None:
+    """Takes turns until all are done or the time is over, and prints the table."""
     prompt, length = FLAGS.prompt, FLAGS.tokens
     if prompt + 2 > length:
         raise app.UsageError("--tokens must be larger than --prompt by two at least")

@@ -1,11 +1,12 @@
-"""The Fréchet distance from features against pytorch-fid's and torch-fidelity's: seconds, and the ratios.
+"""Compares the Fréchet distance from features with pytorch-fid's and torch-fidelity's: seconds and ratios.
 
     python -m benchmarks.frechet [--pictures=1000,5000] [--rounds=3] [--out=FOLDER]
 
-Two sets of 2,048 float32 features whose spectrum falls over ten orders of magnitude, as Inception's does. What counts
-is from features to number: moments (ours streamed in batches of 64, as a network gives them) and distance; the
-distance alone stands beside it. All take turns, `--rounds` times; the median counts, of a ratio that of the turns.
-The distances themselves are shown, too: for fewer pictures than features others' are good to the fourth digit.
+Each side is a set of vectors of 2,048 float32 features. The spectrum of their covariance falls over ten orders of
+magnitude, as Inception's does. One time is from features to distance: moments (ours from batches of 64, as a network
+gives them) and distance. The other is of the distance alone. The programs alternate `--rounds` times. The table shows
+the medians of the times and of the ratios of each round. It also shows the distances: with fewer pictures than
+features, those of the other programs are accurate to four digits.
 """
 
 import statistics
@@ -29,7 +30,7 @@ BATCH = 64
 
 
 def features(seed: int, count: int) -> np.ndarray:
-    """Made-up features float32 [count, DIM] of mean 0.4 and trace about 200; each seed is a little different."""
+    """Made-up features float32 [count, DIM], of mean 0.4 and trace about 200. The spectrum depends on the seed."""
     rng = np.random.default_rng(seed)
     spectrum = 10.0 ** (-10 * (np.arange(DIM) / (DIM - 1)) ** 0.6)
     deviations = np.sqrt(spectrum * 200 / spectrum.sum()) * np.exp(0.1 * rng.normal(size=DIM))
@@ -38,14 +39,14 @@ def features(seed: int, count: int) -> np.ndarray:
 
 
 def programs() -> dict[str, tuple[Callable, Callable]]:
-    """Of each program: features to moments, and two moments to the distance."""
+    """Two functions for each program: from features to moments, and from two moments to the distance."""
     pytorch_fid, torch_fidelity = peers.pytorch_fid(), peers.torch_fidelity_fid()
 
     def streamed(x: np.ndarray) -> Moments:
         return Moments(x[start : start + BATCH] for start in range(0, len(x), BATCH))
 
     def as_pytorch_fid(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        activations = x.astype(np.float64)  # it collects them so
+        activations = x.astype(np.float64)  # as pytorch-fid collects them
         return np.mean(activations, axis=0), np.cov(activations, rowvar=False)
 
     return {
@@ -59,7 +60,7 @@ def programs() -> dict[str, tuple[Callable, Callable]]:
 
 
 def turn(moments_of: Callable, distance: Callable, sets: tuple[np.ndarray, np.ndarray]) -> tuple[float, float, float]:
-    """Seconds from features to number, seconds of the distance alone, and the number."""
+    """Seconds from features to distance, seconds of the distance alone, and the distance."""
     started = time.perf_counter()
     moments = [moments_of(x) for x in sets]
     between = time.perf_counter()
@@ -69,6 +70,7 @@ def turn(moments_of: Callable, distance: Callable, sets: tuple[np.ndarray, np.nd
 
 
 def main(_: list[str]) -> None:
+    """Takes all turns and prints the table."""
     peers.make_importable()
     result = report.Results(_OUT.value, "frechet", f"The Fréchet distance of {DIM:,} features")
     versions = {name: metadata.version(name) for name in ("numpy", "scipy", "pytorch-fid", "torch-fidelity")}

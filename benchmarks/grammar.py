@@ -1,10 +1,11 @@
-"""What the grammar of legal files adds to a step of decoding, and what building it takes.
+"""Measures the time that the grammar of legal files adds to a decoding step, and the time to build it.
 
     python -m benchmarks.grammar --config=configs/jpeglm_100m.py --slots=1,8
 
-One engine with random weights decodes with the grammar and without it, in turns; the ratio of each pair of turns
-counts. The cache holds `--tokens`, less than the config's chunks: a longer one would hide the grammar's share. The
-tokenizer is learnt from digits in the codec's size; the tables are built once without what lies on the disk.
+One engine with random weights decodes alternately with and without the grammar, and the ratio of each pair of turns is
+taken. The cache holds `--tokens` tokens, fewer than the config's chunks: with a longer cache a step takes longer, and
+the grammar's share is smaller. The tokenizer is trained on digits of the codec's size. The grammar's tables are built
+once with an empty cache folder, then read from it.
 """
 
 import os
@@ -35,7 +36,7 @@ FLAGS = flags.FLAGS
 
 
 def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
-    """Seconds of a step in each of some calls, a first one not counted."""
+    """Seconds per decoding step in each of `--calls` calls, after a first call that is not counted."""
     request = Request(np.array([BOS], np.int32), np.zeros(2, np.uint32), place)
     with jax.set_mesh(engine._mesh):
         state = engine._start()
@@ -50,6 +51,7 @@ def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
 
 
 def main(_: list[str]) -> None:
+    """Builds the grammar, takes all turns and prints the table."""
     config = LlamaConfig.of(FLAGS.config)
     codec = CODECS.of(FLAGS.config)
     digits = sources.open_source("embedded:mnist")

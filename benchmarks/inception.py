@@ -1,10 +1,10 @@
-"""Features of the 2015 Inception against pytorch-fid's and torch-fidelity's: pictures a second, and the ratios.
+"""Compares features of the 2015 Inception with pytorch-fid's and torch-fidelity's: pictures per second and ratios.
 
     python -m benchmarks.inception [--pictures=64] [--size=256] [--rounds=3] [--out=FOLDER]
 
-From uint8 pictures in memory to features, resize included, in the peer's mode and each in a process of its own. They
-take turns, `--rounds` times; the median counts, of a ratio that of the turns. Random weights: speed does not depend on
-them. The largest difference of the features stands beside it.
+Measures the time from uint8 pictures in memory to features, including the resize, in the peer's mode. Each turn runs
+in its own process. The programs alternate `--rounds` times. The table shows the medians of the rates and of the ratios
+of each round, and the largest difference of the features. Weights are random, because speed does not depend on them.
 """
 
 import statistics
@@ -25,6 +25,7 @@ HEADERS = ["mode", "jpeglm, pictures/s", "peer", "pictures/s", "ratio", "turns",
 
 
 def main(_: list[str]) -> None:
+    """Takes all turns and prints the table."""
     peers.make_importable()
     size = FLAGS.size
     result = report.Results(FLAGS.out, "inception", f"Features of the 2015 Inception, {size}x{size} pictures")

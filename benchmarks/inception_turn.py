@@ -1,4 +1,4 @@
-"""Features of pictures by one program: a turn of `benchmarks.inception`, in a process of its own.
+"""Computes features of pictures with one program: a turn of `benchmarks.inception`, in its own process.
 
     python -m benchmarks.inception_turn '{"program": "jpeglm", ...}'
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def jpeglm(weights: str, mode: str, batch_size: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Ours, with threads that resize ahead of the network, as `jpeglm.fid` has them."""
+    """Our extractor, from uint8 [n, h, w, 3] to float32 [n, 2048]. Threads resize ahead of it, as in `jpeglm.fid`."""
     from jpeglm.fid import images
     from jpeglm.fid.extractors.inception import Inception
 
@@ -47,6 +47,7 @@ def _on_torch(network: Any, prepare: Callable, batch_size: int | None) -> Callab
 
 
 def pytorch_fid(weights: str, _mode: str, batch_size: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """pytorch-fid's network, from uint8 [n, h, w, 3] to float32 [n, 2048]."""
     from tests.fid import inceptions
 
     network = inceptions.pytorch_fid_network(Path(weights))
@@ -54,6 +55,7 @@ def pytorch_fid(weights: str, _mode: str, batch_size: int | None) -> Callable[[n
 
 
 def torch_fidelity(weights: str, _mode: str, batch_size: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """torch-fidelity's network, from uint8 [n, h, w, 3] to float32 [n, 2048]."""
     from tests.fid import inceptions
 
     return _on_torch(inceptions.torch_fidelity_network(Path(weights)), lambda batch: batch, batch_size)
@@ -63,6 +65,7 @@ PROGRAMS = {"jpeglm": jpeglm, "pytorch-fid": pytorch_fid, "torch-fidelity": torc
 
 
 def main() -> None:
+    """Runs the job of the command line, writes the features and prints the rate."""
     job = json.loads(sys.argv[1])
     run = PROGRAMS[job["program"]](job["weights"], job["mode"], job["batch_size"])
     pictures = np.load(job["pictures"])

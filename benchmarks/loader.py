@@ -1,10 +1,10 @@
-"""Reading batches against bare reads of the same records: tokens a second, and the ratio.
+"""Compares reading batches with bare reads of as many records: tokens per second, and the ratio.
 
     python -m benchmarks.loader --data=DATA [--batch_size=8] [--steps=2000]
 
-DATA is what `jpeglm.prepare` wrote. Ours are the batches of training: order drawn anew each epoch, five arrays,
-two threads. Bare are the same number of records, read one after the other into arrays of tokens and nothing else. They
-take turns, `--rounds` times; the median counts. Files are in the system's cache.
+DATA is what `jpeglm.prepare` wrote. Ours are the batches of training: a new random order in each epoch, five arrays,
+two threads. The bare loop reads the same number of records one after the other, only into arrays of tokens. The two
+alternate `--rounds` times, and the table shows medians. The files are in the system's cache.
 """
 
 import statistics
@@ -24,6 +24,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
 
 
 def main(_: list[str]) -> None:
+    """Takes all turns and prints the table."""
     manifest = records.read_manifest(_DATA.value)
     seq_len, size, steps = manifest["config"]["data"]["seq_len"], _BATCH.value, _STEPS.value
     chunks = batches.Chunks(_DATA.value, "train", seq_len)

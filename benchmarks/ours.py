@@ -1,8 +1,8 @@
-"""Our side of the benchmarks: the real training loop, and the real sampling engine.
+"""Our side of the benchmarks: runs jpeglm's training loop or sampling engine.
 
     python -m benchmarks.ours '{"do": "train", ...}'
 
-is started by `benchmarks.train_step` and `benchmarks.decode` and prints one line of JSON.
+is started by `benchmarks.train_step` and `benchmarks.decode`, and prints one line of JSON.
 """
 
 import json
@@ -26,7 +26,7 @@ from jpeglm.train.loop import set_up, take_steps
 
 
 class _Unsaved:
-    """In the place of `checkpoint.Saver`: the state of these runs is large, and nobody wants it."""
+    """Replaces `checkpoint.Saver` and saves nothing, because the states of these runs are large and not needed."""
 
     def __init__(self, *_: object):
         pass
@@ -42,10 +42,14 @@ class _Unsaved:
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """`jpeglm.train` from its first line to its last, but that nothing is saved; its own log lines count.
+    """Runs all of `jpeglm.train`, without saving. The numbers come from its own metrics.
 
     Args:
-      job: config (a whole one, nested), and warm (steps that do not count).
+      job: config (a whole one, nested), and warm (number of first steps that do not count).
+
+    Returns:
+      tokens per second (the median), seconds of each step, losses, seconds of compiling, the bytes per device that the
+      compiler predicted, and the most bytes in use.
     """
     run = config.base()
     run.update(job["config"])
@@ -67,14 +71,14 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def decode(job: dict[str, Any]) -> dict[str, Any]:
-    """The engine from random prompts to exactly `length` tokens; no id ends a sequence.
+    """Samples from random prompts to exactly `length` tokens with the engine; no id ends a sequence.
 
     Args:
       job: model (fields of LlamaConfig), slots, prompt and length (in tokens), repeats, and settings (temperature,
         top_k, top_p).
 
     Returns:
-      seconds of whole calls, and of prefills of all slots alone.
+      seconds of whole calls, seconds of only the prefills of all slots, and the most bytes in use on the device.
     """
     model, slots = llama.LlamaConfig(**job["model"]), job["slots"]
     mesh = sharding.make_mesh({}, jax.devices()[:1])
@@ -103,12 +107,12 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peak_bytes() -> int | None:
-    """The most that arrays and programs have held of the device at once; None of a CPU, which does not count."""
+    """The most bytes of the device in use at once; None for a CPU, which does not report them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def main() -> None:
-    """The process of one measurement."""
+    """Runs the job of the command line and prints its result."""
     job = json.loads(sys.argv[1])
     result = {"train": train, "decode": decode}[job["do"]](job)
     device = jax.local_devices()[0]

@@ -1,8 +1,8 @@
-"""transformers' Llama in torch: training and decoding, as the peer of ours.
+"""The other side of the benchmarks: trains and samples with transformers' Llama in torch.
 
     python -m benchmarks.peer '{"do": "train", ...}'
 
-is started by `benchmarks.train_step` and `benchmarks.decode` and prints one line of JSON. Imports neither JAX nor
+is started by `benchmarks.train_step` and `benchmarks.decode`, and prints one line of JSON. It imports neither JAX nor
 jpeglm, so that it can run in an environment of its own.
 """
 
@@ -34,6 +34,7 @@ def huggingface_llama(
 
     Args:
       config: with the attributes of `jpeglm.models.llama.LlamaConfig`.
+      max_length: the most positions.
       attention: an `attn_implementation` of transformers.
       dtype: of the parameters; None: `config.dtype`.
     """
@@ -55,17 +56,22 @@ def huggingface_llama(
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """A bare loop: float32 parameters, gradients and moments, autocast to bfloat16, fused AdamW, clipping.
+    """A minimal training loop: float32 parameters, gradients and moments, autocast to bfloat16, AdamW, clipping.
 
-    What is done for torch's sake: each layer compiled (a whole model that is compiled gets an explicit mask from
-    transformers, and then no flash attention), TF32 where float32 products are left, residual stream in bfloat16,
-    attention pinned to one kernel, so that none falls back to a slow one unseen.
+    To make torch as fast as possible, layers can be compiled one by one (if the whole model is compiled, transformers
+    passes an explicit mask, which rules out flash attention), remaining float32 products use TF32, the residual stream
+    is in bfloat16, AdamW is fused on a GPU, and attention can be pinned to one kernel, so that it does not fall back
+    to a slow one unnoticed.
 
     Args:
       job: tokens (path of an .npy, [chunks, seq_len]), batch_size, steps, warm (steps that do not count), model
         (attributes of LlamaConfig), optim (section of the run's config), and how: recompute (of `RECOMPUTE`), compile
         (of `COMPILE`), attention ("sdpa", torch's own choice; "flash", "cudnn": that kernel or an error;
         "flash_attention_2": the package flash-attn).
+
+    Returns:
+      tokens per second (the median), seconds of each step, losses, and the most bytes of the GPU in use (None on a
+      CPU).
     """
     config, optim = SimpleNamespace(**job["model"]), SimpleNamespace(**job["optim"])
     tokens = np.load(job["tokens"], mmap_mode="r")
@@ -118,7 +124,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attention_ops() -> list[Any]:
-    """What recompute "attention" keeps: the outputs of the kernels that may compute attention."""
+    """The operations whose outputs recompute "attention" keeps: the kernels that may compute attention."""
     names = ["flash_attention", "cudnn_attention", "efficient_attention", "flash_attention_for_cpu"]
     found = [getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in names]
     return [op.default for op in found if op is not None]
@@ -134,14 +140,15 @@ def _pinned(attention: str) -> Iterator[None]:
 
 
 def decode(job: dict[str, Any]) -> dict[str, Any]:
-    """`generate` from random prompts to exactly `length` tokens; with a static cache, and so compiled, on a GPU.
+    """Samples from random prompts to exactly `length` tokens by `generate`; on a GPU compiled, with a static cache.
 
     Args:
       job: model (attributes of LlamaConfig), slots, prompt and length (in tokens), repeats, and settings (temperature,
         top_k, top_p).
 
     Returns:
-      seconds of whole calls, and of calls for one new token, which are all prefill.
+      seconds of whole calls, seconds of calls for one new token, which only prefill, and the most bytes of the GPU in
+      use (None on a CPU).
     """
     config = SimpleNamespace(**job["model"])
     torch.manual_seed(0)
@@ -150,7 +157,7 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
     prompt = torch.randint(3, config.vocab_size, (job["slots"], job["prompt"]), device=model.device)
     how = job["settings"] | {"do_sample": True, "pad_token_id": 0}
     if is_cuda:
-        how["cache_implementation"] = "static"  # transformers compiles decoding by itself then
+        how["cache_implementation"] = "static"  # with which transformers compiles decoding
 
     def run(new: int) -> None:
         ids = model.generate(
@@ -176,7 +183,7 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The process of one measurement."""
+    """Runs the job of the command line and prints its result."""
     job = json.loads(sys.argv[1])
     result = {"train": train, "decode": decode}[job["do"]](job)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

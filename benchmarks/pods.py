@@ -1,9 +1,10 @@
-"""What the 7B runs take of TPU slices that are not there: the tables of docs/measurements.md.
+"""Computes memory and time of the 7B runs on TPU slices: the tables of docs/measurements.md.
 
     python -m benchmarks.pods [--out=runs/pods] [--only=jpeglm_7b-v5e]
 
-Each case is `python -m jpeglm.aot --search` in a process of its own, minutes long; what it found is kept in `--out`,
-so that an interrupted table goes on. `pip install -r requirements-tpu.txt` brings the compiler; no TPU is needed.
+Each case runs `python -m jpeglm.aot --search` in its own process, which takes minutes. Its numbers are kept in
+`--out`, so that an interrupted table continues. No TPU is needed; `pip install -r requirements-tpu.txt` installs the
+compiler.
 """
 
 import importlib.metadata
@@ -25,7 +26,10 @@ TOPOLOGIES = {
 
 
 def numbers(config: str, topology: str, what: str, out: Path, only: str) -> dict | None:
-    """What aot found, or None, with its last line on standard error, where nothing fits."""
+    """The numbers of `jpeglm.aot` for one case, computed if `out` does not have them.
+
+    None if the case's name does not begin with `only`, or if nothing fits, which standard error then says.
+    """
     file = out / f"{config}-{topology.replace(':', '-')}-{what}.json"
     if not file.name.startswith(only):
         return None
@@ -40,6 +44,7 @@ def numbers(config: str, topology: str, what: str, out: Path, only: str) -> dict
 
 
 def train_row(config: str, topology: str, found: dict) -> list[str]:
+    """A row of the table about training. `found`: from `numbers`."""
     roofline = found["roofline"]
     usual = found["seconds_at_mfu"]["0.4"]
     return [
@@ -59,6 +64,7 @@ def train_row(config: str, topology: str, found: dict) -> list[str]:
 
 
 def sample_row(config: str, topology: str, found: dict) -> list[str]:
+    """A row of the table about sampling. `found`: from `numbers`."""
     step, prefill = (found[f"{name}_roofline"] for name in ("step", "prefill"))
     return [
         f"{config} on {topology}",
@@ -73,6 +79,7 @@ def sample_row(config: str, topology: str, found: dict) -> list[str]:
 
 
 def main(_: list[str]) -> None:
+    """Computes all cases and prints both tables."""
     out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     cases = [(config, topology) for config, all_ in TOPOLOGIES.items() for topology in all_]

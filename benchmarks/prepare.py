@@ -1,11 +1,12 @@
-"""Preparing pictures against a bare loop of Pillow: pictures a second on one core, and the ratio.
+"""Compares preparing pictures with a bare loop of Pillow: pictures per second on one core, and the ratio.
 
     python -m benchmarks.prepare [--source=FOLDER] [--config=configs/jpeglm_7b.py]
 
-Without FOLDER the pictures are `--num` JPEG files of 500x375, windows of photographs. The bare loop opens each file,
-crops and resizes it, and encodes it as the codec does. Beside it stand the stage of `jpeglm.prepare` that does this
-(with refusals, strict rules, hashes and files on disk), and all of `jpeglm.prepare` with one worker and a given
-tokenizer: starting, listing, tokenizing and packing too. They take turns, `--rounds` times; the median counts.
+Without FOLDER the pictures are `--num` JPEG files of 500x375, cut from photographs, and four copies of each. The bare
+loop opens each file, crops and resizes it, and encodes it as the codec does. It is compared with the stage of
+`jpeglm.prepare` that does this (with refusals, strict rules, hashes and files on disk), and with all of
+`jpeglm.prepare` with one worker and a given tokenizer, which also starts, lists, tokenizes and packs. The three
+alternate `--rounds` times, and the table shows medians.
 """
 
 import functools
@@ -34,7 +35,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each.")
 
 
 def bare(names: list[str], folder: str, config: ConfigDict) -> None:
-    """Pillow alone; what is written is dropped."""
+    """Opens, crops, resizes and encodes each file with Pillow alone. The output is dropped."""
     codec = config.codec
     for name in names:
         with Image.open(os.path.join(folder, name)) as image:
@@ -43,7 +44,7 @@ def bare(names: list[str], folder: str, config: ConfigDict) -> None:
 
 
 def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
-    """One unit of prepare's first stage."""
+    """Runs the first stage of `jpeglm.prepare` on all files as one unit."""
     with tempfile.TemporaryDirectory() as out:
         sections = plan.config_sections(config)
         job = plan.Job(folder, out, sections["codec"], sections["data"], len(names))
@@ -53,13 +54,14 @@ def encode_stage(names: list[str], folder: str, config: ConfigDict) -> None:
 
 
 def whole(names: list[str], folder: str, config: ConfigDict, tokenizer: str) -> None:
-    """All of prepare; its one worker and its parent take turns on the core."""
+    """Runs all of `jpeglm.prepare`. Its one worker shares the core with its parent process."""
     with tempfile.TemporaryDirectory() as out:
         manifest = plan.prepare(config, folder, Path(out) / "data", tokenizer, workers=1)
         assert manifest["counts"]["kept"] == len(names), manifest["counts"]
 
 
 def main(_: list[str]) -> None:
+    """Takes all turns and prints the table."""
     config = _CONFIG.value
     config.data.shards, config.data.holdout = 2, 1
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # one core, for libraries' threads too

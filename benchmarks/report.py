@@ -1,9 +1,10 @@
-"""What the benchmarks share: children in processes of their own, a clock, the machine in words, and results on disk.
+"""Shared by the benchmarks: child processes, a timer, a description of the machine, and results on disk.
 
-    python -m benchmarks.report FOLDER      # FOLDER/report.md from all the results that lie there
+    python -m benchmarks.report FOLDER      # writes FOLDER/report.md from all results in FOLDER
 
-A result is a JSON file with its command, date, machine and table; `report.md` shows all of a folder, the tests' junit
-files too. Both are written anew after each measurement, beside and then renamed: an interruption loses nothing.
+A result is a JSON file with its command, date, machine and table. `report.md` shows all results of a folder, and the
+junit files of tests there. Both are rewritten after each measurement, to a temporary file that is then renamed, so
+that an interruption loses nothing.
 """
 
 import datetime
@@ -27,23 +28,30 @@ from tabulate import tabulate
 ROOT = Path(__file__).parents[1]
 OUT_OF_MEMORY = "out of memory"
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "of each device's memory", "CUDA out of memory", "OutOfMemoryError")
-_MEM_FRACTION = "0.93"  # of a GPU's memory for XLA, which takes 0.75 by itself; the rest is for CUDA and its kernels
+_MEM_FRACTION = "0.93"  # share of a GPU's memory for XLA, whose default is 0.75; the rest is for CUDA and its kernels
 
 
 def seconds(run: Callable[..., object], *arguments: object) -> float:
-    """Wall-clock time of one call."""
+    """Wall-clock time of one call, in seconds."""
     started = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - started
 
 
 def child(module: str, job: dict[str, Any], cache: str, python: str = sys.executable, timeout: float = 600) -> dict:
-    """Runs `python -m module JOB` alone and returns the JSON of its last line.
+    """Runs `python -m module JOB` in its own process and returns the JSON object of its last line.
 
-    Neither library holds memory or threads while the other runs. `cache`: a folder of compiled programs.
+    So no library holds memory or threads while another one runs.
+
+    Args:
+      module: to run.
+      job: its argument, as JSON.
+      cache: folder for compiled programs.
+      python: the interpreter.
+      timeout: in seconds; then the child is killed.
 
     Returns:
-      what the child printed, or {"failed": why}; `OUT_OF_MEMORY` where that is why.
+      the object that the child printed, or {"failed": reason}; the reason is `OUT_OF_MEMORY` if memory ran out.
     """
     env = {
         "JAX_COMPILATION_CACHE_DIR": f"{cache}/xla",
@@ -53,7 +61,7 @@ def child(module: str, job: dict[str, Any], cache: str, python: str = sys.execut
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [python, "-m", module, json.dumps(job)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child does not outlive this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended, too
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=env | os.environ, stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -62,7 +70,7 @@ def child(module: str, job: dict[str, Any], cache: str, python: str = sys.execut
         try:
             out, _ = process.communicate(timeout=max(1.0, timeout))
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it started
+            os.killpg(process.pid, signal.SIGKILL)  # and all processes that it started
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
                 return {"failed": f"not done in {timeout:.0f} s"}
@@ -83,7 +91,7 @@ def child(module: str, job: dict[str, Any], cache: str, python: str = sys.execut
 
 
 def gpu() -> dict[str, Any]:
-    """Name, driver and bytes of memory of the first GPU, as `nvidia-smi` says; empty where there is none."""
+    """Name, driver and bytes of memory of the first GPU, as `nvidia-smi` states; empty if there is none."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
     try:
         first = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
@@ -94,7 +102,7 @@ def gpu() -> dict[str, Any]:
 
 
 def machine(**versions: str) -> str:
-    """Hardware and versions, as a table of results must name them."""
+    """Describes hardware and versions in one line, for a table of results."""
     found = gpu()
     if found:
         hardware = f"{found['gpu']}, {found['memory'] / 2**30:.0f} GiB, driver {found['driver']}"
@@ -113,7 +121,7 @@ def _cpu() -> str:
 
 
 class Results:
-    """One table of one command, kept as FOLDER/NAME.json and in FOLDER/report.md; with no folder only printed."""
+    """One table of one command, kept in FOLDER/NAME.json and FOLDER/report.md; without a folder only printed."""
 
     def __init__(self, folder: str | None, name: str, title: str):
         self._folder = Path(folder) if folder else None
@@ -128,7 +136,7 @@ class Results:
     def write(
         self, machine: str, headers: Sequence[str], rows: Sequence[Sequence[object]], notes: Sequence[str], raw: Any
     ) -> None:
-        """Replaces the table by a newer one. `raw`: every single measurement."""
+        """Replaces the table with a newer one. `raw`: all single measurements; JSON types."""
         self._content |= {"machine": machine, "headers": headers, "rows": rows, "notes": notes, "raw": raw}
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +149,7 @@ class Results:
 
 
 def write_report(folder: Path) -> None:
-    """FOLDER/report.md: every result of the folder, oldest first."""
+    """Writes FOLDER/report.md with all results of the folder, oldest first."""
     parts = []
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text())
@@ -159,7 +167,7 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def _tests(path: Path) -> tuple[str, str]:
-    """The date and the table of a junit file: each test, its outcome, and the numbers that it recorded."""
+    """The date and the table of a junit file: each test, its outcome, time and recorded numbers."""
     suite = ElementTree.parse(path).getroot().find("testsuite")
     rows = []
     for case in suite.iter("testcase"):

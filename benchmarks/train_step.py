@@ -1,22 +1,23 @@
-"""Training against transformers and torch: tokens a second, MFU, memory, and the ratio.
+"""Compares training with transformers and torch: tokens per second, MFU, memory, and the ratio.
 
 On CPUs, the demo's model:
 
     python -m benchmarks.train_step --data=DATA
 
-On one GPU, layers of the 7B, as many as fit for both:
+On one GPU, with as many layers of the 7B as fit for both:
 
     python -m benchmarks.train_step --config=configs/jpeglm_7b.py --layers=fit --steps=12 --out=RESULTS \\
         --config.data.seq_len=12288 --config.optim.batch_size=1 \\
         --ours=model.remat=full --ours=model.remat=attention \\
         --theirs=recompute=all,compile=layers,attention=cudnn
 
-DATA is prepared for the config; without it some noisy pictures are prepared in a temporary folder. Each measurement
-has a process of its own. Ours is the real loop, `jpeglm.train` with nothing saved; its own log lines count, loader and
-logging included, without the first third. Theirs is the bare loop of `benchmarks.peer` over the same chunks, with
-AdamW, clipping and the model's own loss. Both keep float32 parameters, gradients and moments and compute in the
-config's dtype; QK-norm is left out, which transformers' Llama does not have. Each way of ours and of theirs runs once,
-then the fastest of each again, in turn, `--rounds` times in all. The ratio is that of the two fastest.
+DATA is prepared for the config; without it random pictures are prepared in a temporary folder. Each measurement runs
+in its own process. Ours is `jpeglm.train` without saving. Its times come from its own metrics, include the loader and
+logging, and leave out the first third of the steps. Theirs is the minimal loop of `benchmarks.peer` over the same
+chunks, with AdamW, clipping and the model's own loss. Both keep float32 parameters, gradients and moments and compute
+in the config's dtype. QK-norm is left out, because transformers' Llama does not have it. Each of --ours and --theirs
+runs once. Then the fastest of each side runs again, alternately, for `--rounds` turns in all. The ratio is that of the
+two fastest.
 """
 
 import dataclasses
@@ -40,14 +41,14 @@ from jpeglm.data import batches
 from jpeglm.models.llama import LlamaConfig
 from jpeglm.prepare.plan import prepare
 
-OPTIMIZER_BYTES = 16  # of a parameter: itself, its gradient and two moments, in float32
+OPTIMIZER_BYTES = 16  # per parameter: itself, its gradient and two moments, in float32
 AIMS = {12_288: 0.55, 32_768: 0.45}  # MFU on an H100
 DEFAULTS = {"recompute": "none", "compile": "none", "attention": "sdpa"}
 HEADERS = ["", "tokens/s", "range", "MFU", "peak memory", "by the compiler", "ms a step", "turns"]
 
 
 def prepare_noise(config: ConfigDict, folder: Path, chunks: int) -> str:
-    """Prepares noisy pictures, enough for so many chunks; what is learnt from them does not matter here."""
+    """Prepares random pictures, enough for `chunks` chunks, and returns the folder. Speed does not depend on them."""
     config = config.copy_and_resolve_references()
     config.data.shards, config.data.holdout = 1, 1
     random = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def prepare_noise(config: ConfigDict, folder: Path, chunks: int) -> str:
 
 
 def layers_that_fit(config: ConfigDict, memory: float) -> int:
-    """How many layers could train in so many bytes, if each is computed again in the backward pass."""
+    """How many layers can train in `memory` bytes, if each layer is recomputed in the backward pass."""
     model, tokens = LlamaConfig.of(config), config.optim.batch_size * config.data.seq_len
     one = dataclasses.replace(model, num_layers=1)
     ends = 2 * model.padded_vocab_size * model.width
@@ -82,7 +83,7 @@ class Plan:
     """What a benchmark does; the command's flags."""
 
     ours: list[str]  # ways to train, "KEY=VALUE,..." of the config
-    theirs: list[str]  # ways of the peer, likewise of DEFAULTS
+    theirs: list[str]  # ways of the peer, "KEY=VALUE,..." of DEFAULTS
     layers: str = ""  # a number; "fit": as many as fit for the first way of each side; "": the config's
     steps: int = 60
     rounds: int = 3
@@ -93,7 +94,7 @@ class Plan:
 
 
 class Benchmark:
-    """One table: the measurements so far, and how the next is taken."""
+    """One table: keeps the measurements so far and takes further ones."""
 
     def __init__(self, plan: Plan, config: ConfigDict, data: str, cache: str):
         self._plan = plan
@@ -111,7 +112,7 @@ class Benchmark:
         np.save(self._tokens, chunks.batch(range(min(len(chunks), 64)))["tokens"].astype(np.uint16))
 
     def measure(self, side: str, how: str) -> dict | None:
-        """Another measurement of one way of "ours" or "theirs"; None if the time is over."""
+        """Measures one way of "ours" or "theirs" once more; None if too little time is left."""
         left = self._ends - time.monotonic()
         if left < self._longest:
             self.notes.append(f"no time was left for {side} {how}")
@@ -126,23 +127,23 @@ class Benchmark:
         return result
 
     def start_again(self, layers: int, why: str) -> None:
-        """Drops what was measured and goes on with fewer layers."""
+        """Drops what was measured and continues with `layers` layers. `why`: the reason, for the notes."""
         self.notes.append(f"{self._config.model.num_layers} layers do not fit: {why}")
         self._config.model.num_layers = layers
         self.taken.clear()
 
     def rate(self, side: str, how: str) -> float:
-        """Tokens a second, the median of all turns; 0 of what failed."""
+        """Tokens per second, the median of all turns that did not fail; 0 if there are none."""
         rates = [turn["tokens_per_second"] for turn in self.taken.get((side, how), []) if "failed" not in turn]
         return statistics.median(rates) if rates else 0.0
 
     def fastest(self, side: str) -> str | None:
-        """The way of a side with the highest rate."""
+        """The way of a side with the highest rate; None if all failed."""
         ways = [how for its_side, how in self.taken if its_side == side and self.rate(side, how)]
         return max(ways, key=lambda how: self.rate(side, how), default=None)
 
     def write(self) -> None:
-        """The table as it stands."""
+        """Writes the table of the measurements so far."""
         config, rows = self._config, []
         for (side, how), turns in self.taken.items():
             good = [turn for turn in turns if "failed" not in turn]
@@ -214,14 +215,14 @@ class Benchmark:
 
 
 def settings(how: str) -> dict[str, Any]:
-    """'a=1,b.c=x' -> {'a': 1, 'b.c': 'x'}."""
+    """Parses a way, as 'a=1,b.c=x' to {'a': 1, 'b.c': 'x'}."""
     pairs = [pair.partition("=") for pair in how.split(",") if pair]
     words = {"True": True, "False": False}
     return {key: words.get(value, int(value) if value.isdecimal() else value) for key, _, value in pairs}
 
 
 def run(plan: Plan, config: ConfigDict, data: str | None) -> Benchmark:
-    """Measures what the plan says, on prepared data or, with None, on noise."""
+    """Measures what the plan says, on the prepared data in the folder `data` or, if it is None, on random pictures."""
     with config.unlocked():
         config.model.qk_norm = False
     is_fitted = plan.layers == "fit"
@@ -261,6 +262,7 @@ FLAGS = flags.FLAGS
 
 
 def main(_: list[str]) -> None:
+    """Runs the plan of the flags and prints the table."""
     plan = Plan(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(Plan)})
     table = run(plan, FLAGS.config, FLAGS.data)
     table.show()

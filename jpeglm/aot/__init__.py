@@ -1,1 +1,1 @@
-"""Compiles the step for machines that are not available."""
+"""Compiles training and sampling for machines that are not available, and reports memory and time."""

@@ -1,13 +1,13 @@
-"""Does this run fit that pod, and what can it reach there? Compiled for the real target, on any machine.
+"""Compiles a run for a TPU slice, on any machine, and reports whether it fits and its least time.
 
 python -m jpeglm.aot --config=configs/jpeglm_7b.py --topology=v5p:4x4x4
 
-compiles the same step that `jpeglm.train` would run on that TPU slice, without one: libtpu, the TPU's own compiler,
-works anywhere (`pip install -r requirements-tpu.txt`). --what=sample compiles prefill and decoding instead.
---search tries each microbatch that divides the global batch, and each remat policy, and names the fastest that fits;
-the config's own values of both are ignored. --slices=2 compiles for two such slices, and counts the traffic between
-them. For GPUs, as in --topology=h100:32, nothing can be compiled without the card: the bytes are estimated from the
-shapes. Every key of the config is a flag, as in `jpeglm.train`; no data is needed.
+compiles the step that `jpeglm.train` would run on that TPU slice. No TPU is needed: libtpu, the TPU's own compiler,
+works anywhere (`pip install -r requirements-tpu.txt`). --what=sample compiles prefill and decoding instead. --search
+tries each microbatch that divides the global batch, and each remat policy, and names the fastest that fits; the
+config's own values of both are ignored. --slices=2 compiles for two such slices, and counts the traffic between them.
+For GPUs, as in --topology=h100:32, nothing can be compiled without the card, so the bytes are estimated from the
+shapes. Every key of the config is a flag, as in `jpeglm.train`. No data is needed.
 """
 
 import json
@@ -28,12 +28,16 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """The command."""
+    """Compiles what the flags ask for and prints the report.
+
+    Raises:
+      InputError: the flags do not fit together, or the program does not fit the memory.
+    """
     config = FLAGS.config
     config_lib.check(config, any_accumulate=FLAGS.search)
     distributed.compute_in_float32()
     jax.config.update("jax_platforms", "cpu")  # nothing runs on a device, so none is needed
-    jax.config.update("jax_enable_compilation_cache", False)  # which cannot read such programs again
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs for absent devices
     target = describe(FLAGS.topology, FLAGS.slices, FLAGS.dcn_bandwidth)
     if FLAGS.what == "sample" and not target.devices:
         raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")

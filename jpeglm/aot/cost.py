@@ -26,10 +26,10 @@ class Cost:
     Attributes:
       held: bytes of arguments and results.
       temporary: additional bytes while it runs.
-      sent: bytes sent over the network, by mesh axes, and to other slices under hlo.SLICES.
-      awaited: the part of them that is not overlapped with computation.
-      traffic: bytes between the chip and its memory.
-      seconds: of compiling.
+      sent: bytes sent over the network, by mesh axes; those sent to other slices are under hlo.SLICES.
+      awaited: bytes of `sent` whose transfer does not overlap with computation.
+      traffic: bytes read from and written to the chip's main memory.
+      seconds: time to compile.
     """
 
     held: float
@@ -41,6 +41,7 @@ class Cost:
 
     @property
     def peak(self) -> float:
+        """The most bytes of memory in use at once."""
         return self.held + self.temporary
 
 
@@ -69,13 +70,13 @@ def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
 
 
 def _one_slice(mesh: Mesh) -> Mesh:
-    """The part of a mesh that lies in its first slice; data alone runs across slices."""
+    """The part of a mesh that lies in its first slice. Only the axis "data" crosses slices."""
     data = mesh.devices.shape[0] // sharding.num_slices(list(mesh.devices.flat))
     return Mesh(mesh.devices[:data], mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def train_cost(config: ConfigDict, target: Target) -> Cost:
-    """The cost of one step of `jpeglm.train`; for GPUs only estimated memory.
+    """The cost of one step of `jpeglm.train`; for GPUs only the memory, which is estimated.
 
     Raises:
       InputError: config and mesh do not fit, or the step does not fit the memory.
@@ -91,9 +92,10 @@ def train_cost(config: ConfigDict, target: Target) -> Cost:
 
 
 def sampling_engine(config: ConfigDict, target: Target, slots: int) -> tuple[Engine, Mesh]:
-    """An engine without parameter values that samples data.seq_len tokens, as `jpeglm.sample --nogrammar` does.
+    """An engine and its mesh that sample data.seq_len tokens, as `jpeglm.sample --nogrammar` does.
 
-    A grammar would need a tokenizer; with 320 tokens its tables take 36 MiB more on each device.
+    Parameters are shapes without values. The grammar is left out, because it would need a tokenizer; with 320 tokens
+    its tables take 36 MiB more on each device.
     """
     model = MODELS.of(config)
     mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
@@ -108,7 +110,7 @@ def prefill_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
 
 
 def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
-    """The cost of one step of decoding."""
+    """The cost of one decoding step. A call of the program runs `STEPS_A_CALL` of them."""
     engine, mesh = sampling_engine(config, target, slots)
     cost = cost_of(engine.lower_decode(), mesh)
     sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
@@ -117,5 +119,9 @@ def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
 
 
 def sampling_peak(prefill: Cost, step: Cost) -> float:
-    """Prefill needs as much for a while whatever the slots; what both hold is weights and caches."""
+    """The most bytes in use at once while sampling.
+
+    `step.held` has the weights and the caches, which both programs use. The temporary memory of a prefill does not
+    depend on the number of slots, so `prefill` may be compiled for another number.
+    """
     return step.held + max(step.temporary, prefill.temporary)

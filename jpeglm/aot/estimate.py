@@ -1,4 +1,4 @@
-"""Bytes of a training step on one device, from shapes, for devices without an offline compiler."""
+"""Estimates the bytes of a training step on one device from shapes, for devices without an offline compiler."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from jpeglm.core.registry import MODELS
 
 
 def state_bytes(state: dict[str, Any]) -> dict[str, int]:
-    """Bytes of one device's shards of each part of a state, given as shapes with their layouts."""
+    """Bytes of one device's shards, for each part of a state. The leaves of `state` are shapes with shardings."""
 
     def shard(x: jax.ShapeDtypeStruct) -> int:
         return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -23,8 +23,8 @@ def state_bytes(state: dict[str, Any]) -> dict[str, int]:
 def train_step(config: ConfigDict, mesh: Mesh | AbstractMesh, state: dict[str, Any]) -> tuple[float, float]:
     """Bytes on each device for the state, and the temporary bytes of a step.
 
-    The second is the gradients (float32; with accumulation also their sums) plus `Model.step_bytes`. What a compiler
-    adds (layout copies, scratch) is not known.
+    The temporary bytes are the gradients (float32; with accumulation also their sums) plus `Model.step_bytes`. What a
+    compiler adds (layout copies, scratch memory) is not included.
     """
     tokens = config.optim.batch_size // config.optim.accumulate * config.data.seq_len
     tokens //= sharding.num_parts(mesh, "batch") * sharding.num_parts(mesh, "sequence")

@@ -3,9 +3,9 @@
 XLA's own cost analysis counts the body of a loop only once and does not name mesh axes. The text has both: how often
 each loop runs, and which devices take part in each collective.
 
-A program that is compiled for several slices of a TPU is that of one slice: its collectives stay inside the slice and
-number its devices alone. What crosses slices goes through the hosts, by pairs of send and recv whose attributes name a
-collective of libtpu's megascale runtime.
+A program compiled for several TPU slices is the program of one slice: its collectives stay inside the slice, and
+devices are numbered within it. Data for other slices goes through the hosts, in pairs of send and recv whose
+attributes name a collective of libtpu's megascale runtime.
 """
 
 import collections
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
-SLICES = "slices"  # stands for a mesh axis where a communication crosses slices
+SLICES = "slices"  # takes the place of mesh axes for communication between slices
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# What names, regroups or only waits for arrays, and the instructions whose callees are walked through themselves.
+# Operations without traffic of their own: they name, regroup or wait for arrays, or call computations whose
+# instructions are counted instead.
 MOVES_NOTHING = {
     "parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "while", "call", "conditional", "opt-barrier", "async-start", "async-update", "async-done",
@@ -30,13 +31,13 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
-_IN_VMEM = re.compile(r"S\([1-9]\)")  # of a layout: not in the chip's main memory
+_IN_VMEM = re.compile(r"S\([1-9]\)")  # in a layout: the array is not in the chip's main memory
 _CALLED = re.compile(
     r"(?:calls|body|condition|branch_computations|to_apply|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _SLICED = {"dynamic-slice", "slice", "gather"}
-_REPLACING = {"dynamic-update-slice": 1, "scatter": 2}  # in place; the number of the operand that is put in
-# Of megascale: its names for our kinds, and the first number of a slice's devices is the slice's times this.
+_REPLACING = {"dynamic-update-slice": 1, "scatter": 2}  # update in place; the index of the operand that is written
+# Megascale's names of the collectives. It numbers the devices of slice s from s * _IDS_A_SLICE on.
 _TRANSFERS = {
     "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter",
     "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute",
@@ -49,12 +50,13 @@ class Collective:
     """One communication of a program.
 
     Attributes:
-      kind: of COLLECTIVES.
-      axes: names of the mesh axes along which its participants lie, or SLICES alone.
-      bytes: what one device sends, each time, if rings are used: of an array of `size` bytes spread over n devices
-        (n-1)/n size for all-gather, reduce-scatter and all-to-all, twice that for all-reduce.
+      kind: one of COLLECTIVES.
+      axes: names of the mesh axes along which data is sent, or only SLICES.
+      bytes: bytes that one device sends each time, with ring algorithms. For an array of `size` bytes and n devices:
+        (n-1)/n * size for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, and `size` for
+        collective-permute.
       times: how often the program runs it.
-      is_overlapped: whether other work may run meanwhile; else the device waits.
+      is_overlapped: whether the device can compute meanwhile; otherwise it waits.
     """
 
     kind: str
@@ -79,7 +81,7 @@ class _Instruction:
 
 
 class Program:
-    """A compiled program: `Program(compiled.as_text())`."""
+    """A compiled program, read from its text: `Program(compiled.as_text())`."""
 
     def __init__(self, text: str):
         self._computations: dict[str, dict[str, _Instruction]] = {}
@@ -96,8 +98,11 @@ class Program:
     def collectives(self, mesh: Mesh) -> list[Collective]:
         """Every communication between devices, with the number of times that it runs. `mesh`: of one slice.
 
-        One that the compiler overlaps with products stands in several fusions, from its start to its end, with the
-        same attributes: it runs once.
+        A collective that the compiler overlaps with matrix products appears in several fusions, from its start to its
+        end, with the same attributes. It is counted once.
+
+        Raises:
+          ValueError: the text has a form that is not known here.
         """
         found: dict[str | _Instruction, Collective] = {}
         for _, instruction, times in self._walk(self._entry, 1, into_fusions=True):
@@ -112,13 +117,13 @@ class Program:
             if n == 1:
                 continue
             sizes = [_bytes(array) for array in _arrays(instruction.shape)]
-            if instruction.operation == "collective-permute-start":  # operand, result, two tokens
+            if instruction.operation == "collective-permute-start":  # the operand, the result, two tokens
                 sizes = sizes[1:2]
             elif instruction.operation != kind and kind != "all-reduce":
                 sizes = sizes[len(sizes) // 2 :]  # the first half are the operands
             whole = sum(sizes) * (n if kind == "reduce-scatter" else 1)
             share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
-            is_fused = "chain_id=" in instruction.rest  # with products
+            is_fused = "chain_id=" in instruction.rest  # with matrix products
             key = re.sub(r"\A.*?\), |backend_config=.*", "", instruction.rest) if is_fused else instruction
             is_overlapped = is_fused or instruction.operation != kind
             found[key] = Collective(kind, _axes(groups, mesh), share * whole, times, is_overlapped)
@@ -127,9 +132,12 @@ class Program:
     def memory_traffic(self) -> float:
         """Bytes that one device reads from and writes to its main memory in one run.
 
-        The operands and results of each instruction; those inside a fusion, and arrays in a TPU's VMEM, do not count.
-        Of an array that is sliced only the slice does, as in XLA's cost analysis. A kernel counts as if it read and
-        wrote each array once.
+        The sum over the operands and results of each instruction. Instructions inside a fusion and arrays in a TPU's
+        VMEM do not count. If an array is sliced, only the slice counts, as in XLA's cost analysis. A hand-written
+        kernel counts as if it read and wrote each array once.
+
+        Raises:
+          ValueError: the text has a form that is not known here.
         """
         total = 0.0
         for computation, instruction, times in self._walk(self._entry, 1, into_fusions=False):
@@ -145,18 +153,18 @@ class Program:
         )
 
     def _walk(self, name: str, times: int, into_fusions: bool) -> Iterator[tuple[str, _Instruction, int]]:
-        """(computation, instruction, times) of all that runs; of a conditional each branch."""
+        """Yields (computation, instruction, times) for all that runs, including each branch of a conditional."""
         for instruction in self._computations[name].values():
             yield name, instruction, times
             operation = instruction.operation
             follow = {"while", "call", "conditional", "async-start"} | ({"fusion"} if into_fusions else set())
-            if operation in follow:  # what others call, a reduction or a sort, only combines two numbers
+            if operation in follow:  # callees of others, such as reductions and sorts, only combine two numbers
                 inner = times * (self._trips(name, instruction) if operation == "while" else 1)
                 for called in instruction.called:
                     yield from self._walk(called, inner, into_fusions)
 
     def _trips(self, computation: str, loop: _Instruction) -> int:
-        """How often a loop runs: as XLA says, or from where its counter starts up to the bound of its comparison."""
+        """How often a loop runs: as XLA states, or else the bound of its comparison minus the counter's start."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known[1])
         condition = self._computations[re.findall(r"condition=%?([\w.\-]+)", loop.rest)[0]]
@@ -170,7 +178,10 @@ class Program:
     def _start(
         self, computation: str, loop: _Instruction, condition: dict[str, _Instruction], compared: _Instruction
     ) -> int | None:
-        """The counter before the first round: 1 where the compiler has moved the first round in front of the loop."""
+        """The counter before the first iteration, which is 1 if the compiler has moved one before the loop.
+
+        None if it cannot be found.
+        """
         counter = condition.get(compared.operands[0])
         place = counter and re.search(r"index=(\d+)", counter.rest)
         around = self._computations[computation]
@@ -205,7 +216,7 @@ class Program:
         root = next(i for i in inside.values() if i.is_root)
         results = [inside[name] for name in root.operands] if root.operation == "tuple" else [root]
         arrays = _arrays(instruction.shape)
-        if len(results) != len(arrays):  # some pass scratch or an output of their operands through
+        if len(results) != len(arrays):  # some fusions also return scratch memory or an operand
             return total + _main_memory(instruction.shape)
         for result, array in zip(results, arrays, strict=True):
             whole = _main_memory(array)
@@ -213,7 +224,7 @@ class Program:
         return total
 
     def _read(self, inside: dict[str, _Instruction], name: str, whole: float) -> float:
-        """Bytes of an array of `whole` bytes that a fusion reads, where its users may only take slices of it."""
+        """Bytes that a fusion reads of an array of `whole` bytes; fewer if its users only take slices of it."""
         total = 0.0
         for user in inside.values():
             if name not in user.operands:
@@ -230,7 +241,7 @@ class Program:
         return total
 
     def _written(self, inside: dict[str, _Instruction], result: _Instruction, whole: float) -> float:
-        """Bytes of a result of `whole` bytes that a fusion writes, which may be an array replaced in part."""
+        """Bytes that a fusion writes of a result of `whole` bytes; fewer if it only updates a part of an array."""
         if result.operation in _REPLACING:
             return _bytes(inside[result.operands[_REPLACING[result.operation]]].shape)
         if result.operation == "bitcast":
@@ -242,7 +253,7 @@ class Program:
 
 
 def by_axis(found: list[Collective]) -> dict[str, float]:
-    """What one device sends in one run, by the mesh axes that it crosses ("fsdp", or "data x fsdp"), most first."""
+    """Bytes that one device sends in one run, by mesh axes ("fsdp", or "data x fsdp"), largest first."""
     total: dict[str, float] = collections.defaultdict(float)
     for collective in found:
         total[" x ".join(collective.axes)] += collective.bytes * collective.times
@@ -250,7 +261,7 @@ def by_axis(found: list[Collective]) -> dict[str, float]:
 
 
 def _between_slices(send: _Instruction, times: int) -> Collective:
-    """What a chip hands to its host for other slices. The program goes on meanwhile, up to recv-done."""
+    """What a chip hands to its host for other slices. The program continues meanwhile, until recv-done."""
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
     target = re.search(r'_xla_megascale_target="?(\{[-\d{},:x>]*\})', send.rest)
     if not transfer or transfer[1] not in _TRANSFERS or not target:
@@ -262,10 +273,10 @@ def _between_slices(send: _Instruction, times: int) -> Collective:
 
 
 def _slices_of_members(target: str) -> list[int]:
-    """In which slice each participant of a transfer lies, of the first group if there are several.
+    """The slice of each participant of a transfer; if there are several groups, of the first one.
 
-    Written as {1,2}x{0:3}, slices and devices of each of which every one meets its like in the other slices, or as
-    groups of devices {{100000,200000},{100001,200001}}, or as pairs {{100000->200000}}.
+    The text has one of three forms: {1,2}x{0:3}, which is slices x devices, where each device communicates with the
+    same device of the other slices; groups of devices, {{100000,200000},{100001,200001}}; pairs, {{100000->200000}}.
     """
     if alike := re.fullmatch(r"\{([\d,]+)\}x\{[\d:,]+\}", target):
         return list(_numbers(alike[1]))
@@ -276,13 +287,13 @@ def _slices_of_members(target: str) -> list[int]:
 
 
 def _constant(instruction: _Instruction) -> int | None:
-    """The value of a whole number that the program holds; None for anything else."""
+    """The value of an instruction that is an integer constant; None for any other."""
     value = re.match(r"(-?\d+)\)", instruction.rest)
     return int(value[1]) if value and instruction.operation == "constant" else None
 
 
 def _until_closed(text: str) -> str:
-    """Up to the bracket that closes the one before the text."""
+    """The text up to the bracket that closes the one before the text."""
     depth = 1
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -292,7 +303,7 @@ def _until_closed(text: str) -> str:
 
 
 def _arrays(shape: str) -> list[str]:
-    """The arrays of a shape, which may be a tuple's."""
+    """The arrays of a shape, which may be a tuple."""
     return [found[0] for found in re.finditer(_ARRAY, shape)]
 
 
@@ -306,17 +317,17 @@ def _bytes(array: str) -> float:
 
 
 def _main_memory(shape: str) -> float:
-    """Bytes of those arrays of a shape that lie in the chip's main memory."""
+    """Bytes of the arrays of a shape that are in the chip's main memory."""
     return sum(_bytes(array) for array in _arrays(shape) if not _IN_VMEM.search(array))
 
 
 def _parameter(inside: dict[str, _Instruction], number: int) -> str:
-    """The name in a fusion of its operand of this number."""
+    """The name, inside a fusion, of its operand with this index."""
     return next(i.name for i in inside.values() if i.operation == "parameter" and i.rest.startswith(f"{number})"))
 
 
 def _groups(instruction: _Instruction, mesh: Mesh) -> np.ndarray:
-    """Which devices, as places in the flat mesh, take part together: [groups, n]."""
+    """The groups of devices that communicate with each other, as indices into the flat mesh: int [groups, n]."""
     rest = instruction.rest
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
         return np.array([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
@@ -339,8 +350,8 @@ def _groups(instruction: _Instruction, mesh: Mesh) -> np.ndarray:
 def _named_groups(num_devices: int, sizes: str, dims: str | None, order: str | None, along: str) -> np.ndarray:
     """Groups along axes of a mesh that XLA names itself, such as 'a'=4,'b'=8 along 'a','b':(2)4.
 
-    The devices lie in it row by row or, with `dims` and `order`, as an array of these dims that is transposed. (2)4 is
-    the part of size 4 of an axis that is left inside of 2.
+    The devices fill this mesh in row-major order or, with `dims` and `order`, in the order of an array of shape `dims`
+    after a transposition. 'b':(2)4 is the part of size 4 of axis 'b' that follows a part of size 2.
     """
     devices: np.ndarray = np.arange(num_devices)
     if dims:

@@ -20,7 +20,7 @@ MFUS = (0.3, 0.4, 0.5, 0.6)
 
 
 def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Rows for people, and the same numbers for programs."""
+    """The report on a training step: rows of (label, text), and the same numbers by name."""
     model, mesh = MODELS.of(config), target.mesh(config.mesh)
     seq_len, batch_size, accumulate = config.data.seq_len, config.optim.batch_size, config.optim.accumulate
     tokens, remat = batch_size * seq_len, config.model.get("remat", "none")
@@ -65,13 +65,14 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
 def sample_report(
     config: ConfigDict, target: Target, slots: int, prefill: Cost, step: Cost
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Rows for people, and the same numbers for programs."""
+    """The report on sampling with `slots` sequences: rows of (label, text), and the same numbers by name."""
     model = MODELS.of(config)
     mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
     seq_len = config.data.seq_len
     forward = model.flops_per_token(seq_len) / 3
     used = mesh.size
-    # A prompt is prefilled by the devices of its heads; a step attends over the whole capacity of the cache.
+    # A prompt is prefilled by the devices over which its heads are sharded. A decoding step attends over the whole
+    # capacity of the cache.
     prompts = Roofline(target.chip, forward * seq_len / sharding.num_parts(mesh, "kv_heads"), prefill)
     steps = Roofline(target.chip, model.decode_flops(seq_len) * slots / used, step)
     peak = sampling_peak(prefill, step)
@@ -106,12 +107,14 @@ def _opening(target: Target, mesh: Mesh | AbstractMesh, model: Model) -> list[tu
 
 
 def peak_words(peak: float, chip: Chip) -> str:
+    """Whether a program with a peak of so many bytes fits a chip's memory, in words."""
     spare = 1 - peak / chip.memory
     words = "does not fit" if spare < 0 else f"fits with {spare:.0%} to spare"
     return f"{human_bytes(peak)} of {human_bytes(chip.memory)}: {words}"
 
 
 def microbatch_words(microbatch: int, mesh: Mesh | AbstractMesh) -> str:
+    """The size of a microbatch, in words: chunks for each group of chips that computes them together."""
     devices = sharding.num_parts(mesh, "sequence") * sharding.num_parts(mesh, "heads")
     return f"{microbatch} chunk(s) a chip" if devices == 1 else f"{microbatch} chunk(s) for each {devices} chips"
 

@@ -15,12 +15,19 @@ from jpeglm.core.registry import MODELS
 class Roofline:
     """The least time that a program can take on a chip.
 
-    Each resource works at the vendor's peak, all of them at once, except for the network time that the compiled
-    program waits for. Traffic between slices overlaps with the program. "network" is inside of a slice, "dcn" the data
-    centre's, between slices.
+    It assumes that each resource works at the vendor's peak and that all work at once, except for the network time
+    that the compiled program waits for. Traffic between slices overlaps with the program.
+
+    Attributes:
+      seconds: time of each resource: "compute"; "memory"; "network", inside a slice; "dcn", the data-centre network
+        between slices.
+      binds: name of the resource that takes longest.
+      awaited: seconds of the network time that the program waits for.
+      bound: the least time in seconds.
     """
 
     def __init__(self, chip: Chip, flops: float, cost: Cost):
+        """`flops`: FLOPs of one run on one chip, including recomputation. `cost`: of the same run."""
         across = cost.sent.get(hlo.SLICES, 0.0)
         self.seconds = {
             "compute": flops / chip.flops,
@@ -40,12 +47,12 @@ class Roofline:
         return f"{human_seconds(self.bound)}: {self.binds} binds ({words})"
 
     def facts(self) -> dict[str, Any]:
-        """For programs: all in seconds."""
+        """All numbers by name, in seconds, and the name of the resource that binds; JSON types."""
         return self.seconds | {"awaited": self.awaited, "least": self.bound, "binds": self.binds}
 
 
 def step_flops(config: ConfigDict, target: Target) -> tuple[float, float]:
-    """FLOPs of one chip in one training step: the model's, and including recomputation."""
+    """FLOPs of one chip in one training step: without recomputation, and with it."""
     model, seq_len = MODELS.of(config), config.data.seq_len
     tokens = config.optim.batch_size * seq_len / target.num_chips
     flops = model.flops_per_token(seq_len)

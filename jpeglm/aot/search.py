@@ -23,17 +23,18 @@ MOST_SLOTS = 4096
 
 
 class Tries:
-    """Says which program is compiled, of how many at most, and afterwards how long that took."""
+    """Logs before each compilation what is compiled and how many may follow, and afterwards how long it took."""
 
     def __init__(self, at_most: int):
         self.at_most, self._number = at_most, 0
 
     def still(self, at_most: int) -> None:
-        """So many more are left at most."""
+        """Sets the limit: at most this number of compilations is left."""
         self.at_most = self._number + at_most
 
     @contextlib.contextmanager
     def next(self, what: str) -> Iterator[None]:
+        """Logs one compilation, which happens inside the block. `what`: names it."""
         self._number += 1
         logging.info("try %d of at most %d: %s", self._number, self.at_most, what)
         started = time.monotonic()
@@ -42,23 +43,23 @@ class Tries:
 
 
 def try_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dict[str, int]]:
-    """The config's own step alone: what `search_train` returns, with no microbatches tried."""
+    """Compiles only the config's own step. The result is as of `search_train`, with an empty dict at the end."""
     with Tries(1).next("the step"):
         return config, train_cost(config, target), {}
 
 
 def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, dict[str, int]]:
-    """The microbatch and the remat policy that are fastest by the roofline of those that fit.
+    """Finds the microbatch and the remat policy with the least time by the roofline, among those that fit.
 
-    Policies go from the least memory to the least computation; a microbatch that does not fit under one policy is not
-    tried under the next. The config's own `optim.accumulate` and `model.remat` are ignored.
+    Policies are tried from the least memory to the least computation. A microbatch that does not fit with one policy
+    is not tried with the next. The config's own `optim.accumulate` and `model.remat` are ignored.
 
     Returns:
-      the config with them, what they cost, and by policy the largest microbatch (chunks a member of the batch's mesh
-      axes) that fits.
+      the config with both, its cost, and the largest microbatch that fits, by policy: chunks per part of the mesh axes
+      over which the batch is sharded.
 
     Raises:
-      InputError: the batch does not divide over the mesh, or nothing fits with SPARE of the memory to spare.
+      InputError: the batch does not divide over the mesh, or nothing fits with SPARE of the memory left free.
     """
     mesh = target.mesh(config.mesh)
     sharding.check_divides(_with(config, accumulate=1), mesh)
@@ -89,7 +90,7 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, 
 
 
 def _with(config: ConfigDict, accumulate: int, remat: str | None = None) -> ConfigDict:
-    """A copy of the config with these."""
+    """A copy of the config with these values."""
     changed = ConfigDict(config.to_dict())
     changed.optim.accumulate = accumulate
     if remat and "remat" in changed.model:
@@ -98,7 +99,7 @@ def _with(config: ConfigDict, accumulate: int, remat: str | None = None) -> Conf
 
 
 def _fitting(trial: ConfigDict, target: Target) -> tuple[Cost | None, str]:
-    """The cost of a step that leaves SPARE of the memory free, or None; and in words what it needs."""
+    """The cost of a step, or None if it does not leave SPARE of the memory free; and in words what it needs."""
     try:
         cost = train_cost(trial, target)
     except InputError as error:
@@ -109,7 +110,7 @@ def _fitting(trial: ConfigDict, target: Target) -> tuple[Cost | None, str]:
 
 
 def try_slots(config: ConfigDict, target: Target, slots: int) -> tuple[int, Cost, Cost]:
-    """So many slots alone: what `search_slots` returns."""
+    """Compiles for this number of slots only. The result is as of `search_slots`."""
     tries = Tries(2)
     with tries.next("prefill"):
         prefill = prefill_cost(config, target, slots)
@@ -118,13 +119,13 @@ def try_slots(config: ConfigDict, target: Target, slots: int) -> tuple[int, Cost
 
 
 def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
-    """The most slots that fit with SPARE of the memory to spare, as a power of two for each part of the batch.
+    """Finds the most slots that fit with SPARE of the memory left free: a power of two for each part of the batch.
 
     Returns:
-      their number, the cost of a prefill, and of a step.
+      the number of slots, the cost of a prefill, and the cost of a decoding step.
 
     Raises:
-      InputError: not one does.
+      InputError: not even one slot for each part of the batch fits.
     """
     limit = (1 - SPARE) * target.chip.memory
     mesh = sharding.inference_mesh(MODELS.of(config).tensor_parallelism, True, target.devices)
@@ -143,7 +144,7 @@ def search_slots(config: ConfigDict, target: Target) -> tuple[int, Cost, Cost]:
     first, second = (sampling_peak(prefill, step_of(slots)) for slots in (least, 2 * least))
     if first > limit:
         raise InputError(f"{target.name}: not even {least} slot(s) fit with {SPARE:.0%} to spare")
-    # Almost only the caches grow with the slots, so two sizes suffice to extrapolate the limit.
+    # Almost only the caches grow with the slots, and linearly, so two sizes are enough to extrapolate the limit.
     each, slots = (second - first) / least, 2 * least
     while 2 * slots <= MOST_SLOTS and first + each * (2 * slots - least) <= limit:
         slots *= 2

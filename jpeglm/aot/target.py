@@ -12,7 +12,7 @@ from jpeglm.core import hardware, sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.hardware import Chip
 
-LIBTPU = {  # so that libtpu does not look for a TPU and can be loaded twice
+LIBTPU = {  # environment variables with which libtpu does not look for a TPU and can be loaded twice
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -22,7 +22,15 @@ LIBTPU = {  # so that libtpu does not look for a TPU and can be loaded twice
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a topology names: "v5p:4x4x4", or "h100:32". `devices` are described, not there; of GPUs there are none."""
+    """The machine that a topology names.
+
+    Attributes:
+      name: the topology, such as "v5p:4x4x4" or "h100:32", and the number of slices if there are several.
+      chip: its kind of chip.
+      num_chips: of all slices together.
+      devices: libtpu's descriptions of the devices, which need not exist; empty for GPUs.
+      slices: number of TPU slices.
+    """
 
     name: str
     chip: Chip
@@ -31,6 +39,7 @@ class Target:
     slices: int = 1
 
     def mesh(self, sizes: ConfigDict) -> Mesh | AbstractMesh:
+        """The mesh of these axis sizes; for GPUs an abstract mesh. Raises InputError if the sizes do not fit."""
         if self.devices:
             return sharding.make_mesh(sizes, self.devices)
         shape = sharding.mesh_shape(sizes, self.num_chips)
@@ -38,15 +47,15 @@ class Target:
 
 
 def describe(topology: str, slices: int = 1, dcn_bandwidth: float | None = None) -> Target:
-    """Devices that need not be in this machine.
+    """Describes a machine that need not be available.
 
     Args:
       topology: CHIP:SHAPE of a TPU slice, or CHIP:NUMBER of GPUs.
-      slices: how many of that shape.
+      slices: number of slices of that shape.
       dcn_bandwidth: GB/s (1e9 bytes) that a chip can send to other slices; None takes the maker's figure.
 
     Raises:
-      InputError: there is no such chip or slice, or libtpu is missing.
+      InputError: there is no such chip or slice, libtpu is missing, or an argument is out of its range.
     """
     name, _, shape = topology.partition(":")
     chip = next((chip for chip in hardware.CHIPS if chip.name == name), None)
@@ -63,7 +72,7 @@ def describe(topology: str, slices: int = 1, dcn_bandwidth: float | None = None)
         return Target(topology, chip, int(shape), [])
     devices = _describe_tpu(topology, slices)
     chips = slices * math.prod(map(int, shape.split("_")[0].split("x")))  # 4x4x8_twisted is a shape, too
-    if len(devices) != chips:  # of v4, whose two cores a real slice runs as one
+    if len(devices) != chips:  # on v4, where a real slice runs two cores as one device
         raise InputError(f"--topology={topology}: libtpu describes {chips} chips as {len(devices)} devices")
     return Target(topology + (f" x {slices} slices" if slices > 1 else ""), chip, len(devices), devices, slices)
 

@@ -1,4 +1,4 @@
-"""Other people's weights in and out, and runs made slim.
+"""Imports and exports Hugging Face weights, makes small copies of runs, and converts the weights of FID.
 
 python -m jpeglm.convert import SRC WORKDIR [--config=configs/jpeglm_7b.py]
 python -m jpeglm.convert export WORKDIR DST [--step=N] [--dtype=bfloat16]
@@ -7,10 +7,10 @@ python -m jpeglm.convert inception FILE.pth FILE.safetensors
 
 `import` makes a WORKDIR for `jpeglm.sample` and `jpeglm.score`; `jpeglm.train` can start from it with
 --config.init_from=WORKDIR. The config gives codec and data.seq_len; shapes come from SRC/config.json. `export` makes a
-directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to give away: one
-checkpoint without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them,
-so that `jpeglm.fid` need not read torch's formats. All of them write atomically. `import` and `export` keep one
-parameter (of all layers) in memory at a time, the others all of them.
+directory that transformers' LlamaForCausalLM and AutoTokenizer load. `slim` makes a WORKDIR to share: one checkpoint
+without the optimiser's state, a third of its size. `inception` checks the weights of FID and rewrites them, so that
+`jpeglm.fid` need not read torch's formats. All of them write atomically. `import` and `export` keep one parameter (of
+all layers) in memory at a time; `slim` and `inception` keep all of them.
 """
 
 from pathlib import Path
@@ -30,6 +30,7 @@ _FLAGS_OF = {"import": ("config",), "export": ("step", "dtype"), "slim": ("step"
 
 
 def main(direction: str, source: str, target: str) -> None:
+    """Converts `source` to `target`. `direction`: one of import, export, slim and inception."""
     if direction not in _FLAGS_OF:
         raise InputError(f"{direction!r} is none of {', '.join(_FLAGS_OF)}")
     for name in sorted({name for names in _FLAGS_OF.values() for name in names}):

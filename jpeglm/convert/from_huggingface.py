@@ -23,7 +23,7 @@ from jpeglm.data.tokenizers import BOS, EOS
 from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.models.llama_config import LlamaConfig
 
-# Allowed values for keys of config.json that change the function, besides shapes and rotary embedding.
+# Allowed values for keys of config.json that change what the model computes, besides shapes and rotary embedding.
 _PLAIN = {
     "hidden_act": (None, "silu"),
     "attention_bias": (None, False),
@@ -37,23 +37,28 @@ _PLAIN = {
 }
 _PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_MOST = 1 << 20  # of any size of the model
+_MOST = 1 << 20  # limit of any dimension of the model
 _RANGES = {"rms_norm_eps": (1e-12, 0.1), "rope_theta": (1.0, 1e12)}
 _WEIGHTS = ("float32", "float16", "bfloat16")
 _FILE_BYTES = 1 << 26  # size of the checkpoint's files; also bounds the memory used while writing
 
 
 def import_model(source: Path, workdir: Path, config: ConfigDict) -> LlamaConfig:
-    """Makes a workdir of a Hugging Face Llama directory: its weights, in float32, as the checkpoint of step 0.
+    """Makes a workdir from a Hugging Face Llama directory. Its weights, in float32, are the checkpoint of step 0.
 
     Args:
-      source: config.json, weights (see `jpeglm.core.weights`) and tokenizer.model or tokenizer.json.
-      workdir: to be made. WORKDIR.partial is where it grows, with the parameters once more beside the checkpoint.
-      config: of a run; says the codec and all that Hugging Face does not. Its model is replaced, but for `dtype`,
-        `remat` and `mask_documents`.
+      source: directory with config.json, weights (see `jpeglm.core.weights`), and tokenizer.model or tokenizer.json.
+      workdir: to be made. It is written as WORKDIR.partial, which also holds a second copy of the parameters until the
+        checkpoint is complete.
+      config: of a run, for the codec and all else that Hugging Face does not state. Its model is replaced except for
+        `dtype`, `remat`, `attention` and `mask_documents`.
+
+    Returns:
+      the model's config.
 
     Raises:
-      InputError: what jpeglm's Llama cannot express, a tensor that is missing, surplus or of another shape, and so on.
+      InputError: jpeglm's Llama cannot express the model; a tensor is missing, surplus or of another shape; a file
+        cannot be read; or the workdir exists or cannot be written.
     """
     config = read_model_config(source, config)
     model = LlamaConfig.of(config)
@@ -87,7 +92,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
     """A run's config with the model and the vocabulary of a Hugging Face directory's config.json.
 
     Raises:
-      InputError: a key asks for what jpeglm's Llama cannot express, or is no number in its range.
+      InputError: a key asks for something that jpeglm's Llama cannot express, or is not a number in its range.
     """
     path = source / "config.json"
     theirs = read_json(path)
@@ -135,7 +140,7 @@ def read_model_config(source: Path, config: ConfigDict) -> ConfigDict:
 
 
 def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
-    """Refuses keys that change the function in ways we do not support; puts the rotary base into `rope_theta`."""
+    """Refuses settings that are not supported, and copies the rotary base to `rope_theta`. Raises InputError."""
     if theirs.get("model_type") != "llama" or theirs.get("architectures") not in (None, ["LlamaForCausalLM"]):
         architecture = shown(theirs.get("architectures") or theirs.get("model_type"))
         raise InputError(f"{path}: architecture {architecture}, only LlamaForCausalLM can be imported")
@@ -155,13 +160,19 @@ def _check_plain(path: Path, theirs: dict[str, Any]) -> None:
 
 
 def read_tokenizer(source: Path) -> BpeTokenizer:
-    """The tokenizer of a Hugging Face directory: tokenizer.model, from which others are derived, or tokenizer.json."""
+    """The tokenizer of a Hugging Face directory.
+
+    It is read from tokenizer.model, from which tokenizer.json is usually derived, or else from tokenizer.json.
+
+    Raises:
+      InputError: there is neither file, or it is not a tokenizer that jpeglm can express.
+    """
     if (source / "tokenizer.model").exists():
         return BpeTokenizer(sentencepiece.convert(source / "tokenizer.model"))
     path = source / "tokenizer.json"
     if not path.exists():
         raise InputError(f"{source} holds no tokenizer: neither tokenizer.json nor tokenizer.model")
-    content = read_json(path) | {"decoder": None}  # from their ids to text; ours go to bytes
+    content = read_json(path) | {"decoder": None}  # theirs turns ids into text; ours turns them into bytes
     try:
         return BpeTokenizer(json.dumps(content, indent=1) + "\n")
     except (InputError, RecursionError) as error:
@@ -169,7 +180,7 @@ def read_tokenizer(source: Path) -> BpeTokenizer:
 
 
 def _needed(source: Path, theirs: dict[str, Tensor], model: LlamaConfig) -> dict[str, Tensor]:
-    """Exactly the tensors of the model, a tied head untied by reading the embedding twice."""
+    """The tensors of the model, checked to be complete. A tied head becomes a second copy of the embedding."""
     theirs = dict(theirs)
     _check_layers(source, theirs, model.num_layers)
     is_tied = bool(read_json(source / "config.json").get("tie_word_embeddings")) and _EMBEDDING in theirs
@@ -206,7 +217,7 @@ def _check_layers(source: Path, theirs: dict[str, Tensor], num_layers: int) -> N
 
 
 def _check_frequencies(table: Tensor, model: LlamaConfig) -> None:
-    """A stored table of rotary frequencies must be that of the base."""
+    """Checks that a stored table of rotary frequencies is that of `rope_theta`."""
     fits = table.shape == (model.head_dim // 2,)
     if fits:
         expected = model.rope_theta ** (-np.arange(0, model.head_dim, 2) / model.head_dim)
@@ -216,7 +227,7 @@ def _check_frequencies(table: Tensor, model: LlamaConfig) -> None:
 
 
 def _save(workdir: Path, params: dict[str, Any]) -> None:
-    """The checkpoint of step 0, from maps of files: Orbax neither copies them nor collects much before it writes."""
+    """Saves the checkpoint of step 0 from memory-mapped files, which Orbax writes without copying all to memory."""
     maps = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, maps), (jax.Array, ocp.type_handlers.ArrayHandler())

@@ -1,4 +1,4 @@
-"""The Inception weights of FID as safetensors."""
+"""Converts the Inception weights of FID to safetensors."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ def convert(source: Path, target: Path) -> None:
     """Checks the weights in `source`, rewrites them to `target` and prints how many tensors there are.
 
     Raises:
-      InputError: other weights or none, `target` exists, its name is no safetensors file's, or it cannot be written.
+      InputError: `source` does not hold these weights; or `target` exists, does not end in .safetensors or cannot be
+        written.
     """
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: its name must end in .safetensors")

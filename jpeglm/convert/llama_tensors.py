@@ -39,7 +39,15 @@ _BLOCK = 1 << 16  # elements that are hashed at once
 
 
 class Leaf(NamedTuple):
-    """One of our parameters, and Hugging Face's tensors that it consists of."""
+    """One of our parameters, and Hugging Face's tensors that it consists of.
+
+    Attributes:
+      path: of the parameter in our tree.
+      shape: of the parameter, layers included.
+      names: of Hugging Face's tensors.
+      inputs: number of leading axes, after that of layers, that are inputs; 0: not transposed.
+      vocab_size: without padding.
+    """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -61,26 +69,26 @@ class Leaf(NamedTuple):
         return (self.vocab_size, *shape[1:]) if self.vocab_size else shape
 
     def to_ours(self, theirs: np.ndarray) -> np.ndarray:
-        """A tensor of theirs, transposed and padded with zeros."""
+        """Converts one of their tensors to `part_shape`: transposed, and with the vocabulary padded with zeros."""
         if self.vocab_size:
             padding = self.shape[self.inputs] - self.vocab_size
             theirs = np.pad(theirs, ((0, padding), (0, 0)))
         return (theirs.T if self.inputs else theirs).reshape(self.part_shape)
 
     def to_theirs(self, part: np.ndarray) -> np.ndarray:
-        """The other way."""
+        """The inverse of `to_ours`: from `part_shape` to `their_shape`."""
         if self.inputs:
             part = part.reshape(math.prod(part.shape[: self.inputs]), -1).T
         return part[: self.vocab_size] if self.vocab_size else part
 
     def parts(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """The whole parameter as tensors of theirs by name."""
+        """Yields the tensors of theirs that a whole parameter consists of, each with its name."""
         for name, part in zip(self.names, array if self.path[0] == "layers" else [array], strict=True):
             yield name, self.to_theirs(part)
 
 
 def leaves(config: LlamaConfig) -> list[Leaf]:
-    """All parameters of a model. Raises InputError where Hugging Face's Llama has no place for it."""
+    """All parameters of a model. Raises InputError if Hugging Face's Llama cannot express the model."""
     if config.qk_norm:
         raise InputError("model.qk_norm=True: Hugging Face's Llama has no normalised queries and keys")
     if config.width % config.num_heads:
@@ -102,13 +110,13 @@ def leaves(config: LlamaConfig) -> list[Leaf]:
 
 
 def check_is_llama(config: ConfigDict, whose: str) -> None:
-    """`InputError` for a run's config of another model; `whose` begins the message."""
+    """Raises InputError if the model of a run's config is not Llama. `whose` begins the message."""
     if config.model.name != "llama":
         raise InputError(f"{whose}: model.name={config.model.name}, Hugging Face's Llama is none")
 
 
 def fingerprint(array: np.ndarray) -> np.uint32:
-    """As `checkpoint.fingerprints` of a float32 array, but computed on the host in blocks, without a copy."""
+    """The hash of a float32 array as in `checkpoint.fingerprints`, computed on the host in blocks, without a copy."""
     bits, total = array.reshape(-1).view(np.uint32), np.uint32(0)
     for start in range(0, bits.size, _BLOCK):
         block = np.arange(start, min(start + _BLOCK, bits.size)).astype(np.uint32)
@@ -124,7 +132,7 @@ def fingerprint(array: np.ndarray) -> np.uint32:
 
 
 def insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Puts a value into a tree of dicts, creating missing ones."""
+    """Puts a value into a tree of dicts. Missing dicts are made."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

@@ -1,11 +1,11 @@
-"""SentencePiece's `tokenizer.model` over Braille characters, as the `tokenizer.json` that jpeglm reads.
+"""Converts SentencePiece's `tokenizer.model` over Braille characters to the `tokenizer.json` that jpeglm reads.
 
 The public JPEG-LM checkpoint (uwnlp/jpeg-lm-reimplementation) has such a file: BPE over the characters
-chr(0x2800 + byte). Both libraries merge adjacent symbols until nothing is left to merge. SentencePiece takes the pair
-whose *concatenation* is the piece of the highest score, the leftmost of equals; `tokenizers` ranks pairs, so two ways
-to join one piece could never be equals there. One pair a piece is enough: what happens inside the span of text that
-becomes a piece is decided by that text alone (no symbol has crossed its ends), so the last merge is always the same,
-and encoding the piece by itself finds it.
+chr(0x2800 + byte). Both libraries merge adjacent symbols until nothing is left to merge. SentencePiece merges the pair
+whose *concatenation* is the piece with the highest score, and the leftmost of equal ones. `tokenizers` ranks pairs, so
+two pairs with the same concatenation cannot have the same rank there. One pair per piece is enough: the merges inside
+a span of text that becomes a piece depend only on that text (no symbol crosses its ends). So the last merge is always
+of the same pair, and encoding the piece alone finds it.
 """
 
 import math
@@ -28,9 +28,9 @@ def convert(path: str | Path) -> str:
     """Text of the `tokenizer.json` that gives the ids of the SentencePiece model in `path` for every byte string.
 
     Raises:
-      InputError: the file cannot be read, or says something that a `bpe.BpeTokenizer` does not do: another
-        algorithm than BPE, other specials than <unk>, <s>, </s> at 0, 1, 2, a byte without its piece, byte fallback,
-        user-defined symbols, a normalisation that alters Braille characters, and so on, by name.
+      InputError: the file cannot be read, or asks for something that `bpe.BpeTokenizer` does not support: another
+        algorithm than BPE, other special tokens than <unk>, <s>, </s> at 0, 1, 2, a byte without a piece, byte
+        fallback, user-defined symbols, a normalisation that alters Braille characters, and so on.
     """
     try:
         data = Path(path).read_bytes()
@@ -116,7 +116,7 @@ def _last_merge(piece: str, scores: dict[str, float]) -> tuple[str, str] | None:
 
 
 def _compare(converted: BpeTokenizer, processor: SentencePieceProcessor, pieces: list[str]) -> None:
-    # The argument above is about SentencePiece's algorithm; this is about the file at hand.
+    # The module's docstring argues from SentencePiece's algorithm. This checks the given file.
     braille = [piece.removeprefix(DUMMY_PREFIX) for piece in pieces]
     for text in ["", _pairs(), *braille, "".join(braille)]:
         if converted.encode(text).ids != processor.encode(text):

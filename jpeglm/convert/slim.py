@@ -1,4 +1,4 @@
-"""A small workdir to share: one checkpoint's parameters, and what is needed to use them."""
+"""Makes a small workdir to share: one checkpoint's parameters, and what is needed to use them."""
 
 import jax
 from etils import epath
@@ -14,12 +14,19 @@ from jpeglm.models import Model, networks
 def slim(workdir: epath.Path, target: epath.Path, step: int | None = None) -> Model:
     """Copies what is needed to use a run: one checkpoint's parameters, config, tokenizer, manifest and metrics.
 
+    All parameters are held in memory, once.
+
     Args:
-      target: a folder to be made. The parameters are held once in memory.
+      workdir: of the run.
+      target: the folder to be made.
       step: of the checkpoint; None takes the last.
 
+    Returns:
+      the run's model.
+
     Raises:
-      InputError: no run, no such checkpoint or a damaged one; `target` exists or cannot be written.
+      InputError: there is no run or no such checkpoint, the checkpoint is damaged, or `target` exists or cannot be
+        written.
     """
     config = read_config(workdir)
     model, step = MODELS.of(config), checkpoint.pick_step(workdir, step)

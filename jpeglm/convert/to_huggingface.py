@@ -24,13 +24,16 @@ from jpeglm.models.llama_config import LlamaConfig
 
 
 def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str) -> LlamaConfig:
-    """Makes a Hugging Face Llama directory of a run: config, generation config, safetensors, tokenizer.
+    """Makes a Hugging Face Llama directory from a run: config, generation config, safetensors, tokenizer.
 
     Args:
       workdir: of the run.
-      target: to be made; TARGET.partial is where it grows.
+      target: to be made; it is written as TARGET.partial and then renamed.
       step: of the checkpoint; None takes the last.
       dtype: float32 or bfloat16, of the weights written.
+
+    Returns:
+      the model's config.
 
     Raises:
       InputError: the run's model is not Llama, its checkpoint cannot be read, the target exists or cannot be written.
@@ -43,7 +46,7 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
     read = _open_checkpoint(workdir, step, ours)
     tokenizer = BpeTokenizer.load(workdir / "tokenizer.json")
     shapes = {name: leaf.their_shape for leaf in ours for name in leaf.names}
-    # As transformers: layer after layer, also past the tenth.
+    # The order of transformers: layers by number, not by text, so that 10 comes after 9.
     order = sorted(shapes, key=lambda name: [int(part) if part.isdecimal() else part for part in name.split(".")])
     with files.new_folder(target) as folder:
         _write_json(folder / "config.json", _their_config(model, config.data.seq_len, dtype))
@@ -61,7 +64,7 @@ def export_model(workdir: epath.Path, target: Path, step: int | None, dtype: str
 
 
 def _open_checkpoint(workdir: epath.Path, step: int, ours: list[Leaf]) -> Callable[[Leaf], np.ndarray]:
-    """A function that reads one parameter of a checkpoint. Both raise InputError where it is damaged."""
+    """Returns a function that reads one parameter of a checkpoint. Both raise InputError if it is damaged."""
     folder = workdir / "checkpoints" / str(step) / "default"
     folder = folder if "://" in str(folder) else folder.absolute()
     handler = ocp.PyTreeCheckpointHandler()
@@ -132,7 +135,7 @@ def _their_config(model: LlamaConfig, seq_len: int, dtype: str) -> dict[str, Any
 
 
 def _write_tokenizer(folder: Path, tokenizer: BpeTokenizer, seq_len: int) -> None:
-    """Ours, with a decoder to Braille text: without one transformers would put spaces between tokens."""
+    """Writes our tokenizer with a decoder to Braille text. Without one transformers puts spaces between tokens."""
     no_prefix = {"type": "Replace", "pattern": {"String": DUMMY_PREFIX}, "content": ""}
     decoder = {"type": "Sequence", "decoders": [no_prefix, {"type": "Fuse"}]}
     _write_json(folder / "tokenizer.json", json.loads(tokenizer.text) | {"decoder": decoder})

@@ -1,16 +1,17 @@
-"""The distance between two sets of pictures: one number.
+"""Prints the Fréchet distance between two sets of pictures, such as FID.
 
     python -m jpeglm.fid --real=originals --fake=samples --mode=clean --weights=pt_inception-2015-12-05-6726825d.pth
 
-The last line of standard output is the number; everything else goes to standard error. --real and --fake are folders,
-zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), the folder of `jpeglm.prepare` (its held-out
+The only line on standard output is the number; everything else goes to standard error. --real and --fake are folders,
+zip or tar files, ArrayRecords, arrays (.npz, .npy, FILE.npz:NAME), the output folder of `jpeglm.prepare` (its held-out
 pictures) or of `jpeglm.sample` (its samples), or statistics from --save_stats:
 
     python -m jpeglm.fid --real=originals --save_stats=originals.npz --mode=... --weights=...
     python -m jpeglm.fid --real=originals.npz --fake=samples --mode=... --weights=...
 
 Without --weights it is the Fréchet distance of EfficientNet-Lite0 features (FD-EfficientNet-Lite0), which needs no
-download but is not FID: never compare one with the other. The processes of a job share the pictures.
+download but is not FID: never compare one with the other. If a job has several processes, each reads a part of the
+pictures.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
+    """Checks the flags, compares the two sets and prints the distance."""
     values = FLAGS.flag_values_dict()
     options = compare.Options(**{field.name: values[field.name] for field in dataclasses.fields(compare.Options)})
     compare.check(options)

@@ -1,4 +1,4 @@
-"""The work of `python -m jpeglm.fid`: opens, measures and compares two sets of pictures."""
+"""Implements `python -m jpeglm.fid`: opens, measures and compares two sets of pictures."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from jpeglm.fid.moments import check_comparable, holds_statistics, load_statisti
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The command's flags of these names. None, "", 0 and False: not given."""
+    """The values of the command's flags of the same names. None, "", 0 and False mean that a flag was not given."""
 
     real: str | None
     fake: str | None
@@ -48,7 +48,7 @@ class Side:
 
     Attributes:
       path: as given by the flag.
-      held: the content of the path.
+      held: the pictures or the statistics at the path.
       facts: how the features are made; empty for statistics of another program.
       dim: number of features per picture.
     """
@@ -60,7 +60,11 @@ class Side:
 
 
 def check(options: Options) -> None:
-    """Raises InputError for flags that do not fit together; opens files only to see what they are."""
+    """Checks that the flags fit together. Opens files only to see what they are.
+
+    Raises:
+      InputError: a flag is missing, or two flags do not fit together.
+    """
     if not options.real:
         raise InputError("--real=PATH is needed")
     if not (options.fake or options.save_stats):
@@ -89,13 +93,14 @@ def _name(options: Options) -> str:
 
 
 def run(options: Options) -> dict[str, Any] | None:
-    """Measures pictures and compares, in all processes of the job together.
+    """Measures both sides and compares them. All processes of the job call this; process 0 writes the files.
 
     Returns:
       all numbers and how they were made, as --json writes them; None in processes other than 0, and without --fake.
 
     Raises:
-      InputError: a path, a picture or a file of weights cannot be used.
+      InputError: a path, a picture or a file of weights cannot be used, a side has fewer than two pictures, or the
+        two sides were made differently.
     """
     is_first = jax.process_index() == 0  # only process 0 writes
     if is_first:
@@ -132,7 +137,7 @@ def _check_outputs(options: Options) -> None:
 
 
 def _open(options: Options) -> tuple[dict[str, Side], Extractor | None]:
-    """Both sides (or only --real), and the extractor if there are pictures to measure.
+    """Opens both sides (or only --real), and makes the extractor if there are pictures to measure.
 
     All input is checked here, before anything is measured.
     """
@@ -159,7 +164,7 @@ def _open(options: Options) -> tuple[dict[str, Side], Extractor | None]:
 
 
 def _side(path: str, options: Options) -> Side:
-    """One side; for pictures, before the extractor is known."""
+    """Opens one side. For pictures, `facts` and `dim` stay empty until the extractor is made."""
     if not holds_statistics(path):
         return Side(path, images.open_pictures(path, options.background), {}, 0)
     if options.kid or options.bootstrap:
@@ -177,10 +182,10 @@ def _extractor(options: Options) -> Extractor:
 
 
 def _measured(name: str, side: Side, extractor: Extractor | None, options: Options) -> Measured:
-    """Measures a side; `extractor`: for pictures, None if both sides are statistics."""
+    """Measures the pictures of a side, or returns its statistics. `extractor`: None if both sides are statistics."""
     if isinstance(side.held, Measured):
         return side.held
-    assert extractor is not None  # `_open` made it, for these pictures
+    assert extractor is not None  # `_open` makes one if a side has pictures
     return measure(
         side.held,
         extractor,
@@ -191,7 +196,7 @@ def _measured(name: str, side: Side, extractor: Extractor | None, options: Optio
 
 
 def _compare(options: Options, sides: dict[str, Side], measured: dict[str, Measured]) -> dict[str, Any]:
-    """All numbers, and how they were made."""
+    """Computes all numbers that the options ask for, and records how they were made."""
     ours, theirs = measured["real"], measured["fake"]
     facts = sides["real"].facts or sides["fake"].facts or {"metric": "Fréchet distance of statistics"}
     value = frechet_distance(ours.moments, theirs.moments)

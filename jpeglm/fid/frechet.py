@@ -3,9 +3,9 @@
     d = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
 (Heusel et al. 2017, equation 6). With factors S = F^T F the trace of the root is the nuclear norm of F1 F2^T, the sum
-of its singular values. So no matrix root is taken, nothing becomes complex, and no eigenvalue is squared, which would
-cost digits of those far below the largest. For n pictures and d features, if n < d, the factor is the n centred rows,
-scaled, and the decomposition is n x n; from n = d on it is a Cholesky factor of the covariance.
+of its singular values. So no matrix square root is computed, no complex numbers appear, and no eigenvalues are
+squared; squaring would lose the digits of eigenvalues far below the largest. With n pictures and d features, the
+factor is the n centred and scaled rows if n < d, and a Cholesky factor of the covariance otherwise.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from tqdm import tqdm
 
 from jpeglm.core.errors import InputError
 
-RELIABLE_PICTURES = 2048  # below, the distance is biased upwards, and rank-deficient for the 2,048 Inception features
-_UNCOUNTED = 2  # in place of an unknown number of pictures: of two, scatter and covariance are the same
-_ROUNDING = 1e-3  # share of the trace that rounding to float32 may bring into a factor, with much room
+RELIABLE_PICTURES = 2048  # with fewer, the distance is biased upwards, and Inception's covariance is singular
+_UNCOUNTED = 2  # stands for an unknown number of pictures: for 2, scatter and covariance are equal
+_ROUNDING = 1e-3  # relative error of the trace that rounding to float32 may cause, with a wide margin
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sums:
-    """Sums over vectors.
+    """Number, mean and scatter matrix of a set of vectors.
 
     Attributes:
       count: number of vectors.
-      mean: [dim].
-      scatter: [dim, dim], the sum of (x - mean)(x - mean)^T.
+      mean: float64 [dim].
+      scatter: float64 [dim, dim], the sum of (x - mean)(x - mean)^T.
     """
 
     count: int
@@ -42,22 +42,26 @@ class _Sums:
 class Moments:
     """Mean and unbiased covariance of feature vectors that arrive in batches, in float64.
 
-    Vectors are collected until there are as many as dimensions. Such a block is then folded into a mean and a scatter
-    matrix around that mean (merged as in Chan, Golub and LeVeque 1979), so that a large common offset costs no
-    precision. Blocks run over batch boundaries, so the division into batches does not change a bit of the result.
+    Vectors are collected in blocks of `dim` vectors. A full block is folded into a mean and a scatter matrix around
+    that mean (merged as in Chan, Golub and LeVeque 1979), so that a large common offset costs no precision. Blocks do
+    not end where batches end, so the result is bit-identical for any batch size.
     """
 
     def __init__(self, batches: Iterable[np.ndarray] = ()):
-        self._folded: _Sums | None = None  # None: none is folded
-        self._is_counted = True  # False: of statistics that do not tell their number; it is `_UNCOUNTED` in `_folded`
-        self._block = np.empty((0, 0))  # [dim, dim] from the first batch on: `_kept` rows are vectors not yet folded
+        self._folded: _Sums | None = None  # None: no block is folded yet
+        self._is_counted = True  # False for statistics without a count; then `_folded.count` is `_UNCOUNTED`
+        self._block = np.empty((0, 0))  # [dim, dim] after the first batch; its first `_kept` rows are not yet folded
         self._kept = 0
         for batch in batches:
             self.update(batch)
 
     @classmethod
     def from_statistics(cls, mean: np.ndarray, covariance: np.ndarray, count: int | None = None) -> Self:
-        """The moments behind a mean [dim] and an unbiased covariance [dim, dim]; `count`: of pictures, if known."""
+        """Moments from a mean [dim], an unbiased covariance [dim, dim] and the number of pictures, if it is known.
+
+        Raises:
+          ValueError: `count` is less than 2.
+        """
         if count is not None and count < 2:
             raise ValueError(f"a covariance of {count} pictures")
         moments = cls()
@@ -84,9 +88,9 @@ class Moments:
         """The complete state, for another process.
 
         Returns:
-          `folded` int64 [], the number of vectors in the next two, -1 if unknown; `mean` float64 [dim]; `scatter`
-          float64 [dim, dim]; `rows` float64 [kept, dim], the vectors not yet folded. Where nothing is folded, or no
-          row is kept, the first dimension of these is 0.
+          `folded` int64 [], the number of vectors in `mean` and `scatter`, -1 if unknown; `mean` float64 [dim];
+          `scatter` float64 [dim, dim]; `rows` float64 [kept, dim], the vectors not yet folded. If nothing is folded,
+          the first dimension of `mean` and `scatter` is 0; if no vector is kept, that of `rows` is 0.
         """
         dim = self.dim
         folded = self._folded or _Sums(0, np.empty(0), np.empty((0, dim)))
@@ -104,12 +108,12 @@ class Moments:
 
     @property
     def dim(self) -> int:
-        """Features per vector; 0 before the first."""
+        """Features per vector; 0 before the first vector."""
         return len(self._folded.mean) if self._folded else self._block.shape[1]
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean vector, float64 [dim]; raises InputError where there is no picture."""
+        """Mean vector, float64 [dim]. Raises InputError if there is no picture."""
         if self._kept == 0:
             if self._folded is None:
                 raise InputError("there is no picture")
@@ -121,12 +125,17 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance, float64 [dim, dim]; raises InputError for fewer than two pictures."""
+        """Unbiased covariance, float64 [dim, dim]. Raises InputError for fewer than two pictures."""
         freedom = self._degrees_of_freedom()
         return self._all().scatter / freedom
 
     def update(self, features: np.ndarray) -> None:
-        """Adds a batch of features [n, dim]; raises InputError where a number is not finite."""
+        """Adds a batch of features [n, dim].
+
+        Raises:
+          InputError: a feature is not finite.
+          ValueError: the shape does not fit, or the number of pictures so far is unknown.
+        """
         features = np.asarray(features)
         if not self._is_counted:
             raise ValueError("statistics of an unknown number of pictures cannot be added to")
@@ -145,7 +154,11 @@ class Moments:
                 self._folded, self._kept = self._all(), 0
 
     def merge(self, other: "Moments") -> None:
-        """Adds the vectors of `other`."""
+        """Adds the vectors of `other`.
+
+        Raises:
+          ValueError: the numbers of features differ, or one of the numbers of pictures is unknown.
+        """
         if not (self._is_counted and other._is_counted):
             raise ValueError("statistics of an unknown number of pictures cannot be merged")
         if other._folded:
@@ -156,10 +169,10 @@ class Moments:
             self.update(other._rows)
 
     def factor(self) -> np.ndarray:
-        """A matrix F [count or rank, dim] with F^T F = covariance.
+        """A matrix F, float64 [count or rank, dim], with F^T F = covariance.
 
         Raises:
-          InputError: fewer than two pictures, or statistics whose covariance is none.
+          InputError: there are fewer than two pictures, or the covariance has negative eigenvalues.
         """
         freedom = self._degrees_of_freedom()
         return _cholesky(self.covariance) if self._folded else (self._rows - self.mean) / np.sqrt(freedom)
@@ -173,9 +186,9 @@ class Moments:
         return (self._folded.count if self._folded else 0) + self._kept
 
     def _all(self) -> _Sums:
-        """Of the folded and the kept together."""
+        """Number, mean and scatter of the folded and the kept vectors together."""
         if self._kept == 0:
-            assert self._folded is not None  # it is asked only where there is a vector
+            assert self._folded is not None  # callers make sure that there is a vector
             return self._folded
         mean = self._rows.mean(axis=0)
         centred = self._rows - mean
@@ -188,7 +201,7 @@ class Moments:
 
 
 def _united(a: _Sums | None, b: _Sums) -> _Sums:
-    """Of all vectors together; `a` may be none."""
+    """Number, mean and scatter of all vectors of `a` and `b`."""
     if a is None:
         return b
     count = a.count + b.count
@@ -198,10 +211,10 @@ def _united(a: _Sums | None, b: _Sums) -> _Sums:
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray:
-    """F [rank, dim] with F^T F = covariance, from the pivoted decomposition, which ends where rounding begins."""
+    """F [rank, dim] with F^T F = covariance, by pivoted Cholesky decomposition, which stops at the numerical rank."""
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=0)
     factor = np.zeros((rank, len(covariance)))
-    factor[:, pivots - 1] = np.triu(upper)[:rank]  # LAPACK counts from 1, and leaves the other triangle as it was
+    factor[:, pivots - 1] = np.triu(upper)[:rank]  # LAPACK counts from 1 and does not clear the other triangle
     trace = np.trace(covariance)
     if abs(np.square(factor).sum() - trace) > _ROUNDING * trace:
         raise InputError("the covariance has negative eigenvalues: the statistics are damaged")
@@ -211,10 +224,11 @@ def _cholesky(covariance: np.ndarray) -> np.ndarray:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """The squared Fréchet distance between two Gaussians with these moments, at least 0.
 
-    Warns once per process where a side has fewer than 2,048 pictures.
+    Logs a warning, once per process, if a side has fewer than 2,048 pictures.
 
     Raises:
-      InputError: a side has fewer than two pictures, the numbers of features differ, or a covariance is none.
+      InputError: a side has fewer than two pictures, the numbers of features differ, or a covariance has negative
+        eigenvalues.
     """
     roots = a.factor(), b.factor()
     if a.dim != b.dim:
@@ -232,7 +246,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _distance(mean_a: np.ndarray, root_a: np.ndarray, mean_b: np.ndarray, root_b: np.ndarray) -> float:
-    """By means [dim] and factors [any, dim] of the covariances."""
+    """The distance from means [dim] and factors [any, dim] of the covariances."""
     trace_of_root = scipy.linalg.svdvals(root_a @ root_b.T).sum() if root_a.size and root_b.size else 0.0
     traces = np.square(root_a).sum() + np.square(root_b).sum()
     return max(0.0, float(np.square(mean_a - mean_b).sum() + traces - 2.0 * trace_of_root))
@@ -243,7 +257,7 @@ class Interval:
     """A Fréchet distance and its spread.
 
     Attributes:
-      value: the distance of the sets as they are.
+      value: the distance between the given sets.
       deviation: standard deviation of the distance over resampled sets.
       low: lower end of the interval, value - 1.96 deviation, at least 0.
       high: its upper end, value + 1.96 deviation.
@@ -258,24 +272,26 @@ class Interval:
 def bootstrap(features_a: np.ndarray, features_b: np.ndarray, replicates: int = 200, seed: int = 0) -> Interval:
     """A 95% interval of the Fréchet distance, from sets of the same size drawn from these with replacement.
 
-    The interval covers the chance in which pictures were drawn: in at least about 95 of 100 experiments it contains
-    the mean distance of sets of *these sizes*. It does not cover the upward bias of few pictures: the distance of
-    infinitely many may be far below it. It also does not cover choices that were not random (of captions, seeds, a
-    checkpoint), or two pictures made from one.
+    The interval covers the random choice of pictures: in about 95 of 100 experiments, or more, it contains the mean
+    distance between sets of *these sizes*. It does not cover the upward bias of small sets: the distance between
+    infinitely large sets may be far below it. It also does not cover choices that were not random (captions, seeds,
+    the checkpoint), or pictures that depend on each other, such as two made from one.
 
-    Resampled sets hold copies, so their distances are biased upward a second time: percentile intervals lie above the
-    truth, mirrored ("basic") ones below it. Only the deviation of the resampled distances is used, around the value
-    itself. It is near the true one where the distributions differ clearly, and two to three times as large where they
-    hardly do or pictures are much fewer than features: the interval errs on the wide side.
+    Resampled sets contain duplicates, so their distances are biased upwards once more: percentile intervals lie above
+    the true value, and reflected ("basic") intervals below it. So only the standard deviation of the resampled
+    distances is used, around `value`. It is close to the true deviation if the distributions differ clearly. It is two
+    to three times too large if they are nearly equal, or if there are far fewer pictures than features; the interval
+    is then too wide.
 
     Args:
       features_a: [n, dim].
       features_b: [m, dim].
-      replicates: resampled pairs of sets; one takes about a second for 2,000 pictures with 2,048 features.
-      seed: of the draws.
+      replicates: number of resampled pairs of sets; one takes about a second for 2,000 pictures with 2,048 features.
+      seed: of the resampling.
 
     Raises:
-      InputError: a side has fewer than two pictures, a number is not finite, or the numbers of features differ.
+      InputError: `replicates` is less than 2, a side has fewer than two pictures, a number is not finite, or the
+        numbers of features differ.
     """
     if replicates < 2:
         raise InputError(f"{replicates} replicates have no spread: two or more are needed")
@@ -291,10 +307,13 @@ def bootstrap(features_a: np.ndarray, features_b: np.ndarray, replicates: int = 
 
 
 def _resampled(features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [dim] and covariance's factor [any, dim] of as many features, drawn from these with replacement."""
+    """Mean [dim] and a factor [any, dim] of the covariance of n vectors drawn with replacement from `features`.
+
+    `features`: float64 [n, dim].
+    """
     count, dim = features.shape
     copies = np.bincount(rng.integers(count, size=count), minlength=count)
     mean = copies @ features / count
-    drawn = copies > 0  # about 63%: a vector drawn k times is one row, times the root of k
+    drawn = copies > 0  # about 63%; a vector drawn k times is one row, multiplied by sqrt(k)
     rows = (features[drawn] - mean) * np.sqrt(copies[drawn] / (count - 1))[:, None]
     return mean, rows if len(rows) < dim else _cholesky(rows.T @ rows)

@@ -1,4 +1,4 @@
-"""Pictures for evaluation: from every source of `jpeglm.data.sources`, read by several threads."""
+"""Reads pictures for evaluation from any source of `jpeglm.data.sources`, with several threads."""
 
 import itertools
 import os
@@ -24,27 +24,31 @@ _MODES_WITH_ALPHA = {"LA", "La", "PA", "RGBA"}
 _GREY = {"1", "L", "LA", "La"}
 _AHEAD = 64  # converted pictures in the queue; at 299x299 in float32 they take 65 MiB
 _MOST_THREADS = 32
-_MOST_LOGGED = 10  # per reason
+_MOST_LOGGED = 10  # refused pictures per reason
 Converted = TypeVar("Converted")
 
 
 class Pictures:
-    """Pictures as uint8 [h, w] (grey) or [h, w, 3], read lazily, by any number of threads.
+    """Pictures as uint8 [h, w] (grey) or [h, w, 3], read on demand. Several threads may read at once.
 
-    Values are those of Pillow's `convert("RGB")`, which is how pytorch-fid, torch-fidelity and clean-fid read: so an
-    EXIF orientation is not applied, and a grey picture stands for three equal channels. 1 bit, grey, palette, RGB,
-    CMYK and YCbCr are taken. Transparent pixels are put over the background, by the rule of
-    `jpeglm.data.sources.pictures`; an alpha channel that is opaque everywhere changes nothing. Refused are several
-    frames, more than 8 bits of grey, floating point and all that `jpeglm.data.sources` refuses.
+    Values are those of Pillow's `convert("RGB")`, as in pytorch-fid, torch-fidelity and clean-fid: EXIF orientation is
+    not applied, and a grey picture stands for three equal channels. 1-bit, grey, palette, RGB, CMYK and YCbCr pictures
+    are accepted. Transparent pixels are composited over the background, as `jpeglm.data.sources.pictures` describes;
+    an alpha channel that is opaque everywhere has no effect. Pictures with several frames, more than 8 bits per grey
+    value or floating-point values are refused, and so is all that `jpeglm.data.sources` refuses.
 
     Attributes:
-      path: their origin, for messages.
-      names: of all, in order.
+      path: where the pictures come from, for messages.
+      names: of all pictures, in order.
       passed_over: the files that `jpeglm.data.sources.listing` skips.
     """
 
     def __init__(self, source: Source, background: str = DEFAULT_BACKGROUND):
-        """Lists the source. `background`: one of `config.BACKGROUNDS`."""
+        """Lists the source. `background`: one of `config.BACKGROUNDS`.
+
+        Raises:
+          InputError: the source holds no pictures.
+        """
         self.path = printable(source.path)
         self.passed_over = PassedOver()
         self.names = list(source.names(passed_over=self.passed_over))
@@ -56,7 +60,7 @@ class Pictures:
         return len(self.names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """One picture; raises `Refused`."""
+        """One picture, uint8 [h, w] or [h, w, 3]. Raises `Refused` if it cannot be used."""
         with self._source.load(self.names[index]) as image, refusing():
             return _pixels(image, self._background)
 
@@ -72,7 +76,8 @@ def open_pictures(
       background: what transparent pixels are put over, or "refuse".
 
     Raises:
-      InputError: there are none, or a file that cannot be read as what it is called.
+      InputError: there are no pictures, an archive or array file cannot be read, or an array has another shape or
+        dtype.
     """
     if isinstance(pictures, str | os.PathLike):
         return Pictures(open_anew(os.fspath(pictures)), background)
@@ -80,7 +85,7 @@ def open_pictures(
 
 
 class _InMemory(Source):
-    """Arrays as a source."""
+    """Arrays in memory as a source."""
 
     def __init__(self, pictures: np.ndarray | Sequence[np.ndarray]):
         super().__init__("pictures in memory")
@@ -111,12 +116,12 @@ def _pixels(image: Image.Image, background: str) -> np.ndarray:
 
 
 class Reader(Generic[Converted]):
-    """Iterates over `convert(picture)` in order, computed ahead by threads.
+    """Yields `convert(picture)` for each picture, in order. Threads read and convert ahead.
 
-    A picture that is refused is left out, logged by name and reason, and listed in `refused`, pairs of name and
-    reason. Without `allow_unreadable` nothing more is yielded after the first refusal: the rest is only searched for
-    further ones. The iteration does not raise refusals, because several processes may have to agree first
-    (`unreadable`). Any other exception of a thread ends the iteration. Closing it early ends the threads.
+    A refused picture is skipped, logged with its reason, and added to the list `refused` as (name, reason). Without
+    `allow_unreadable` nothing is yielded after the first refusal; the remaining pictures are only checked for further
+    ones. Iterating does not raise an error for refused pictures, because the processes of a job first collect those of
+    all (see `unreadable`). Any other exception in a thread is raised. Closing the iterator early stops the threads.
     """
 
     def __init__(
@@ -135,10 +140,10 @@ class Reader(Generic[Converted]):
           convert: applied to each picture by the threads, for example a resize; must be thread-safe.
           indices: which pictures; all if None.
           allow_unreadable: whether to continue with the others after a refusal.
-          threads: how many; as many as this process may use cores if None, and at most 32.
+          threads: number of threads; None: one for each core that this process may use, at most 32.
         """
         self.refused: list[tuple[str, str]] = []
-        self._counts: Counter[str] = Counter()  # of the same, by class
+        self._counts: Counter[str] = Counter()  # number of refused pictures by reason
         self._pictures = pictures
         self._convert = convert
         self._indices = range(len(pictures)) if indices is None else indices
@@ -159,7 +164,7 @@ class Reader(Generic[Converted]):
                 if isinstance(result, Refused):
                     self._refuse(self._pictures.names[index], str(result))
                 elif self._gives():
-                    yield cast(Converted, result)  # a picture that was read is converted as long as any are given
+                    yield cast(Converted, result)  # `_read` gives None only after a refusal
         finally:
             executor.shutdown(cancel_futures=True)
         for reason, count in self._counts.items():
@@ -170,7 +175,7 @@ class Reader(Generic[Converted]):
         return self._allows or not self.refused
 
     def _read(self, index: int) -> Converted | Refused | None:
-        """Runs in a thread."""
+        """Reads and converts a picture, in a thread. None if it will not be yielded."""
         try:
             picture = self._pictures[index]
         except Refused as refusal:
@@ -185,17 +190,17 @@ class Reader(Generic[Converted]):
 
 
 def _class(reason: str) -> str:
-    """The reason in a refusal's text, which comes before the detail."""
+    """The reason in a refusal's text: the part before the colon, without the detail."""
     return reason.partition(":")[0]
 
 
 def unreadable(path: str, refused: Sequence[tuple[str, str]], total: int) -> InputError:
-    """The error that ends an evaluation for pictures that were refused.
+    """The error that ends an evaluation because pictures were refused.
 
     Args:
-      path: where they come from.
+      path: where the pictures come from.
       refused: names and reasons, at least one.
-      total: number of pictures there.
+      total: number of all pictures.
     """
     name, reason = refused[0]
     counts = Counter(_class(reason) for _, reason in refused).most_common()

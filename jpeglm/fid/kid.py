@@ -1,8 +1,8 @@
 """The kernel distance between two sets of features (KID), in float64.
 
-The unbiased estimate of the squared maximum mean discrepancy by the kernel (x.y / d + 1)^3 (Bińkowski et al. 2018,
-section 4), over subsets of equal size. Unlike the Fréchet distance it has no bias that depends on the number of
-pictures: a few hundred are enough to compare sets, and the estimate may be a little below 0.
+The unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Bińkowski et al. 2018,
+section 4), averaged over subsets of equal size. Unlike the Fréchet distance it has no bias that depends on the number
+of pictures, so a few hundred are enough to compare sets. The estimate may be slightly below 0.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class KernelDistance:
     """KID over subsets.
 
     Attributes:
-      mean: of the subsets' estimates, which is the number that is reported.
-      deviation: their standard deviation (with divisor n), which is not that of the mean.
-      subsets: how many.
+      mean: mean of the subsets' estimates; this is the reported number.
+      deviation: standard deviation of the subsets' estimates (with divisor n), not the standard error of the mean.
+      subsets: number of subsets.
       subset_size: pictures of each side in a subset.
     """
 
@@ -34,12 +34,15 @@ class KernelDistance:
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> KernelDistance:
-    """KID of features [n, dim] and [m, dim], with torch-fidelity's defaults, and its subsets for the same seed.
+    """KID of features `a` [n, dim] and `b` [m, dim].
 
-    If a side has fewer than `subset_size` pictures, subsets have as many as the smaller side; a warning says so.
+    The defaults are those of torch-fidelity, and the same seed draws the same subsets. If a side has fewer than
+    `subset_size` pictures, subsets have as many as the smaller side, and a warning is logged.
 
     Raises:
-      InputError: a side has fewer than two pictures, a number is not finite, or the numbers of features differ.
+      InputError: a side has fewer than two pictures, a number is not finite, the numbers of features differ, or
+        `subsets` is less than 1 or `subset_size` less than 2.
+      ValueError: `a` or `b` does not have two axes.
     """
     a, b = np.asarray(a), np.asarray(b)
     if a.ndim != 2 or b.ndim != 2:
@@ -62,7 +65,7 @@ def kernel_distance(
             len(b),
             ", and are all the same: the deviation says nothing" if len(a) == len(b) else "",
         )
-    rng = np.random.RandomState(seed)  # the old generator, which torch-fidelity draws from
+    rng = np.random.RandomState(seed)  # NumPy's legacy generator, as in torch-fidelity
     estimates = []
     for _ in tqdm(range(subsets), desc="KID", unit=" subsets", dynamic_ncols=True):
         x = a[rng.choice(len(a), size, replace=False)].astype(np.float64)

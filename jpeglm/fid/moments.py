@@ -1,8 +1,9 @@
-"""Statistics files: the moments of a set of pictures, to compare with again without the pictures.
+"""Statistics files: the moments of a set of pictures, for later comparisons without the pictures.
 
-An npz with `mu` float64 [dim] and `sigma` float64 [dim, dim] as pytorch-fid, clean-fid and guided-diffusion (ADM) know
-it, the latter two keys again as `mu_s` and `sigma_s` for the spatial features of sFID. Ours also hold `count`, the
-number of pictures, and `facts`, JSON of how they were made, so that different modes are not compared.
+The format is an npz with `mu` float64 [dim] and `sigma` float64 [dim, dim], as in pytorch-fid, clean-fid and
+guided-diffusion (ADM). `mu_s` and `sigma_s` are the same for the spatial features of sFID. Our files also hold
+`count`, the number of pictures, and `facts`, a JSON object that says how they were made, so that statistics of
+different modes are not compared.
 """
 
 import json
@@ -21,9 +22,9 @@ from jpeglm.core.files import npz, write_whole
 from jpeglm.data.sources.zips import check_zip_is_alone
 from jpeglm.fid.frechet import Moments
 
-_ROUNDING = 1e-5  # of the largest entry: asymmetry that float32 sums can cause
-_MOST_BYTES = 1 << 30  # of one array, unpacked; a covariance of 2,048 features takes 32 MiB
-# What numpy, zipfile and zlib raise on damage; RuntimeError for members that are encrypted or oddly compressed.
+_ROUNDING = 1e-5  # asymmetry that float32 sums can cause, relative to the largest entry
+_MOST_BYTES = 1 << 30  # limit of one array, uncompressed; a covariance of 2,048 features takes 32 MiB
+# What numpy, zipfile and zlib raise on damage; RuntimeError for encrypted members and unknown compression methods.
 _DAMAGE = (
     OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError, struct.error, zlib.error,
     zipfile.BadZipFile,
@@ -42,7 +43,8 @@ def save_statistics(
       spatial: moments of the spatial features of the same pictures.
 
     Raises:
-      InputError: fewer than two pictures, or the file cannot be written.
+      InputError: there are fewer than two pictures, or the file cannot be written.
+      ValueError: the number of pictures is unknown, or `spatial` has another one.
     """
     if moments.count is None or (spatial and spatial.count != moments.count):
         raise ValueError("statistics are saved with their one number of pictures")
@@ -59,7 +61,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
 
     Args:
       path: of the npz. Pictures in it (`arr_0`) are not read.
-      spatial: take the spatial features (`mu_s`, `sigma_s`).
+      spatial: whether to read the statistics of the spatial features (`mu_s`, `sigma_s`) instead.
 
     Returns:
       the moments, and the facts from `save_statistics`; files of other programs have no facts and no number of
@@ -100,7 +102,7 @@ def load_statistics(path: str | os.PathLike, spatial: bool = False) -> tuple[Mom
 
 
 def _read_arrays(path: str | os.PathLike, keys: tuple[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of these keys and, if it is there, `count`; and the facts."""
+    """Reads the arrays of these keys, `count` if it is there, and the facts. Raises InputError if it cannot."""
     name = printable(path)
     try:
         file = np.load(path, allow_pickle=False)
@@ -119,7 +121,7 @@ def _read_arrays(path: str | os.PathLike, keys: tuple[str, str]) -> tuple[dict[s
                 raise ValueError(f"an array of more than {_MOST_BYTES >> 30} GiB")
             arrays = {key: file[key] for key in wanted}
         strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if strange:  # NumPy gives the bytes of an entry that does not begin as an array
+        if strange:  # NumPy returns the raw bytes of an entry that is not in npy format
             raise ValueError(f"{strange[0]} is no array")
         return arrays, json.loads(str(arrays["facts"])) if "facts" in arrays else {}
     except InputError:
@@ -132,7 +134,7 @@ def _read_arrays(path: str | os.PathLike, keys: tuple[str, str]) -> tuple[dict[s
 
 
 def holds_statistics(path: str | os.PathLike) -> bool:
-    """Whether a path names an npz with statistics, and not one with pictures, or another file or folder."""
+    """Whether `path` is an npz file with statistics, not one with pictures, another file or a folder."""
     try:
         if Path(path).suffix.lower() != ".npz" or not Path(path).is_file():
             return False
@@ -146,12 +148,12 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
     """Refuses to compare sides that were made differently, and warns if a side does not say how it was made.
 
     Args:
-      facts_a: of one side, from `load_statistics`; empty for another program's file.
-      facts_b: of the other.
-      names: of the two sides: their files or folders.
+      facts_a: how the first side was made, from `load_statistics`; empty for another program's file.
+      facts_b: how the second side was made.
+      names: files or folders of the two sides, for messages.
 
     Raises:
-      InputError: names both sides, what differs, and the two values.
+      InputError: the sides were made differently; the message names both sides, what differs, and the two values.
     """
     name_a, name_b = (printable(name) for name in names)
     for facts, name in ((facts_a, name_a), (facts_b, name_b)):
@@ -160,7 +162,7 @@ def check_comparable(facts_a: Mapping[str, str], facts_b: Mapping[str, str], nam
     if not (facts_a and facts_b):
         return
     differing = [fact for fact in {**facts_a, **facts_b} if facts_a.get(fact) != facts_b.get(fact)]
-    # A side that refused transparent pictures has no background; nor have files from before it was recorded.
+    # A side that refused transparent pictures used no background. Older files do not record it.
     if "refuse" in (facts_a.get("background", "refuse"), facts_b.get("background", "refuse")):
         differing = [fact for fact in differing if fact != "background"]
     if differing:

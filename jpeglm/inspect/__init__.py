@@ -1,1 +1,1 @@
-"""What is in prepared data."""
+"""Shows what is in prepared data."""

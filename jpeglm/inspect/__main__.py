@@ -1,4 +1,4 @@
-"""What is in prepared data: `python -m jpeglm.inspect DIR`."""
+"""Prints what is in prepared data: `python -m jpeglm.inspect DIR`."""
 
 from absl import flags
 
@@ -9,6 +9,7 @@ FLAGS = flags.FLAGS
 
 
 def main(folder: str) -> None:
+    """Prints the tables of the prepared data in `folder`."""
     print_tables(folder, FLAGS.merges)
 
 

@@ -1,4 +1,4 @@
-"""Prepared data as tables: what was kept and refused, its splits and shards, its tokenizer."""
+"""Prints tables about prepared data: what was kept and refused, splits and shards, the tokenizer."""
 
 from collections.abc import Mapping
 from typing import Any

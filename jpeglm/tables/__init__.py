@@ -1,1 +1,1 @@
-"""Tables of completed files and how far they are from real ones."""
+"""Tables of completed files and their distance to real ones."""

@@ -1,4 +1,4 @@
-r"""Completes held-out pictures or clips by a trained model and by controls, and measures their distance to real ones.
+r"""Completes held-out pictures or clips with a model and with controls, and measures their distance to real ones.
 
     python -m jpeglm.tables --config=configs/eval/demo.py \
         --config.workdir=WORKDIR --config.data=DATA --config.out=OUT
@@ -17,6 +17,7 @@ from jpeglm.tables import make, report, text
 
 
 def main() -> None:
+    """Makes the table of the config, writes its files and prints it."""
     config = _CONFIG.value
     make.check(config)
     distributed.start(config.platform)

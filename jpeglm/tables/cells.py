@@ -45,7 +45,7 @@ class Cells:
           config: of the table.
           context: its run and data.
           store: caches the results.
-          documents: the originals of the prompts, then as many for the reference.
+          documents: the originals of the prompts, then the same number of documents for the reference.
           extractor: of pictures, or of each frame of clips.
           video_extractor: of whole clips, or None.
         """
@@ -63,7 +63,7 @@ class Cells:
         self.shown: dict[tuple[float | None, str, bool], Shown] = {}
 
     def floors(self) -> list[Row]:
-        """The rows of the originals themselves; to be called before `row`."""
+        """The rows of the originals themselves. Must be called before `row`, which compares with their measures."""
         floors = []
         for ratio, kept in self._places.items() if self._evaluation.measures_rest else [(None, 0)]:
             measured = self._truths[kept] = self._measure(FLOOR, FLOOR_TITLE, self._originals, kept)
@@ -85,7 +85,12 @@ class Cells:
         return floors
 
     def row(self, method: str, ratio: float) -> MethodRow:
-        """One method at one ratio; for a network also with the grammar, if the codec has one."""
+        """The row of one method at one ratio; for a network also with the grammar, if the codec has one.
+
+        Raises:
+          InputError: a number is not finite, or the store cannot be written.
+          RuntimeError: a file written with the grammar is not valid, which is a bug.
+        """
         completed, measured = self._fill(method, ratio)
         kept = self._places[ratio]
         row = MethodRow(
@@ -112,7 +117,7 @@ class Cells:
         return row
 
     def show_prompts(self) -> None:
-        """Adds the prompts to `shown`, over grey; for clips, each completion shows its prompt."""
+        """Adds the prompts to `shown`, with grey for what was not given. Completions of clips already show theirs."""
         for ratio in self.given:
             prompts = [self._codec.cut(original, ratio) for original in self._originals[:SHOWN]]
             shown = [self._evaluation.show_prompt(*prompt) for prompt in prompts]

@@ -19,8 +19,8 @@ from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.sample.engine import Settings
 from jpeglm.sample.grammar import TokenGrammar
 
-# The mean of this many training pictures is within a grey level or two of the mean of all; random ones are drawn from
-# them.
+# The mean of this many training pictures is within a grey level or two of the mean of all. Random training pictures
+# are also drawn from them.
 TRAINING_PICTURES = 2_000
 
 
@@ -73,8 +73,8 @@ class Context:
         """Opens the runs and the data.
 
         Raises:
-          InputError: no run, no checkpoint, no finished data, data that the run was not trained on, or a second run
-            with another held-out split: it may have learnt what is held out here.
+          InputError: there is no run, no checkpoint or no finished data; the run was not trained on this data; or the
+            second run has another held-out split, so that it may have been trained on what is held out here.
         """
         run = Run.open(epath.Path(workdir))
         self.runs = {"workdir": run}
@@ -127,7 +127,7 @@ class Context:
                 )
 
     def training_documents(self) -> list[bytes]:
-        """The first `TRAINING_PICTURES` training documents in the order of the shards, which is that of a hash."""
+        """The first `TRAINING_PICTURES` training documents in the order of the shards, which is by a hash of each."""
         if self._training_documents is None:
             self._training_documents = list(batches.documents(self.data, "train", TRAINING_PICTURES))
         return self._training_documents

@@ -21,7 +21,7 @@ Metrics = list[dict[str, Any]]  # the lines of a run's metrics up to its checkpo
 def language_models(
     config: ConfigDict, context: Context, histories: Mapping[str, Metrics], store: Store
 ) -> list[LanguageModel]:
-    """As `Table.language_models`.
+    """The held-out losses for `Table.language_models`.
 
     Args:
       config: of the table.
@@ -49,7 +49,7 @@ def _of_network(row: str, context: Context, history: Metrics) -> LanguageModel:
 
 
 def _of_ngram(data: str, manifest: dict[str, Any], limit: int, store: Store) -> LanguageModel:
-    """Fitted on at most `limit` tokens of the training split; the title says so if there are more."""
+    """The n-gram model's loss, fitted on at most `limit` training tokens; the title says so if there are more."""
 
     def compute() -> dict[str, np.ndarray]:
         logging.info("fitting the %d-gram model", NGRAM_ORDER)

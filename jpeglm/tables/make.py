@@ -35,7 +35,7 @@ from jpeglm.tables.store import Store
 
 
 def check(config: ConfigDict) -> None:
-    """Raises InputError for a config that is not that of a table, before any run or data is opened."""
+    """Raises InputError if the config is not a valid one of a table. No run and no data is opened."""
     add_installed()
     config_lib.check_table(config)
     for key in ("workdir", "data", "out"):
@@ -104,8 +104,8 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
       video_extractor: replaces the one that `config.video_extractor` names, if `config.video_weights` is set.
 
     Raises:
-      InputError: a key, run or data that the user can mend, numbers that are not finite, or an output folder that
-        cannot be written.
+      InputError: a key, the run or the data are wrong in a way that the user can fix, numbers are not finite, or the
+        output folder cannot be written.
       RuntimeError: a file written with the grammar is not valid, which is a bug.
     """
     check(config)

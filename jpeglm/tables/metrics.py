@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from skimage.metrics import structural_similarity
 
-# Of the documents of a cell: `features` float32 [pictures, dim], `video` float32 [n, dim] if whole clips are measured,
-# and scores float64 [n] by name.
+# Measures of the n documents of a cell: `features` float32 [pictures, dim], `video` float32 [n, dim] if whole clips
+# are measured, and scores float64 [n] by name.
 Measures = dict[str, np.ndarray]
 
 
@@ -22,8 +22,8 @@ class Metric:
     Attributes:
       name: in `Row.scores`, table.csv and table.json.
       header: of the column.
-      of_row: the number of a row, from the measures of its documents and, if these are completions, of the originals;
-        None if there is none. The column is left out if a score that it needs was not measured.
+      of_row: computes the number of a row from the measures of its documents and, if these are completions, from those
+        of the originals; None if there is no number. A column without any number is left out.
       digits: after the decimal point; None for a share, which is printed in per cent.
       score: name of the score that `of_pictures` computes for each document.
       of_pictures: that score of one document: its completed pictures uint8 [n, height, width, 3], and the true ones.
@@ -40,25 +40,25 @@ class Metric:
 
 
 def mean_of(score: str) -> Callable[[Measures, Measures | None], float | None]:
-    """`Metric.of_row` that is the mean of a score over the documents."""
+    """A `Metric.of_row` that computes the mean of a score over the documents."""
     return lambda measured, truth: float(measured[score].mean()) if score in measured else None
 
 
 def squared_error(pictures: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over all values 0..255."""
+    """Mean squared error over all values in 0..255 of pictures uint8 [n, height, width, 3]."""
     pairs = zip(pictures, truth, strict=True)
     return float(np.mean([np.square(a.astype(float) - b) for a, b in pairs]))
 
 
 def ssim(pictures: np.ndarray, truth: np.ndarray) -> float:
-    """Mean structural similarity (Wang et al. 2004, Gaussian windows of 11x11)."""
+    """Mean structural similarity (Wang et al. 2004, Gaussian windows of 11x11) of pictures [n, height, width, 3]."""
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(pictures, truth, strict=True)
     return float(np.mean([structural_similarity(a, b, channel_axis=-1, data_range=255, **wang) for a, b in pairs]))
 
 
 def decibels(squared_error: float) -> float:
-    """PSNR of a mean squared error of values 0..255; infinite for none."""
+    """PSNR in dB for a mean squared error of values in 0..255; infinity if the error is 0."""
     return float("inf") if squared_error == 0 else float(10 * np.log10(255**2 / squared_error))
 
 
@@ -108,12 +108,12 @@ METRICS = (
 
 
 def score_names() -> set[str]:
-    """The names of what `compared` gives."""
+    """The names of the scores that `compared` returns."""
     return {metric.score for metric in METRICS if metric.of_pictures}
 
 
 def compared(pictures: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """The scores of completed pictures uint8 [n, height, width, 3] beside the true ones, by name."""
+    """The scores of completed pictures uint8 [n, height, width, 3] against the true ones of that shape, by name."""
     return {metric.score: metric.of_pictures(pictures, truth) for metric in METRICS if metric.of_pictures}
 
 

@@ -34,7 +34,7 @@ def identity(data_dir: str | os.PathLike, order: int = 4, limit: int | None = No
 
 
 def training_tokens(manifest: dict[str, Any]) -> int:
-    """The number of training tokens that follow another within their chunk: the most to fit on."""
+    """The number of training tokens that follow another token of their chunk: the most that a model is fitted on."""
     split = manifest["splits"]["train"]
     return split["tokens"] - split["chunks"]
 
@@ -45,15 +45,15 @@ def fit_and_score(data_dir: str | os.PathLike, order: int = 4, limit: int | None
     Args:
       data_dir: the folder.
       order: n.
-      limit: number of tokens to fit on, rounded down to whole chunks, the first in the order of the shards (that of a
-        hash of the documents); None: all. A token takes about 75 bytes of memory, 115 at most.
+      limit: number of tokens to fit on, rounded down to whole chunks, the first in the order of the shards (by a hash
+        of the documents); None: all. A token takes about 75 bytes of memory, 115 at most.
 
     Returns:
-      order, train_tokens and heldout_tokens, how many were fitted and scored (all that have loss weight), and the loss
-      in the units of `heldout_units`.
+      `order`; `train_tokens` and `heldout_tokens`, the numbers of tokens with loss weight that were fitted and scored;
+      and the loss in the units of `heldout_units`.
 
     Raises:
-      InputError: no finished folder or a damaged one, a limit below one chunk, or too many n-grams for 64 bits.
+      InputError: the folder is unfinished or damaged, the limit is below one chunk, or the n-grams do not fit 64 bits.
     """
     manifest = records.read_manifest(data_dir)
     vocab_size = manifest["config"]["tokenizer"]["vocab_size"]
@@ -70,7 +70,7 @@ def fit_and_score(data_dir: str | os.PathLike, order: int = 4, limit: int | None
 
 
 def examples(chunks: Chunks, order: int, vocab_size: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Every target with loss weight, and what precedes it in its chunk; with a limit, of the first chunks.
+    """All targets with loss weight and the tokens before each in its chunk; with a limit, of the first chunks.
 
     Returns:
       contexts: int32 [m, order - 1], oldest token first; `vocab_size` stands for positions before the chunk.
@@ -118,7 +118,7 @@ class KneserNey:
         """Counts `targets` int [m] after `contexts` int [m, order - 1], ids up to `vocab_size`.
 
         Raises:
-          InputError: the n-grams are too many to be numbered in 64 bits.
+          InputError: there are too many possible n-grams to number them in 64 bits.
         """
         self.vocab_size = vocab_size
         self._base = vocab_size + 1  # including the symbol for positions before a chunk

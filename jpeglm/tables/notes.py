@@ -1,7 +1,7 @@
-"""What a completion table says of itself in words: who is nearer to real pictures, and how to read the numbers.
+"""The notes of a completion table: which rows are nearer to real pictures, and how to read the numbers.
 
-Whatever is said of the rows is computed from them, and compared as the table prints it: two distances that read the
-same there count as equal.
+Statements about rows are computed from their numbers as the table prints them: two distances that are printed the same
+count as equal.
 """
 
 import itertools
@@ -30,9 +30,9 @@ def verdicts(table: Table) -> list[str]:
 
 
 def _against_controls(table: Table) -> Iterator[str]:
-    """Of each trained network, which controls are nearer to real pictures than it is, or as near, and where.
+    """For each trained network, which controls are nearer to real pictures, or equally near, and at which ratios.
 
-    First by the plain sampling, then by the one with the grammar, if there is one: every network has it then.
+    First for plain sampling, then for sampling with the grammar, which every network has if the codec has a grammar.
     """
     real = table.codec.evaluation.words.real
     for method, grammar in itertools.product(trained(), (False, True)):
@@ -99,7 +99,7 @@ def notes(
     extractor: Extractor,
     video_extractor: Extractor | None = None,
 ) -> list[str]:
-    """What a reader has to know to read the numbers right."""
+    """The sentences that a reader needs to understand the numbers."""
     num, codec = config.num, table.codec
     unreadable = codec.evaluation.words.unreadable
     by_grammar = any(row.distance_with_grammar is not None for row in table.rows)
@@ -151,7 +151,7 @@ def _biased(metric: str, size: str) -> str:
 
 
 def _about_columns(table: Table) -> dict[str, str]:
-    """What the columns mean whose headers do not say it, by header."""
+    """The meaning of each column whose header does not explain it, by header."""
     unit = table.codec.unit
     return {
         f"{unit}s readable": f"“{unit}s readable”: of the {unit}s to be completed, the share that a tolerant decoder "
@@ -175,7 +175,7 @@ def _about_grammar(table: Table) -> list[str]:
 
 
 def _about_losses(table: Table, context: Context) -> list[str]:
-    """Which tokens the losses are of: the n-gram model may have a limit, and so may a network's evaluation."""
+    """Which tokens the losses are computed on: the n-gram model and a network's evaluation may have limits."""
     lines = []
     fitted = table.ngram.fitted_tokens if table.ngram else None
     if fitted is not None:

@@ -33,9 +33,9 @@ from jpeglm.tables.text import Column, columns, fine_percent, given, number, per
 
 # Charts are drawn in these colours, which are then replaced by CSS variables, so that they follow light and dark mode.
 _INK, _LINE, _FLOOR = "#000001", "#000002", "#000003"
-# On a page of 400 CSS pixels a chart is at least 320 wide, so that one of its points is at least a pixel.
+# On a page 400 CSS pixels wide, a chart is at least 320 CSS pixels wide, so that a point is at least one CSS pixel.
 _WIDTH, _TEXT = 320, 11  # points
-_CHART_STYLE: dict[Any, Any] = {  # by matplotlib's names of its settings
+_CHART_STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "jpeglm",
     "font.size": _TEXT,
@@ -63,7 +63,7 @@ _CHART_STYLE: dict[Any, Any] = {  # by matplotlib's names of its settings
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "scikit-image", "pillow", "tokenizers")
 _PICTURE_SIDE = 64  # CSS pixels to which a small picture is enlarged, by an integer factor
 _CLIP_SIDE = 96
-_LARGEST_SIDE = 128  # to which a large one is shrunk
+_LARGEST_SIDE = 128  # CSS pixels to which a large picture is shrunk
 
 
 def facts(config: ConfigDict, command: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def facts(config: ConfigDict, command: str) -> dict[str, Any]:
 
 
 def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
-    """Writes the report of a table; `facts` as the function of that name returns them.
+    """Writes the report of a table to `path`. `facts`: the result of the function of that name.
 
     Raises:
       InputError: it cannot be written.
@@ -124,7 +124,7 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
 
 
 def _share_given(table: Table, ratio: float) -> str:
-    """What is given at a ratio: whole units, so that it may be less than the ratio."""
+    """What is given at a ratio, in words. Only whole units are given, so it may be less than the ratio."""
     codec, kept = table.codec, table.kept[ratio]
     if codec.evaluation.measures_rest:
         return f"{given(table, ratio)} given"
@@ -158,7 +158,7 @@ def _by_ratio(rows: list[MethodRow]) -> dict[float, list[MethodRow]]:
 
 
 def _samplings(rows: Sequence[Row]) -> tuple[bool, ...]:
-    """Whether to show it without and with the grammar: both for a network, if there is a grammar."""
+    """Which samplings to show: False is without the grammar, True with it; the latter only if all rows have it."""
     return (False, True) if all(row.distance_with_grammar is not None for row in rows) else (False,)
 
 
@@ -194,7 +194,7 @@ def _cells(shown: Shown, fps: int) -> list[tuple[str, bool]]:
 
 
 def _data_url(picture: np.ndarray, fps: int) -> str:
-    """A picture as PNG, or a clip as a WebP that moves."""
+    """A picture as a PNG, or a clip as an animated WebP, in a data URL."""
     if fps:
         return render.data_url("image/webp", render.animation(picture, fps))
     return render.data_url("image/png", render.png(Image.fromarray(picture)))
@@ -204,7 +204,7 @@ def _data_url(picture: np.ndarray, fps: int) -> str:
 
 
 def _loss_chart(table: Table) -> str:
-    """Training and held-out loss by step, with the n-gram model's as a line if there is one."""
+    """Training and held-out loss by step, and the n-gram model's as a horizontal line if there is one."""
     training = [(row["step"], row["loss"]) for row in table.history if "loss" in row]
     heldout = [
         (row["step"], row["heldout/nats_per_token"]) for row in table.history if "heldout/nats_per_token" in row
@@ -257,12 +257,12 @@ def _distance_chart(table: Table) -> str:
 
 
 def _colour(method: str) -> str:
-    """The colour of a method, which is later replaced by the CSS variable of that name."""
+    """The colour of a method in the chart, which `_svg` replaces by the CSS variable of that name."""
     return f"#0000{16 + list(REGISTRY).index(method):02x}"
 
 
 def _figure(lines: int) -> Figure:
-    """Room for a chart and for so many lines of a legend below it."""
+    """A figure with room for a chart and a legend of `lines` lines below it."""
     return Figure(figsize=(_WIDTH / 72, (250 + 1.6 * _TEXT * lines) / 72), layout="constrained")
 
 

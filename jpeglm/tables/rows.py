@@ -17,7 +17,7 @@ NGRAM_ORDER = 4
 
 
 def _check_finite(record: Any) -> None:
-    """Raises InputError for a NaN or an infinity in a line of a table; None stands for a number that is not there."""
+    """Raises InputError if a line of a table holds NaN or infinity. None is allowed: there is no such number."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     for name, value in (values | values.get("scores", {})).items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -33,9 +33,9 @@ class Row:
 
     Attributes:
       method: a key of `methods.REGISTRY`, or "heldout" for the originals themselves.
-      title: what the table calls it.
+      title: its name in the table.
       ratio: share of the units (MCUs, frames) that were given; None for original pictures.
-      num: pictures, or clips.
+      num: number of pictures or clips.
       valid: share of the files that decode strictly.
       ended: share of the files that the model ended itself within its token budget; None without a model.
       readable: mean share of the units to be completed that are readable in sequence, leniently; None for originals.
@@ -87,7 +87,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class MethodRow(Row):
-    """The line of a method at one ratio: unlike a floor, it always has one."""
+    """The line of a method. Unlike a floor it always has a ratio."""
 
     ratio: float
 
@@ -114,8 +114,12 @@ class LanguageModel:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Of a cell for the report: pictures uint8 [n, h, w] or [n, h, w, 3], or clips [n, frames, h, w, 3], and which of
-    their files are valid."""
+    """What the report shows of a cell.
+
+    Attributes:
+      pictures: uint8 [n, h, w] or [n, h, w, 3]; clips are [n, frames, h, w, 3].
+      valid: bool [n], whether the file of each decodes strictly.
+    """
 
     pictures: np.ndarray
     valid: np.ndarray
@@ -126,7 +130,7 @@ class Table:
     """Everything that a table shows.
 
     Attributes:
-      metric: what the distance is called.
+      metric: name of the distance.
       codec: of the documents.
       kept: how many of its units are given, by ratio.
       floors: the rows of the originals themselves. For clips there is one per ratio, because the ratio decides which
@@ -134,11 +138,11 @@ class Table:
       rows: of the methods, ratio by ratio.
       language_models: the trained model at `step`, the n-gram model and the pretrained model if there is one.
       history: the rows of the run's metrics up to `step`.
-      shown: by (ratio, method, whether with the grammar); without it, also by (None, "heldout") the originals and, of
-        pictures, by (ratio, "prompt") what was given over grey.
-      notes: how to read it.
-      video_metric: what the distance between clips is called; "" where there is none.
-      extractors: names and hashes of the weights of the networks whose features are compared.
+      shown: what the report shows, by (ratio, method, whether with the grammar). (None, "heldout", False) has the
+        originals. For pictures, (ratio, "prompt", False) has the prompts, with grey for what was not given.
+      notes: sentences about the numbers and how to read them.
+      video_metric: name of the distance between clips; "" if it is not measured.
+      extractors: SHA-256 of the weights of each network whose features are compared, by the network's name.
     """
 
     metric: str

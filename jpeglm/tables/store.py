@@ -1,4 +1,4 @@
-"""What is kept of a table between two runs of its command."""
+"""The cache of a table's results, which is kept between runs of the command."""
 
 import io
 import json
@@ -16,7 +16,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Store:
-    """Named arrays in a folder, each with the identity of what made them. When that changes, they are made again."""
+    """Named sets of arrays in a folder, each with an identity: all that it depends on.
+
+    A set is made again if its identity has changed.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -30,10 +33,10 @@ class Store:
           name: of the file, without its suffix.
           identity: all that the arrays depend on; JSON types.
           make: makes the arrays.
-          needed: names of arrays without which kept ones are not enough: what `make` gives may have become more.
+          needed: names of arrays that kept ones must include. An older version may not have made all of them.
 
         Raises:
-          InputError: they cannot be written, or cannot be read for another reason than damage.
+          InputError: the file cannot be written, or cannot be read for another reason than damage.
         """
         path = self._folder / f"{name}.npz"
         fingerprint = json.dumps(identity, sort_keys=True)

@@ -20,6 +20,7 @@ NOTHING = "–"
 
 
 def percent(share: float | None) -> str:
+    """A share in per cent with one decimal; `NOTHING` for None."""
     return NOTHING if share is None else f"{100 * share:.1f}%"
 
 
@@ -32,6 +33,7 @@ def fine_percent(share: float | None) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
+    """A number with this many decimals; `NOTHING` for None."""
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
@@ -40,9 +42,9 @@ class Column:
     """A column of the main table.
 
     Attributes:
-      header: differs from the others'.
-      text: of a row.
-      length: of a row, the length of its bar; None for no bar.
+      header: different for each column.
+      text: gives the text of a row.
+      length: gives the length of a row's bar; None for no bar.
       scale: what the bars measure; bars with the same scale are comparable.
     """
 
@@ -58,7 +60,7 @@ def with_grammar(header: str) -> str:
 
 
 def columns(table: Table) -> list[Column]:
-    """The columns of the main table after the name; a column that is empty in all rows is left out."""
+    """The columns of the main table after the method's name. A column that is empty in all rows is left out."""
 
     def distance(header: str, metric: str, name: str) -> Column:
         return Column(header, lambda row: number(getattr(row, name), 2), lambda row: getattr(row, name), metric)
@@ -111,7 +113,7 @@ def language_model_lines(table: Table) -> list[list[str]]:
 
 
 def markdown(table: Table) -> str:
-    """Both tables as Markdown."""
+    """The main table and the table of held-out losses as Markdown."""
 
     def table_of(lines: list[list[str]], left: int) -> str:
         align = ["left" if column < left else "right" for column in range(len(lines[0]))]
@@ -121,7 +123,7 @@ def markdown(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """The main table, unrounded; empty if there is no value."""
+    """The main table as CSV with unrounded numbers; a field is empty if there is no number."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     records = [row.record() for row in table.all_rows]
@@ -132,7 +134,7 @@ def as_csv(table: Table) -> str:
 
 
 def write(table: Table, out: Path, facts: dict[str, Any]) -> None:
-    """Writes table.md, table.csv and table.json into `out`; `facts` (config, versions) go into the last.
+    """Writes table.md, table.csv and table.json into `out`; `facts` (config, versions) go into table.json.
 
     Raises:
       InputError: `out` cannot be written.

@@ -1,7 +1,7 @@
-"""Feature extractors by name: networks between whose features a distance is measured; see `base.Extractor`.
+"""Feature extractors by name: the networks whose features are compared; see `base.Extractor`.
 
-An entry is the class's place as text, "package.module:Class", which is imported when it is asked for. Those of other
-packages come last; see jpeglm/core/registry.py.
+An entry is a class or its import path as text, "package.module:Class", which is imported on first use. Extractors of
+other packages come last; see jpeglm/core/registry.py.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ from jpeglm.core.errors import InputError
 from jpeglm.core.registry import check_free, resolved, with_installed
 from jpeglm.fid.extractors.base import Extractor
 
-# A new extractor is one line here. The first one is taken where none is named. A table asks for the one of clips by
-# its weights (config.video_weights): it has a file of weights and no modes.
+# To add an extractor, add one line here. The first one is the default. A table uses an extractor of clips only if
+# config.video_weights names its file of weights, and gives it no mode.
 PICTURES: dict[str, type[Extractor] | str] = {
     "efficientnet_lite0": "jpeglm.fid.extractors.efficientnet:EfficientNetLite0",
     "inception": "jpeglm.fid.extractors.inception:Inception",
@@ -28,10 +28,11 @@ FID = "inception"  # the network of FID
 
 
 def find(name: str) -> type[Extractor]:
-    """The class of this name.
+    """The extractor class of this name.
 
     Raises:
-      InputError: there is none or, of another package's, it cannot be imported or has a name of jpeglm's own.
+      InputError: there is none; or it is from another package and cannot be imported, or has the name of one of
+        jpeglm's own extractors.
     """
     for group in ("extractors", "clip_extractors"):
         check_free(name, _OWN, group)
@@ -42,10 +43,10 @@ def find(name: str) -> type[Extractor]:
 
 
 def modes() -> list[str]:
-    """All modes that an extractor of pictures has, of those that can be used."""
+    """The modes of all extractors of pictures that can be imported, each once."""
     found: dict[str, None] = {}
     for name in PICTURES:
-        with contextlib.suppress(InputError):  # which whoever asks for that extractor is told
+        with contextlib.suppress(InputError):  # reported if the user asks for that extractor
             found |= dict.fromkeys(find(name).modes)
     return list(found)
 
@@ -53,7 +54,7 @@ def modes() -> list[str]:
 def make(
     name: str, weights: str = "", mode: str = "", batch_size: int | None = None, spatial: bool = False
 ) -> Extractor:
-    """The extractor of this name, told of these what it takes.
+    """Makes the extractor of this name. Arguments that its class does not take are ignored.
 
     Args:
       name: a key of `PICTURES` or `CLIPS`.
@@ -63,7 +64,7 @@ def make(
       spatial: whether to give spatial features too, if its class has them.
 
     Raises:
-      InputError: there is no such extractor, or its weights or mode are not its own.
+      InputError: there is no such extractor, or the weights or the mode do not belong to it.
     """
     kind = find(name)
     arguments: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a feature extractor is, and what all of them share: a network on all devices of the process, a progress bar.
+"""The base class of feature extractors, which runs a network on all devices of the process.
 
 To add one, write one file with a class that inherits from `Extractor`, and add one line to
 `jpeglm.fid.extractors.PICTURES`, or to `CLIPS` there.
@@ -20,29 +20,28 @@ NO_FID = "It is not FID and is not to be set beside one."
 
 
 class Extractor:
-    """Turns pictures, or clips, into feature vectors, a batch spread over the devices of this process at a time.
+    """Turns pictures or clips into feature vectors. Each batch is sharded over the devices of this process.
 
-    A class of extractors declares the class attributes below. Its constructor takes these arguments by name:
-    `weights` if it `wants_weights`; `mode` if it has `modes`; `spatial` if it `has_spatial`; and `batch_size` in any
-    case, which has a default. It calls this class's constructor with what it is and what it computes. It raises
-    InputError for weights or a mode that are not its own. Where pictures are not to be resized by `resize.bicubic`,
-    the class also has its own `prepare`.
+    A subclass sets the class attributes below. Its constructor takes these arguments by name: `weights` if
+    `wants_weights`; `mode` if it has `modes`; `spatial` if `has_spatial`; and always `batch_size`, with a default. It
+    calls the constructor of this class, and raises InputError for weights or a mode that do not belong to it. If it
+    does not resize pictures by `resize.bicubic`, it overrides `prepare`.
 
     Class attributes:
       wants_weights: whether its weights come from a file that the user names.
-      modes: names of the ways to resize and normalise, of which the user chooses one; () where there is one way only.
-      has_spatial: whether it can also give features that stand for places in the picture, for sFID.
-      min_frames: the fewest frames that a clip needs; of no meaning for extractors of pictures.
+      modes: names of the ways to resize and normalise, of which the user chooses one; () if there is only one way.
+      has_spatial: whether it can also compute spatial features, for sFID.
+      min_frames: smallest number of frames of a clip; not used for pictures.
 
     Attributes:
       name: of the network.
-      metric: what a Fréchet distance of its features is called.
+      metric: name of the Fréchet distance between its features.
       caveat: a sentence for readers of a table: what this distance may be compared with.
-      mode: one of `modes`; "" where there are none.
-      dim: features a picture or clip.
-      spatial_dim: number of the spatial features, which come after the others; 0 unless they were asked for.
-      size: pixels a side that pictures are resized to.
-      weights_sha256: of the file that the weights come from. Results are kept under it.
+      mode: one of `modes`; "" if there are none.
+      dim: number of features per picture or clip, without spatial features.
+      spatial_dim: number of spatial features, which come after the others; 0 unless they were asked for.
+      size: height and width in pixels to which pictures are resized.
+      weights_sha256: SHA-256 of the file that the weights come from; identifies cached results.
       batch_size: pictures or clips computed at once.
     """
 
@@ -67,15 +66,15 @@ class Extractor:
         batch_size: int | None = None,
         compiler_options: dict[str, str] | None = None,
     ):
-        """See the attributes of the class; and
+        """Copies the weights to the devices. Arguments that are not listed here are attributes of the class.
 
         Args:
           params: a pytree of arrays, the weights.
-          apply: the network, traced by JAX: `apply(params, batch)` of a batch of what `prepare` gives, float32
-            [batch, size, size, 3] of pictures or [batch, frames, size, size, 3] of clips, is float32
-            [batch, dim + spatial_dim]. Extractors whose `apply` is the same function share one compiled program.
-          batch_size: made a multiple of the devices; None: on a CPU few pictures, whose widest activations stay in
-            its cache, on accelerators many.
+          apply: the network as a function that JAX can trace. It takes `params` and a batch of results of `prepare`,
+            float32 [batch, size, size, 3] for pictures or [batch, frames, size, size, 3] for clips. It returns float32
+            [batch, dim + spatial_dim]. Extractors with the same function share one compiled program.
+          batch_size: rounded up to a multiple of the number of devices. None: 64 per device, but 4 on a CPU, so that
+            the largest activations stay in its cache.
           compiler_options: of XLA, for this network.
         """
         self.name, self.metric, self.caveat, self.mode = name, metric, caveat, mode
@@ -91,17 +90,21 @@ class Extractor:
         self._run = _compiled(apply, everywhere, self._rows, tuple((compiler_options or {}).items()))
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
-        """One picture, uint8 [h, w, 3] or [h, w], as the network takes it: float32 [size, size, 3], here 0..255.
+        """Converts one picture, uint8 [h, w, 3] or [h, w], to float32 [size, size, 3], here with values in 0..255.
 
-        Of clips: one clip, uint8 [frames, h, w, 3], as float32 [frames, size, size, 3]. Called by several threads.
+        An extractor of clips converts one clip, uint8 [frames, h, w, 3], to float32 [frames, size, size, 3]. Several
+        threads call this at once.
+
+        Raises:
+          ValueError: this is not such an array.
         """
         return resize.bicubic(picture, self.size)
 
     def compute(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Features float32 [n, dim + spatial_dim] of prepared pictures or clips, in order, a batch at a time."""
+        """Yields features float32 [n, dim + spatial_dim] of prepared pictures or clips, in order, by batches."""
         under_way: tuple[jax.Array, int] | None = None  # computed while the next batch is gathered
         for batch in _batches(images, self.batch_size):
-            # One shape, one compilation; the rows of the padding are cut off again below.
+            # Padded to one shape, so that the program is compiled once. The padding is cut off below.
             padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
             result = self._run(self._params, jax.device_put(np.pad(batch, padding), self._rows))
             if under_way:
@@ -123,7 +126,7 @@ def _compiled(
     rows: NamedSharding,
     compiler_options: tuple[tuple[str, str], ...],
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """The program, one for all extractors of a kind."""
+    """The jitted network, shared by all extractors with the same `apply`."""
 
     def run(params: Any, images: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):  # TensorFloat-32 would break the fourth digit of a distance
@@ -147,9 +150,9 @@ def extract(
 
     Args:
       extractor: the network.
-      images: what its `prepare` made of pictures.
-      total: the number of pictures, for the bar.
-      description: what the bar is called.
+      images: pictures or clips after `prepare`.
+      total: number of pictures or clips, for the bar.
+      description: label of the bar.
     """
     quiet = jax.process_index() > 0
     with tqdm(total=total, desc=description, unit=" pictures", dynamic_ncols=True, disable=quiet) as bar:

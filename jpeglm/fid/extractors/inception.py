@@ -1,12 +1,12 @@
-"""The Inception network of 2015, whose features FID is defined by, in Flax.
+"""The Inception network of 2015, which defines FID, in Flax.
 
-It is the Inception v3 of Szegedy et al. (2015) with the weights of TensorFlow's graph `inception-2015-12-05` and with
-what that graph does otherwise than torchvision's: average pools do not count their padding, the pool of the last block
-takes the maximum, the batch norms' epsilon is 1e-3, and there are 1,008 classes. The weights come as a state dict with
-torchvision's names, as pytorch-fid and torch-fidelity distribute them: https://github.com/mseitzer/pytorch-fid,
-release "fid_weights". Only inference: batch norms are folded into the convolutions when the weights are read.
+It is the Inception v3 of Szegedy et al. (2015) with the weights of TensorFlow's graph `inception-2015-12-05`. That
+graph differs from torchvision's: average pools do not count their padding, the pool of the last block is a max pool,
+the batch norms' epsilon is 1e-3, and there are 1,008 classes. The weights are a state dict with torchvision's names,
+as pytorch-fid and torch-fidelity distribute them: https://github.com/mseitzer/pytorch-fid, release "fid_weights".
+Inference only: batch norms are folded into the convolutions when the weights are read.
 
-Blocks and branches have torchvision's names, so that a module's path is the beginning of its keys in the state dict.
+Blocks and branches have torchvision's names, so that a module's path is the prefix of its keys in the state dict.
 """
 
 import functools
@@ -28,9 +28,9 @@ from jpeglm.core.weights.torch_file import check_state_dict, load_state_dict
 from jpeglm.data.records import sha256_of
 from jpeglm.fid.extractors import base, resize
 
-SIZE = 299  # pixels a side
-DIM = 2048  # features: the last block's 8 x 8 places averaged, "pool3"
-SPATIAL_CHANNELS = 7  # of the 17 x 17 places of Mixed_6d, the features of sFID (Nash et al. 2021)
+SIZE = 299  # height and width of pictures in pixels
+DIM = 2048  # features: the mean of the last block over its 8 x 8 positions, "pool3"
+SPATIAL_CHANNELS = 7  # first channels of Mixed_6d at 17 x 17 positions: the features of sFID (Nash et al. 2021)
 SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 OFFICIAL_NAME = "pt_inception-2015-12-05-6726825d.pth"
 OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -43,7 +43,7 @@ _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 class Conv(nnx.Module):
-    """Convolution, folded batch norm, ReLU; padded ("SAME") or not ("VALID")."""
+    """Convolution, folded batch norm and ReLU on [batch, height, width, channels_in]; padded ("SAME") or not."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: str = "SAME",
     ):
-        # Without stride XLA convolves with padding faster on CPUs than without: the border of 3 x 3 is cut off after.
+        # At stride 1 XLA is faster on CPUs with padding than without: a 3 x 3 kernel's border is cut off afterwards.
         self.cut = 1 if padding == "VALID" and stride == 1 else 0
         self.conv = nnx.Conv(
             channels_in,
@@ -71,7 +71,7 @@ class Conv(nnx.Module):
 
 
 def _window(x: jax.Array, combine: Callable, stride: int) -> jax.Array:
-    """Combines the pixels under a 3 x 3 window, first those of a column. XLA's reduce_window is slow on CPUs."""
+    """Combines the pixels of each 3 x 3 window, first those of a column. XLA's reduce_window is slow on CPUs."""
     for axis in (1, 2):
         count = (x.shape[axis] - 3) // stride + 1
         ends = [start + (count - 1) * stride + 1 for start in range(3)]
@@ -93,7 +93,7 @@ def _same_max_pool(x: jax.Array) -> jax.Array:
 
 
 def _same_average_pool(x: jax.Array) -> jax.Array:
-    """3 x 3, the mean of the pixels that are there."""
+    """3 x 3, stride 1: the mean of the pixels inside the picture."""
     pixels = _window(_padded(jnp.ones_like(x[:1, :, :, :1]), 0.0), operator.add, 1)
     return _window(_padded(x, 0.0), operator.add, 1) / pixels
 
@@ -103,7 +103,7 @@ def _joined(*branches: jax.Array) -> jax.Array:
 
 
 class InceptionA(nnx.Module):
-    """35 x 35 places."""
+    """Maps [batch, 35, 35, channels_in] to [batch, 35, 35, 224 + pooled]."""
 
     def __init__(self, channels_in: int, pooled: int):
         self.branch1x1 = Conv(channels_in, 64)
@@ -124,7 +124,7 @@ class InceptionA(nnx.Module):
 
 
 class InceptionB(nnx.Module):
-    """From 35 x 35 to 17 x 17 places."""
+    """Maps [batch, 35, 35, channels_in] to [batch, 17, 17, 480 + channels_in]."""
 
     def __init__(self, channels_in: int):
         self.branch3x3 = Conv(channels_in, 384, 3, 2, "VALID")
@@ -141,7 +141,7 @@ class InceptionB(nnx.Module):
 
 
 class InceptionC(nnx.Module):
-    """17 x 17 places."""
+    """Maps [batch, 17, 17, 768] to [batch, 17, 17, 768]."""
 
     def __init__(self, narrow: int):
         self.branch1x1 = Conv(768, 192)
@@ -166,7 +166,7 @@ class InceptionC(nnx.Module):
 
 
 class InceptionD(nnx.Module):
-    """From 17 x 17 to 8 x 8 places."""
+    """Maps [batch, 17, 17, 768] to [batch, 8, 8, 1280]."""
 
     def __init__(self) -> None:
         self.branch3x3_1 = Conv(768, 192)
@@ -182,7 +182,7 @@ class InceptionD(nnx.Module):
 
 
 class InceptionE(nnx.Module):
-    """8 x 8 places."""
+    """Maps [batch, 8, 8, channels_in] to [batch, 8, 8, 2048]."""
 
     def __init__(self, channels_in: int, pool: Callable[[jax.Array], jax.Array]):
         self.pool = pool
@@ -210,7 +210,7 @@ class InceptionE(nnx.Module):
 
 
 class Network(nnx.Module):
-    """float32 [batch, 299, 299, 3] in -1..1 to features: float32 [batch, 2048] and, of Mixed_6d, [batch, 2023]."""
+    """Maps float32 [batch, 299, 299, 3] in -1..1 to features [batch, 2048] and those of Mixed_6d [batch, 2023]."""
 
     def __init__(self) -> None:
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, 2, "VALID")
@@ -244,7 +244,7 @@ class Network(nnx.Module):
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
-    """The state dict of the 2015 Inception, checked key by key, and the SHA-256 of the file that it comes from.
+    """Reads the state dict of the 2015 Inception and checks each key; also returns the SHA-256 of torch's file.
 
     Args:
       path: what `torch.save` wrote, in either of its formats, or what `write_safetensors` made of that.
@@ -267,9 +267,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], sha256: str, path: Path) -> None:
-    """Writes what `read_weights` gave, so that it can read it again without any of torch's formats.
+    """Writes the result of `read_weights` as a safetensors file, which `read_weights` can read.
 
-    The file is then trusted to come from the one with this hash: only damage to it is noticed.
+    The file records `sha256`, the hash of torch's file, and the hash of the tensors. Reading it detects damage, but
+    cannot check that the tensors come from the file with that hash.
     """
     metadata = {"source_sha256": sha256, "tensors_sha256": _sha256_of_tensors(tensors)}
     content = safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata)
@@ -283,7 +284,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
             if "source_sha256" not in metadata:
                 raise InputError(f"{path}: not made by `python -m jpeglm.convert inception`")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError, AttributeError, TypeError) as error:  # the last two of odd dtypes
+    except (OSError, safetensors.SafetensorError, AttributeError, TypeError) as error:  # the last two for odd dtypes
         raise InputError(f"{path}: {error}") from error
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise InputError(f"{path}: holds other numbers than float32")
@@ -302,19 +303,19 @@ def _sha256_of_tensors(tensors: dict[str, np.ndarray]) -> str:
 
 @functools.cache
 def _blank() -> Network:
-    """The network with shapes for weights."""
+    """The network with shapes in place of weights."""
     return nnx.eval_shape(Network)
 
 
 def _convolutions(network: Network) -> Iterator[tuple[str, nnx.Conv]]:
-    """Each convolution with the beginning of its keys in the state dict."""
+    """Yields each convolution with the prefix of its keys in the state dict."""
     for path, module in nnx.iter_modules(network):
         if isinstance(module, Conv):
             yield ".".join(map(str, path)), module.conv
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Of every tensor of the state dict, by its key."""
+    """The shapes of all tensors of the state dict, by key."""
     shapes = dict(_CLASSIFIER)
     for name, convolution in _convolutions(_blank()):
         height, width, channels_in, channels = convolution.kernel.shape
@@ -324,7 +325,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def network_of(tensors: dict[str, np.ndarray]) -> Network:
-    """The network with the weights that `read_weights` gave; batch norms are folded in float64."""
+    """The network with float32 weights from `read_weights`. Batch norms are folded in float64."""
     network = nnx.clone(_blank())
     for name, convolution in _convolutions(network):
         gain, offset, mean, variance = (tensors[f"{name}.bn.{key}"].astype(np.float64) for key in _BATCH_NORM)
@@ -354,8 +355,8 @@ def _three_channels(picture: np.ndarray) -> np.ndarray:
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
 
 
-# Of each mode: the resize of a picture, uint8 [h, w, 3] or [h, w], to float32 [299, 299, 3]; and (mean, deviation) by
-# which the network's input is normalised.
+# For each mode: the function that resizes a picture, uint8 [h, w, 3] or [h, w], to float32 [299, 299, 3]; and (mean,
+# deviation), by which the network's input is normalised.
 MODES = {
     "clean": (_clean, (128.0, 128.0)),
     "legacy_tensorflow": (_legacy_tensorflow, (128.0, 128.0)),
@@ -364,9 +365,9 @@ MODES = {
 
 
 class Inception(base.Extractor):
-    """Features of the 2015 Inception: FID proper, in one of its three modes.
+    """Features of the 2015 Inception, for FID in one of its three modes.
 
-    Features are the network's 2,048 and, with `spatial`, the 2,023 of sFID after them.
+    There are 2,048 features and, with `spatial`, after them the 2,023 features of sFID.
     """
 
     wants_weights = True
@@ -374,7 +375,11 @@ class Inception(base.Extractor):
     has_spatial = True
 
     def __init__(self, weights: str | Path, mode: str, batch_size: int | None = None, spatial: bool = False):
-        """`weights`: for `read_weights`; `mode`: a key of `MODES`; `batch_size`: see `base.Extractor`."""
+        """`weights`: for `read_weights`; `mode`: a key of `MODES`; `batch_size`: see `base.Extractor`.
+
+        Raises:
+          InputError: there is no such mode, or these are not weights of the 2015 Inception.
+        """
         if mode not in MODES:
             raise InputError(f"mode {mode!r} is none of {', '.join(MODES)}")
         tensors, sha256 = read_weights(weights)
@@ -403,12 +408,15 @@ class Inception(base.Extractor):
         )
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
-        """By the mode: float32 [299, 299, 3], 0..1 in legacy_pytorch and 0..255 in the others."""
+        """Resizes to float32 [299, 299, 3] by the rule of the mode; 0..1 for legacy_pytorch, 0..255 for the others."""
         return self._resized(picture)
 
 
 def _pool_features(params: tuple[nnx.State, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
-    """`params`: weights, mean and deviation of the input. Module-level, so that all extractors share one program."""
+    """Features without those of sFID. `params`: weights, and mean and deviation by which the input is normalised.
+
+    A function of the module, so that all extractors share one compiled program.
+    """
     return _all_features(params, images)[:, :DIM]
 
 
@@ -419,7 +427,7 @@ def _all_features(params: tuple[nnx.State, jax.Array, jax.Array], images: jax.Ar
 
 
 def _compiler_options() -> dict[str, str] | None:
-    """Has XLA's CPU backend convolve by Eigen instead of YNNPACK: twice as fast here (docs/measurements.md)."""
+    """Makes XLA convolve on CPUs by Eigen instead of YNNPACK: twice as fast here (docs/measurements.md)."""
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     if jax.default_backend() != "cpu":
         return None

@@ -1,20 +1,21 @@
-"""The two ways in which pictures are resized for a network: bicubic with antialiasing, and bilinear without."""
+"""Resizes pictures for a network: bicubic with antialiasing, or bilinear without."""
 
 import numpy as np
 from PIL import Image
 
 
 def bicubic(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resizes one picture to float32 [size, size, 3], values 0..255 that are not rounded.
+    """Resizes one picture to float32 [size, size, 3], with values in 0..255 that are not rounded.
 
-    Pillow's bicubic filter on each channel in float32 (mode F), antialiased where it shrinks, clipped to 0..255: the
-    "clean" rule of Parmar et al. 2022. A grey picture becomes three equal channels.
+    Applies Pillow's bicubic filter to each channel in float32 (mode F), antialiased when it shrinks, and clips to
+    0..255, as clean-fid does (Parmar et al. 2022). A grey picture becomes three equal channels.
 
     Args:
       picture: uint8 [height, width, 3] or [height, width].
+      size: height and width of the result.
 
     Raises:
-      ValueError: this is no such array.
+      ValueError: `picture` is not such an array.
     """
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
         raise ValueError(f"a picture is uint8 [h, w] or [h, w, 3], not {picture.dtype} {list(picture.shape)}")
@@ -30,15 +31,15 @@ def bicubic(picture: np.ndarray, size: int) -> np.ndarray:
 def bilinear(
     values: np.ndarray, size: int, *, height_axis: int = 0, divisor: int = 1, half_pixels: bool = True
 ) -> np.ndarray:
-    """Resizes two axes to `size` by interpolation between the two nearest places, without antialiasing.
+    """Resizes two axes to `size` by linear interpolation between the two nearest pixels, without antialiasing.
 
     Args:
       values: uint8 [..., height, width, ...].
       size: of both axes in the result.
-      height_axis: the place of height among the axes; width comes after it and is resized first.
-      divisor: divides the values before anything else.
-      half_pixels: pixel i lies at i + 1/2, as in PyTorch's `interpolate(..., align_corners=False)`; otherwise at i, as
-        in TensorFlow 1's `resize_bilinear`, which moves pictures to the upper left.
+      height_axis: index of the height axis; the width axis follows it and is resized first.
+      divisor: the values are divided by this first.
+      half_pixels: whether pixel i is at i + 1/2, as in PyTorch's `interpolate(..., align_corners=False)`; otherwise it
+        is at i, as in TensorFlow 1's `resize_bilinear`, which shifts pictures to the upper left.
 
     Returns:
       float32 [..., size, size, ...].
