@@ -7,6 +7,7 @@ jpeglm, so that it can run in an environment of its own.
 """
 
 import contextlib
+import ctypes
 import functools
 import json
 import statistics
@@ -23,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+KEEP = {-8: 1, -4: 0, -1: -1, -2: 256 << 20}  # mallopt's settings in jpeglm/train/allocator.py
 RECOMPUTE = ("all", "attention", "none")
 COMPILE = ("layers", "none")
 
@@ -67,12 +69,16 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
       job: tokens (path of an .npy, [chunks, seq_len]), batch_size, steps, warm (steps that do not count), model
         (attributes of LlamaConfig), optim (section of the run's config), and how: recompute (of `RECOMPUTE`), compile
         (of `COMPILE`), attention ("sdpa", torch's own choice; "flash", "cudnn": that kernel or an error;
-        "flash_attention_2": the package flash-attn).
+        "flash_attention_2": the package flash-attn), allocator ("keep": glibc keeps freed memory, as in our training;
+        "default").
 
     Returns:
       tokens per second (the median), seconds of each step, losses, and the most bytes of the GPU in use (None on a
       CPU).
     """
+    if job["allocator"] == "keep":
+        mallopt = ctypes.CDLL(None).mallopt
+        assert all([mallopt(key, value) for key, value in KEEP.items()])
     config, optim = SimpleNamespace(**job["model"]), SimpleNamespace(**job["optim"])
     tokens = np.load(job["tokens"], mmap_mode="r")
     batch_size, seq_len = job["batch_size"], tokens.shape[1]

@@ -43,7 +43,7 @@ from jpeglm.prepare.plan import prepare
 
 OPTIMIZER_BYTES = 16  # per parameter: itself, its gradient and two moments, in float32
 AIMS = {12_288: 0.55, 32_768: 0.45}  # MFU on an H100
-DEFAULTS = {"recompute": "none", "compile": "none", "attention": "sdpa"}
+DEFAULTS = {"recompute": "none", "compile": "none", "attention": "sdpa", "allocator": "default"}
 HEADERS = ["", "tokens/s", "range", "MFU", "peak memory", "by the compiler", "ms a step", "turns"]
 
 
@@ -279,7 +279,8 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("ours", [""], "KEY=VALUE,... of the config: a way to train. May be repeated.")
     flags.DEFINE_multi_string(
         "theirs", ["compile=none"],
-        "recompute=all|attention|none,compile=layers|none,attention=sdpa|flash|cudnn|flash_attention_2. Repeatable.",
+        "recompute=all|attention|none,compile=layers|none,attention=sdpa|flash|cudnn|flash_attention_2,"
+        "allocator=keep|default. Repeatable.",
     )  # fmt: skip
     flags.DEFINE_string("out", None, "Folder for the results, written after each measurement.")
     flags.DEFINE_string("name", "train", "Name of the result in it.")

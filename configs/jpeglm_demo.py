@@ -28,6 +28,7 @@ def get_config():
     config.model.ffn_width = 384
     config.model.qk_norm = True  # bears the higher learning rate: docs/measurements.md
     config.model.dtype = "float32"  # CPUs have no fast bf16
+    config.model.remat = "none"  # there is room for all activations
     config.optim.batch_size = 8
     config.optim.lr = 6e-3
     config.optim.warmup_steps = 50

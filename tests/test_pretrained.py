@@ -14,6 +14,7 @@ from jpeglm.core.registry import MODELS
 from jpeglm.core.workdir import read_config, read_manifest, read_metrics
 from jpeglm.data import batches
 from jpeglm.models import llama, networks
+from jpeglm.models.llama_config import LlamaConfig
 from jpeglm.models.loss import make_loss
 from jpeglm.prepare import plan
 
@@ -30,6 +31,8 @@ def demo_data(tmp_path_factory) -> Path:
 
 def test_it_is_of_the_config_that_is_said_to_have_made_it_and_small():
     theirs, ours = read_config(epath.Path(DEMO)), jpeglm_demo_long.get_config()
+    for key in LlamaConfig.FREE:  # how it is computed may change
+        theirs.model[key] = ours.model[key]
     assert theirs.to_dict() == ours.to_dict()
     assert checkpoint.saved_steps(epath.Path(DEMO)) == [ours.steps]
     assert sum(path.stat().st_size for path in DEMO.rglob("*")) < 10e6

@@ -1,6 +1,7 @@
 """Starting JAX: the processes of a job join each other; a missing platform is reported in one line."""
 
 import functools
+import glob
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,12 @@ from orbax.checkpoint import multihost
 from jpeglm.core.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+ACCELERATORS = (
+    "/dev/nvidia[0-9]*",
+    "/dev/kfd",
+    "/dev/accel[0-9]*",
+    "/dev/vfio/[0-9]*",
+)  # NVIDIA, AMD, TPU, newer TPUs
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _CONFIG: Any = jax.config  # its attributes are set at run time, so a type checker does not know them
 LONGEST_COMPILATION = 3600  # seconds
@@ -54,6 +61,13 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
     if jax.process_index():
         logging.set_verbosity(logging.ERROR)  # only process 0 logs
     return devices
+
+
+def will_use_cpus(platform: str) -> bool:
+    """Whether `start` will find CPUs alone: they are asked for, or this host has no driver of an accelerator."""
+    if platform or _CONFIG.jax_platforms:
+        return "cpu" in (platform, _CONFIG.jax_platforms)
+    return not any(glob.glob(files) for files in ACCELERATORS)
 
 
 def compute_in_float32() -> None:

@@ -19,9 +19,8 @@ from jpeglm.core.errors import InputError
 from jpeglm.models import kernels
 from jpeglm.models.kernels import SAVED
 
-BLOCK = 64  # queries processed at once
-MOST_BLOCKS = 24  # each is compiled separately; longer sequences are cut into stripes, in a loop
-KEPT_LENGTH = 512  # up to this length the scores are kept for the backward pass instead of recomputed
+LONGEST_IN_BLOCKS = 1_536  # each block is compiled separately; longer sequences are cut into stripes, in a loop
+KEPT_LENGTH = 1_024  # up to this length the weights are kept for the backward pass instead of recomputed
 LARGEST_STRIPE = 512
 MOST_QUERIES = 128  # of a stripe, processed at once
 NO_KEYS = -1e30  # logsumexp over no keys; not -inf, so that differences and gradients stay finite
@@ -89,20 +88,91 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
     """A short sequence in blocks: each block of queries attends only to the keys up to its own end.
 
-    This skips most of the masked upper triangle. Beyond `KEPT_LENGTH` the backward pass recomputes the scores, because
-    keeping them would take O(length^2) memory.
+    This skips most of the masked upper triangle.
     """
-    length, shape = q.shape[1], q.shape
-    if length > MOST_BLOCKS * BLOCK:
+    if q.shape[1] > LONGEST_IN_BLOCKS:
         return _folded(q, k, v, segment_ids)
+    return checkpoint_name(_attend_in_blocks(q, k, v, segment_ids), SAVED)
+
+
+@jax.custom_vjp
+def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """`_blockwise` with a backward pass of its own, faster on CPUs than the one that JAX derives.
+
+    XLA for CPUs runs batched products fast only if neither operand is transposed. So the small arrays (queries, keys,
+    values and their gradients) are transposed here, once, and those of [queries, keys] never.
+    """
+    return _forward_in_blocks(q, k, v, segment_ids)[0]
+
+
+def _forward_in_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    shape = q.shape
     q, k, v = _grouped(q, k, v)
-    attend = _attend if length <= KEPT_LENGTH else jax.checkpoint(_attend)
-    blocks = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        visible = _visible(jnp.arange(start, end), jnp.arange(end), segment_ids)
-        blocks.append(attend(q[..., start:end, :], k[:, :, :end], v[:, :, :end], visible))
-    return _ungrouped(jnp.concatenate(blocks, axis=3), shape)
+    keys = k.swapaxes(-1, -2)  # [batch, kv_heads, head_dim, length]
+    outputs, kept = [], []
+    for start, end in _blocks(shape[1]):
+        scores = _block_scores(q, keys, segment_ids, start, end)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jnp.einsum(
+            "bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v[:, :, :end], preferred_element_type=jnp.float32
+        )
+        outputs.append((mixed / total).astype(v.dtype))
+        kept.append((weights.astype(v.dtype), total) if shape[1] <= KEPT_LENGTH else top + jnp.log(total))
+    mixed = jnp.concatenate(outputs, axis=3)
+    return _ungrouped(mixed, shape), (q, k, v, segment_ids, mixed, kept)
+
+
+def _backward_in_blocks(
+    residuals: tuple[Any, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """With weights w, values v, outputs o = w v and scores s: dv = w^T do, and ds = w (do v^T - sum(do o)).
+
+    Dao et al. 2022, "FlashAttention", appendix B.2. Where the weights are not kept, they are exp(s - logsumexp).
+    """
+    q, k, v, segment_ids, mixed, kept = residuals
+    scale, shape = q.shape[-1] ** -0.5, gradient.shape
+    gradient = gradient.reshape(*shape[:2], *q.shape[1:3], -1).transpose(0, 2, 3, 1, 4)  # as q
+    shift = jnp.sum((gradient * mixed).astype(jnp.float32), axis=-1, keepdims=True)
+    keys, values = k.swapaxes(-1, -2), v.swapaxes(-1, -2)
+    dq = []
+    dk, dv = jnp.zeros_like(keys), jnp.zeros_like(values)
+    for (start, end), each in zip(_blocks(shape[1]), kept, strict=True):
+        do, minus = gradient[..., start:end, :], shift[..., start:end, :]
+        if isinstance(each, tuple):
+            weights, total = each
+            do, minus = (do / total).astype(v.dtype), minus / total
+        else:
+            weights = jnp.exp(_block_scores(q, keys, segment_ids, start, end) - each).astype(v.dtype)
+        dw = jnp.einsum("bhgqd,bhdk->bhgqk", do, values[..., :end], preferred_element_type=jnp.float32)
+        ds = (weights * (dw - minus)).astype(v.dtype)
+        dq.append(scale * jnp.einsum("bhgqk,bhkd->bhgqd", ds, k[:, :, :end]))
+        queries = (scale * q[..., start:end, :]).swapaxes(-1, -2)
+        dk = dk.at[..., :end].add(jnp.einsum("bhgdq,bhgqk->bhdk", queries, ds))
+        dv = dv.at[..., :end].add(jnp.einsum("bhgdq,bhgqk->bhdk", do.swapaxes(-1, -2), weights))
+    dk, dv = (x.transpose(0, 3, 1, 2) for x in (dk, dv))
+    # Transposed inside the fusions that follow, they would be read in the wrong order.
+    return *jax.lax.optimization_barrier((_ungrouped(jnp.concatenate(dq, axis=3), shape), dk, dv)), None
+
+
+_attend_in_blocks.defvjp(_forward_in_blocks, _backward_in_blocks)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """Start and end of each block of queries. The sizes are the fastest of 64, 128 and 256 on CPUs."""
+    size = 64 if length <= 512 else 128
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _block_scores(q: jax.Array, keys: jax.Array, segment_ids: jax.Array | None, start: int, end: int) -> jax.Array:
+    """Scores of the queries [start, end) for the keys [batch, kv_heads, head_dim, length] before `end`."""
+    visible = _visible(jnp.arange(start, end), jnp.arange(end), segment_ids)
+    q = q[..., start:end, :] * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bhgqd,bhdk->bhgqk", q, keys[..., :end], preferred_element_type=jnp.float32)
+    return jnp.where(visible[:, None, None], scores, -jnp.inf)
 
 
 def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
@@ -126,7 +196,8 @@ def _folded(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | N
     each = (jnp.arange(pairs), stripes[:pairs], stripes[: pairs - 1 : -1])
     early, late = jax.lax.map(jax.checkpoint(attend), each)
     mixed = jnp.concatenate([*early, *late[::-1]], axis=3)
-    return _ungrouped(mixed, (shape[0], 2 * pairs * stripe, *shape[2:]))[:, :length]
+    mixed = _ungrouped(mixed, (shape[0], 2 * pairs * stripe, *shape[2:]))
+    return checkpoint_name(mixed, SAVED)[:, :length]
 
 
 def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
@@ -136,7 +207,7 @@ def _dealt(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
     segments = None if segment_ids is None else sharding.whole_sequence(segment_ids, 1)
     early, late = jnp.split(q, 2, axis=3)
     mixed = _attend_pair(sharding.member("sequence"), early, late, k, v, segments)
-    return _ungrouped(jnp.concatenate(mixed, axis=3), shape)
+    return checkpoint_name(_ungrouped(jnp.concatenate(mixed, axis=3), shape), SAVED)
 
 
 def _attend_pair(
@@ -191,7 +262,7 @@ def _grouped(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def _ungrouped(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return checkpoint_name(mixed.transpose(0, 3, 1, 2, 4).reshape(shape), SAVED)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(shape)
 
 
 def _in_turn(attend: Callable[[jax.Array, Any], Any], q: jax.Array) -> Any:

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jpeglm.core.errors import InputError
-from jpeglm.core.sharding import constrain, gather, is_spread
+from jpeglm.core.sharding import constrain, gather, is_spread, platform
 from jpeglm.models.attention import cached_attention, causal_attention
 from jpeglm.models.kernels import SAVED
 from jpeglm.models.llama_config import LlamaConfig
@@ -71,11 +72,15 @@ class RMSNorm(nnx.Module):
         return (wide * _used(self.scale, jnp.float32)).astype(x.dtype)
 
 
-def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [..., 1, head_dim / 2] in float32 for positions [...]."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+def rope_tables(positions: jax.Array, length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [..., 1, head_dim / 2] in float32 for positions [...] below `length`; NaN for others.
+
+    Rows of a constant: XLA for CPUs would compute the cosines again in each fusion that uses them.
+    """
+    frequencies = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
+    cos, sin = (jnp.take(table, positions, axis=0) for table in (np.cos(angles), np.sin(angles)))
+    return cos, sin
 
 
 def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -83,6 +88,20 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = tables
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _heads(h: jax.Array, matrix: jax.Array) -> jax.Array:
+    """[..., embed] times [embed, heads, head_dim]: [..., heads, head_dim].
+
+    Heads are folded for the product: XLA for CPUs would copy the matrix, or its gradient, at every use.
+    """
+    folded = jnp.einsum("...e,ef->...f", h, matrix.reshape(matrix.shape[0], -1))
+    return folded.reshape(*h.shape[:-1], *matrix.shape[1:])
+
+
+@jax.checkpoint  # computed again from its inputs, which is faster than reading more arrays
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) * up
 
 
 class Block(nnx.Module):
@@ -109,19 +128,16 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable[..., Any]) -> Any:
         """`attend(q, k, v)` returns mixed values and any state of the caller. Returns (x, state)."""
         h = self.attention_norm(x)
-        q = jnp.einsum("...e,ehd->...hd", h, _used(self.wq, self.dtype))
-        k = jnp.einsum("...e,ehd->...hd", h, _used(self.wk, self.dtype))
-        v = jnp.einsum("...e,ehd->...hd", h, _used(self.wv, self.dtype))
+        q, k, v = (_heads(h, _used(matrix, self.dtype)) for matrix in (self.wq, self.wk, self.wv))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
-        # Heads are folded first: XLA for CPUs would copy the weights at every use of a product over two dimensions.
         wo = _used(self.wo, self.dtype).reshape(-1, x.shape[-1])
         x = x + jnp.einsum("...h,he->...e", mixed.reshape(*mixed.shape[:-2], -1), wo)
         h = self.ffn_norm(x)
         gate = jnp.einsum("...e,ef->...f", h, _used(self.w_gate, self.dtype))
         up = jnp.einsum("...e,ef->...f", h, _used(self.w_up, self.dtype))
-        x = x + jnp.einsum("...f,fe->...e", jax.nn.silu(gate) * up, _used(self.w_down, self.dtype))
+        x = x + jnp.einsum("...f,fe->...e", _swiglu(gate, up), _used(self.w_down, self.dtype))
         return x, state
 
 
@@ -144,14 +160,17 @@ class Llama(nnx.Module):
         self.head = _matrix(rngs.params(), (width, vocab), ("embed", "vocab"))
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """Logits [batch, length, padded_vocab_size] for the token after each position; all inputs [batch, length].
+        """Logits [batch, length, ids] for the token after each position; all inputs [batch, length].
 
+        The ids are those of the vocabulary; with its padding, whose logits are minus infinity, if it is sharded.
         `segment_ids` matters only with `config.mask_documents`.
         """
         segments = segment_ids if self.config.mask_documents else None
         how = self.config.attention
         x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments, how), None))
-        return self._logits(x)
+        if is_spread("vocab") or is_spread("sequence"):
+            return self._logits(x)
+        return self._logits(x.reshape(-1, x.shape[-1]), is_cut=True).reshape(*tokens.shape, -1)
 
     def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[Cache]]:
         """Runs prompts [batch, bucket] from position 0; logits at every position, and caches of this length.
@@ -181,7 +200,8 @@ class Llama(nnx.Module):
         Needs unstacked layers, each with its own cache: slices of stacks would be copied at every step.
         """
         x = self._embed(tokens)
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        capacity = caches[0].k.shape[2]
+        rope = rope_tables(positions, capacity, self.config.head_dim, self.config.rope_theta)
         rows, new = jnp.arange(tokens.shape[0]), []
         for block, cache in zip(self.layers, caches, strict=True):
 
@@ -212,7 +232,8 @@ class Llama(nnx.Module):
             mixed, state = attend(*map(sequences, qkv))
             return rows(mixed), state
 
-        rope = jax.tree.map(rows, rope_tables(positions, self.config.head_dim, self.config.rope_theta))
+        tables = rope_tables(positions, tokens.shape[1], self.config.head_dim, self.config.rope_theta)
+        rope = jax.tree.map(rows, tables)
 
         def layer(x: jax.Array, block: Block) -> Any:
             x, state = block(rows(x), rope, attend_rows)
@@ -230,14 +251,17 @@ class Llama(nnx.Module):
         body = lambda x, parameters: layer(x, nnx.merge(graphdef, parameters))  # noqa: E731
         if policy := REMAT[self.config.remat]:
             body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # not needed inside scan
-        return jax.lax.scan(body, x, stacked)
+        # XLA for CPUs copies what a loop saves for the backward pass; elsewhere a loop is as fast and compiles sooner.
+        is_unrolled = platform() == "cpu" and self.config.remat == "none"
+        return jax.lax.scan(body, x, stacked, unroll=is_unrolled or 1)
 
-    def _logits(self, x: jax.Array) -> jax.Array:
+    def _logits(self, x: jax.Array, is_cut: bool = False) -> jax.Array:
+        """[..., width] -> [..., padded_vocab_size], or [..., vocab_size] if `is_cut`, in float32."""
+        vocab = self.config.vocab_size
         h = self.final_norm(x)
-        head = _used(self.head, self.config.dtype)
+        head = _used(self.head, self.config.dtype)[:, : vocab if is_cut else None]
         logits = jnp.einsum("...e,ev->...v", h, head, preferred_element_type=jnp.float32)
-        padding = jnp.arange(self.config.padded_vocab_size) >= self.config.vocab_size
-        return jnp.where(padding, -jnp.inf, logits)
+        return logits if is_cut else jnp.where(jnp.arange(head.shape[1]) >= vocab, -jnp.inf, logits)
 
 
 def unstack(params: Any) -> Any:

@@ -20,6 +20,7 @@ from jpeglm.core import config as config_lib
 from jpeglm.core.errors import Diverged
 from jpeglm.core.registry import MODELS, TASKS
 from jpeglm.core.workdir import Claim, check_init_from, check_resumable, write_run
+from jpeglm.train.allocator import keep_freed_memory
 from jpeglm.train.clock import Stopwatch
 from jpeglm.train.inputs import Inputs
 from jpeglm.train.memory import check_memory, device_memory
@@ -83,6 +84,8 @@ def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
     clock = Stopwatch()
 
     ############################ Devices and mesh ############################
+    if distributed.will_use_cpus(config.platform):
+        keep_freed_memory()  # before JAX starts threads, each of which would get a heap of its own
     devices = distributed.start(config.platform, config.watchdog, config.deterministic)
     preemption = Preemption()
     mesh = sharding.make_mesh(config.mesh, devices)
