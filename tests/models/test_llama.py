@@ -140,6 +140,27 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-6), whole, blocks)
 
 
+@pytest.mark.parametrize("kept_length", [0, 512])
+def test_gradients_of_blocks_in_bfloat16_are_near_those_in_float32(kept_length, monkeypatch):
+    monkeypatch.setattr(attention, "KEPT_LENGTH", kept_length)
+    arrays = [jax.random.normal(jax.random.key(i), (2, 200, heads, 16)) for i, heads in enumerate((4, 2, 2, 4))]
+
+    def grads(dtype):
+        q, k, v, seen = (x.astype(dtype) for x in arrays)
+        loss = lambda *qkv: jnp.sum((attention.causal_attention(*qkv) * seen).astype(jnp.float32))  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    for exact, rounded in zip(grads(jnp.float32), grads(jnp.bfloat16), strict=True):
+        assert rounded.dtype == jnp.bfloat16
+        assert np.linalg.norm(rounded.astype(jnp.float32) - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_a_position_that_no_table_holds_is_not_taken_for_another():
+    cos, sin = llama.rope_tables(jnp.array([[0, 7, 8]]), 8, 16, 10_000.0)
+    assert cos.shape == sin.shape == (1, 3, 1, 8)
+    assert np.isfinite(cos[0, :2]).all() and np.isnan(cos[0, 2]).all() and np.isnan(sin[0, 2]).all()
+
+
 def test_masked_documents_do_not_see_each_other_and_unmasked_ones_do():
     tokens = random_tokens((1, 60))
     other = tokens.at[0, :25].set(random_tokens((25,), 7))  # another first document
