@@ -16,12 +16,8 @@ from orbax.checkpoint import multihost
 from jpeglm.core.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-ACCELERATORS = (
-    "/dev/nvidia[0-9]*",
-    "/dev/kfd",
-    "/dev/accel[0-9]*",
-    "/dev/vfio/[0-9]*",
-)  # NVIDIA, AMD, TPU, newer TPUs
+# Files of the drivers: of NVIDIA, of AMD, of TPUs, of newer TPUs.
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _CONFIG: Any = jax.config  # its attributes are set at run time, so a type checker does not know them
 LONGEST_COMPILATION = 3600  # seconds

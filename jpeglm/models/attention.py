@@ -7,6 +7,7 @@ Training has several implementations, which every device runs on its own part of
 has the one in plain JAX, which runs everywhere; `kernels` has those for particular hardware.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -138,8 +139,7 @@ def _backward_in_blocks(
     gradient = gradient.reshape(*shape[:2], *q.shape[1:3], -1).transpose(0, 2, 3, 1, 4)  # as q
     shift = jnp.sum((gradient * mixed).astype(jnp.float32), axis=-1, keepdims=True)
     keys, values = k.swapaxes(-1, -2), v.swapaxes(-1, -2)
-    dq = []
-    dk, dv = jnp.zeros_like(keys), jnp.zeros_like(values)
+    dq, dk, dv = [], [], []  # of each block
     for (start, end), each in zip(_blocks(shape[1]), kept, strict=True):
         do, minus = gradient[..., start:end, :], shift[..., start:end, :]
         if isinstance(each, tuple):
@@ -151,11 +151,24 @@ def _backward_in_blocks(
         ds = (weights * (dw - minus)).astype(v.dtype)
         dq.append(scale * jnp.einsum("bhgqk,bhkd->bhgqd", ds, k[:, :, :end]))
         queries = (scale * q[..., start:end, :]).swapaxes(-1, -2)
-        dk = dk.at[..., :end].add(jnp.einsum("bhgdq,bhgqk->bhdk", queries, ds))
-        dv = dv.at[..., :end].add(jnp.einsum("bhgdq,bhgqk->bhdk", do.swapaxes(-1, -2), weights))
-    dk, dv = (x.transpose(0, 3, 1, 2) for x in (dk, dv))
+        to_keys = functools.partial(jnp.einsum, "bhgdq,bhgqk->bhdk", preferred_element_type=jnp.float32)
+        dk.append(to_keys(queries, ds))
+        dv.append(to_keys(do.swapaxes(-1, -2), weights))
+    gradients = (
+        _ungrouped(jnp.concatenate(dq, axis=3), shape),
+        _sum_of_blocks(dk, k.dtype),
+        _sum_of_blocks(dv, v.dtype),
+    )
     # Transposed inside the fusions that follow, they would be read in the wrong order.
-    return *jax.lax.optimization_barrier((_ungrouped(jnp.concatenate(dq, axis=3), shape), dk, dv)), None
+    return *jax.lax.optimization_barrier(gradients), None
+
+
+def _sum_of_blocks(parts: list[jax.Array], dtype: Any) -> jax.Array:
+    """[batch, length, kv_heads, head_dim] from each block's [batch, kv_heads, head_dim, end], in ascending order."""
+    total = parts[-1]
+    for part in parts[-2::-1]:
+        total = total.at[..., : part.shape[-1]].add(part)
+    return total.transpose(0, 3, 1, 2).astype(dtype)
 
 
 _attend_in_blocks.defvjp(_forward_in_blocks, _backward_in_blocks)
