@@ -78,7 +78,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """
     if job["allocator"] == "keep":
         mallopt = ctypes.CDLL(None).mallopt
-        assert all([mallopt(key, value) for key, value in KEEP.items()])
+        if not all([mallopt(key, value) for key, value in KEEP.items()]):
+            raise SystemExit("glibc refuses a setting of its allocator")
     config, optim = SimpleNamespace(**job["model"]), SimpleNamespace(**job["optim"])
     tokens = np.load(job["tokens"], mmap_mode="r")
     batch_size, seq_len = job["batch_size"], tokens.shape[1]

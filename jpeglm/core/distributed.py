@@ -60,7 +60,7 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
 
 
 def will_use_cpus(platform: str) -> bool:
-    """Whether `start` will find CPUs alone: they are asked for, or this host has no driver of an accelerator."""
+    """Whether CPUs are asked for or, if nothing is, whether this host has no driver of an accelerator."""
     if asked := platform or _CONFIG.jax_platforms:
         return asked == "cpu"
     return not any(glob.glob(files) for files in ACCELERATORS)

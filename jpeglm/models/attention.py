@@ -137,7 +137,7 @@ def _backward_in_blocks(
     q, k, v, segment_ids, mixed, kept = residuals
     scale, shape = q.shape[-1] ** -0.5, gradient.shape
     gradient = gradient.reshape(*shape[:2], *q.shape[1:3], -1).transpose(0, 2, 3, 1, 4)  # as q
-    shift = jnp.sum((gradient * mixed).astype(jnp.float32), axis=-1, keepdims=True)
+    shift = jnp.sum(gradient.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
     keys, values = k.swapaxes(-1, -2), v.swapaxes(-1, -2)
     dq, dk, dv = [], [], []  # of each block
     for (start, end), each in zip(_blocks(shape[1]), kept, strict=True):

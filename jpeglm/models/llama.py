@@ -26,6 +26,8 @@ from jpeglm.models.kernels import SAVED
 from jpeglm.models.llama_config import LlamaConfig
 
 INIT_STD = 0.02
+LONGEST_TABLE = 65_536  # tokens; a longer table of cosines would be a large part of the program
+MOST_UNROLLED = 32  # layers, each of which is compiled separately
 REMAT = {  # what the forward pass of a layer saves for the backward pass
     "none": None,  # everything
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -73,14 +75,17 @@ class RMSNorm(nnx.Module):
 
 
 def rope_tables(positions: jax.Array, length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [..., 1, head_dim / 2] in float32 for positions [...] below `length`; NaN for others.
+    """Cosines and sines [..., 1, head_dim / 2] in float32 for positions [...], which are below `length`.
 
-    Rows of a constant: XLA for CPUs would compute the cosines again in each fusion that uses them.
+    On CPUs they are rows of a constant table, and NaN for larger positions: computed in the program, they would be
+    computed again in each fusion that uses them.
     """
     frequencies = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
-    cos, sin = (jnp.take(table, positions, axis=0) for table in (np.cos(angles), np.sin(angles)))
-    return cos, sin
+    if platform() != "cpu" or length > LONGEST_TABLE:
+        angles = positions[..., None, None].astype(jnp.float32) * frequencies
+        return jnp.cos(angles), jnp.sin(angles)
+    table = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
+    return jnp.take(np.cos(table), positions, axis=0), jnp.take(np.sin(table), positions, axis=0)
 
 
 def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -162,13 +167,13 @@ class Llama(nnx.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """Logits [batch, length, ids] for the token after each position; all inputs [batch, length].
 
-        The ids are those of the vocabulary; with its padding, whose logits are minus infinity, if it is sharded.
+        The ids are those of the vocabulary; with its padding, whose logits are minus infinity, if the head is sharded.
         `segment_ids` matters only with `config.mask_documents`.
         """
         segments = segment_ids if self.config.mask_documents else None
         how = self.config.attention
         x, _ = self._layers(tokens, positions, lambda q, k, v: (causal_attention(q, k, v, segments, how), None))
-        if is_spread("vocab") or is_spread("sequence"):
+        if any(map(is_spread, ("vocab", "embed", "sequence"))):  # a cut head's gradient would be scattered as a whole
             return self._logits(x)
         return self._logits(x.reshape(-1, x.shape[-1]), is_cut=True).reshape(*tokens.shape, -1)
 
@@ -252,7 +257,7 @@ class Llama(nnx.Module):
         if policy := REMAT[self.config.remat]:
             body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # not needed inside scan
         # XLA for CPUs copies what a loop saves for the backward pass; elsewhere a loop is as fast and compiles sooner.
-        is_unrolled = platform() == "cpu" and self.config.remat == "none"
+        is_unrolled = platform() == "cpu" and self.config.remat == "none" and self.config.num_layers <= MOST_UNROLLED
         return jax.lax.scan(body, x, stacked, unroll=is_unrolled or 1)
 
     def _logits(self, x: jax.Array, is_cut: bool = False) -> jax.Array:

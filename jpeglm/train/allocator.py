@@ -11,7 +11,8 @@ def keep_freed_memory() -> bool:
 
     On a CPU each step allocates its temporaries anew. Memory from the system is not there until it is touched, page by
     page, and glibc returns large blocks to the system at once; so without this the same pages are zeroed at each step.
-    The process then holds the most that it ever needed. With another C library nothing changes.
+    The process then gives nothing back: it holds the most that it ever needed, and what lies unused between. With
+    another C library nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(*setting) for setting in _SETTINGS.values()])

@@ -84,9 +84,7 @@ def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
     clock = Stopwatch()
 
     ############################ Devices and mesh ############################
-    if distributed.will_use_cpus(config.platform):
-        keep_freed_memory()  # before JAX starts threads, each of which would get a heap of its own
-    devices = distributed.start(config.platform, config.watchdog, config.deterministic)
+    devices = start_devices(config)
     preemption = Preemption()
     mesh = sharding.make_mesh(config.mesh, devices)
     jax.set_mesh(mesh)
@@ -124,6 +122,13 @@ def set_up(config: ConfigDict, workdir: epath.Path) -> Run:
         memory=memory, claim=claim, step=step, state=state, saver=saver, monitor=monitor, clock=clock,
         preemption=preemption, watchdog=watchdog,
     )  # fmt: skip
+
+
+def start_devices(config: ConfigDict) -> list[jax.Device]:
+    """Starts JAX as the config says; see `distributed.start`."""
+    if distributed.will_use_cpus(config.platform):
+        keep_freed_memory()  # before JAX starts threads, each of which would get a heap of its own
+    return distributed.start(config.platform, config.watchdog, config.deterministic)
 
 
 def take_steps(run: Run, last_step: int) -> None:

@@ -25,7 +25,7 @@ from jpeglm.core.errors import InputError
 from jpeglm.core.human import human_bytes
 from jpeglm.core.workdir import check_resumable
 from jpeglm.data import records
-from jpeglm.train.loop import set_up, take_steps
+from jpeglm.train.loop import set_up, start_devices, take_steps
 from jpeglm.train.memory import memory_limit
 
 Trainer = Callable[[ConfigDict, epath.Path], tuple[int, int]]
@@ -47,7 +47,7 @@ def rehearse(config: ConfigDict, workdir: epath.Path, train: Trainer = train_one
     Raises:
       InputError: the reason why the run cannot start.
     """
-    distributed.start(config.platform, config.watchdog, config.deterministic)
+    start_devices(config)
     try:
         with _own_folder(workdir) as folder:
             memory, each = _try(train, config, workdir, folder)
