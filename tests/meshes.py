@@ -1,11 +1,13 @@
 """Loss and gradients of one small model on meshes of eight CPU devices, and what one device bears at the start.
 
-    python -m tests.meshes '[[1, 8, 1, 1], [2, 2, 2, 1], ...]'
+    python -m tests.meshes '[[1, 8, 1, 1], [2, 2, 2, 1], ...]' ['{"quantise": "int8"}']
 
-Meshes as sizes of data, fsdp, context and tensor. Prints JSON: for each mesh the difference of its loss from that on
-one device, and the name and error of the gradient furthest off, in shares of its largest value; and `start()`.
+The second argument changes the model. Meshes as sizes of data, fsdp, context and tensor. Prints JSON: for each mesh
+the difference of its loss from that on one device, and the name and error of the gradient furthest off, in shares of
+its largest value; and `start()`.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -109,4 +111,5 @@ def start():
 
 
 if __name__ == "__main__":
+    MODEL = dataclasses.replace(MODEL, **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))
     print(json.dumps({"meshes": list(compare(json.loads(sys.argv[1]))), "start": start()}))

@@ -18,6 +18,7 @@ from etils import epath
 from tabulate import tabulate
 
 from jpeglm.aot.report import sample_report, train_report
+from jpeglm.aot.roofline import compute_seconds
 from jpeglm.aot.search import search_slots, search_train, try_slots, try_train
 from jpeglm.aot.target import describe
 from jpeglm.core import cli, distributed
@@ -42,6 +43,7 @@ def main() -> None:
     if FLAGS.what == "sample" and not target.devices:
         raise InputError("--what=sample is compiled, and for GPUs no compiler works without the card")
     if FLAGS.what == "train":
+        compute_seconds(config, target)  # refuses a format that the chip lacks, before anything is compiled
         config, cost, largest = search_train(config, target) if FLAGS.search else try_train(config, target)
         rows, facts = train_report(config, target, cost)
         facts["largest_microbatch"] = largest

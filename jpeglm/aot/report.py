@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jpeglm.aot import estimate, hlo
 from jpeglm.aot.cost import Cost, sampling_peak
-from jpeglm.aot.roofline import Roofline, step_flops
+from jpeglm.aot.roofline import Roofline, compute_seconds, step_flops
 from jpeglm.aot.target import Target
 from jpeglm.core import sharding
 from jpeglm.core.hardware import Chip
@@ -49,7 +49,7 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
     ]
     rows += [(f"at MFU {mfu:.0%}", _days(config, step, tokens)) for mfu, step in facts["seconds_at_mfu"].items()]
     if target.devices:
-        roofline = Roofline(target.chip, executed, cost)
+        roofline = Roofline(target.chip, compute_seconds(config, target), cost)
         facts |= {"sent_bytes": cost.sent, "traffic_bytes": cost.traffic, "roofline": roofline.facts()}
         facts |= {"slices": target.slices, "dcn_bandwidth": target.chip.dcn}
         mfu = flops / target.chip.flops / roofline.bound
@@ -73,8 +73,9 @@ def sample_report(
     used = mesh.size
     # A prompt is prefilled by the devices over which its heads are sharded. A decoding step attends over the whole
     # capacity of the cache.
-    prompts = Roofline(target.chip, forward * seq_len / sharding.num_parts(mesh, "kv_heads"), prefill)
-    steps = Roofline(target.chip, model.decode_flops(seq_len) * slots / used, step)
+    peak_flops = target.chip.flops
+    prompts = Roofline(target.chip, forward * seq_len / sharding.num_parts(mesh, "kv_heads") / peak_flops, prefill)
+    steps = Roofline(target.chip, model.decode_flops(seq_len) * slots / used / peak_flops, step)
     peak = sampling_peak(prefill, step)
     facts = {
         "chips": used, "mesh": dict(mesh.shape), "slots": slots, "capacity": seq_len, "peak_bytes": peak,

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from jpeglm.aot import hlo
 from jpeglm.aot.cost import Cost
 from jpeglm.aot.target import Target
+from jpeglm.core.errors import InputError
 from jpeglm.core.hardware import Chip
 from jpeglm.core.human import human_seconds
 from jpeglm.core.registry import MODELS
@@ -26,11 +27,11 @@ class Roofline:
       bound: the least time in seconds.
     """
 
-    def __init__(self, chip: Chip, flops: float, cost: Cost):
-        """`flops`: FLOPs of one run on one chip, including recomputation. `cost`: of the same run."""
+    def __init__(self, chip: Chip, compute: float, cost: Cost):
+        """`compute`: least seconds of the arithmetic of one run on one chip. `cost`: of the same run."""
         across = cost.sent.get(hlo.SLICES, 0.0)
         self.seconds = {
-            "compute": flops / chip.flops,
+            "compute": compute,
             "memory": cost.traffic / chip.bandwidth,
             "network": sum(size for axes, size in cost.sent.items() if axes != hlo.SLICES) / chip.network,
             "dcn": across / chip.dcn if across else 0.0,
@@ -49,6 +50,26 @@ class Roofline:
     def facts(self) -> dict[str, Any]:
         """All numbers by name, in seconds, and the name of the resource that binds; JSON types."""
         return self.seconds | {"awaited": self.awaited, "least": self.bound, "binds": self.binds}
+
+
+def compute_seconds(config: ConfigDict, target: Target) -> float:
+    """Least seconds of the arithmetic of a training step on one chip, recomputation included.
+
+    Products in 8 bits (`model.quantise`) are counted at the chip's peak for that format.
+
+    Raises:
+      InputError: the chip has no such products.
+    """
+    model, chip = MODELS.of(config), target.chip
+    _, executed = step_flops(config, target)
+    if model.quantise == "none":
+        return executed / chip.flops
+    peak = {"int8": chip.int8, "fp8": chip.fp8}[model.quantise]
+    if not peak:
+        raise InputError(f"config.model.quantise={model.quantise}: {chip.name} has no products of this format")
+    tokens = config.optim.batch_size * config.data.seq_len / target.num_chips
+    quantised = model.quantised_flops_per_token * tokens
+    return (executed - quantised) / chip.flops + quantised / peak
 
 
 def step_flops(config: ConfigDict, target: Target) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from jpeglm.aot.cost import Cost, decode_cost, prefill_cost, sampling_peak, train_cost
 from jpeglm.aot.report import microbatch_words, peak_words
-from jpeglm.aot.roofline import Roofline, step_flops
+from jpeglm.aot.roofline import Roofline, compute_seconds
 from jpeglm.aot.target import Target
 from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
@@ -77,7 +77,7 @@ def search_train(config: ConfigDict, target: Target) -> tuple[ConfigDict, Cost, 
                 tried.append((policy, trial.optim.accumulate, words, ""))
                 sizes.pop()
                 continue
-            bound = Roofline(target.chip, step_flops(trial, target)[1], cost).bound
+            bound = Roofline(target.chip, compute_seconds(trial, target), cost).bound
             tried.append((policy, trial.optim.accumulate, words, human_seconds(bound)))
             largest[policy] = sizes[-1]
             if best is None or bound < best[0]:

@@ -38,6 +38,8 @@ class Model(Protocol):
     """Ids that there are. Logits may have more columns, of minus infinity."""
     mask_documents: bool = False
     """Whether no token sees another document of its chunk; positions then start at 0 with each document."""
+    quantise: str = "none"
+    """Format of the products in 8 bits in training: none, int8 or fp8."""
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Model":
@@ -78,6 +80,11 @@ class Model(Protocol):
 
     def recomputed_flops_per_token(self, seq_len: int) -> float:
         """FLOPs per token that rematerialisation adds."""
+        return 0.0
+
+    @property
+    def quantised_flops_per_token(self) -> float:
+        """Of the training FLOPs per token, recomputation included, those in the format of `quantise`."""
         return 0.0
 
     def decode_flops(self, capacity: int) -> float:

@@ -24,6 +24,7 @@ from jpeglm.core.sharding import constrain, gather, is_spread, platform
 from jpeglm.models.attention import cached_attention, causal_attention
 from jpeglm.models.kernels import SAVED
 from jpeglm.models.llama_config import LlamaConfig
+from jpeglm.models.quantise import product as quantised_product
 
 INIT_STD = 0.02
 LONGEST_TABLE = 65_536  # tokens; a longer table of cosines would be a large part of the program
@@ -95,12 +96,17 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _heads(h: jax.Array, matrix: jax.Array) -> jax.Array:
+def _product(x: jax.Array, matrix: jax.Array, how: str) -> jax.Array:
+    """[..., n] times [n, m]; `how` is `config.quantise`."""
+    return jnp.einsum("...n,nm->...m", x, matrix) if how == "none" else quantised_product(x, matrix, how)
+
+
+def _heads(h: jax.Array, matrix: jax.Array, how: str) -> jax.Array:
     """[..., embed] times [embed, heads, head_dim]: [..., heads, head_dim].
 
     Heads are folded for the product: XLA for CPUs would copy the matrix, or its gradient, at every use.
     """
-    folded = jnp.einsum("...e,ef->...f", h, matrix.reshape(matrix.shape[0], -1))
+    folded = _product(h, matrix.reshape(matrix.shape[0], -1), how)
     return folded.reshape(*h.shape[:-1], *matrix.shape[1:])
 
 
@@ -117,7 +123,7 @@ class Block(nnx.Module):
         width, ffn = config.width, config.ffn_width
         # keeps the scale of the residual stream independent of depth
         residual_std = INIT_STD * (2 * config.num_layers) ** -0.5
-        self.dtype = jnp.dtype(config.dtype)
+        self.dtype, self.quantise = jnp.dtype(config.dtype), config.quantise
         self.attention_norm = RMSNorm(width, config.norm_eps, "embed")
         self.wq = _matrix(rngs.params(), (width, heads, head_dim), ("embed", "heads", "head_dim"))
         self.wk = _matrix(rngs.params(), (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"))
@@ -132,17 +138,17 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable[..., Any]) -> Any:
         """`attend(q, k, v)` returns mixed values and any state of the caller. Returns (x, state)."""
+        how = self.quantise
         h = self.attention_norm(x)
-        q, k, v = (_heads(h, _used(matrix, self.dtype)) for matrix in (self.wq, self.wk, self.wv))
+        q, k, v = (_heads(h, _used(matrix, self.dtype), how) for matrix in (self.wq, self.wk, self.wv))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, state = attend(apply_rope(q, rope), apply_rope(k, rope), v)
         wo = _used(self.wo, self.dtype).reshape(-1, x.shape[-1])
-        x = x + jnp.einsum("...h,he->...e", mixed.reshape(*mixed.shape[:-2], -1), wo)
+        x = x + _product(mixed.reshape(*mixed.shape[:-2], -1), wo, how)
         h = self.ffn_norm(x)
-        gate = jnp.einsum("...e,ef->...f", h, _used(self.w_gate, self.dtype))
-        up = jnp.einsum("...e,ef->...f", h, _used(self.w_up, self.dtype))
-        x = x + jnp.einsum("...f,fe->...e", _swiglu(gate, up), _used(self.w_down, self.dtype))
+        gate, up = (_product(h, _used(matrix, self.dtype), how) for matrix in (self.w_gate, self.w_up))
+        x = x + _product(_swiglu(gate, up), _used(self.w_down, self.dtype), how)
         return x, state
 
 

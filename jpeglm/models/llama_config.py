@@ -14,6 +14,7 @@ from jpeglm.models import Model
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "attention")
+QUANTISE = ("none", "int8", "fp8")
 ATTENTION = ("auto", "blockwise", "splash", "cudnn", "triton")
 VOCAB_MULTIPLE = 128  # arrays are padded to a multiple of this: full TPU lanes, and divisible over `tensor`
 
@@ -35,6 +36,9 @@ class LlamaConfig(Model):
         "mask_documents": (False, SWITCH),  # the papers concatenate without a mask
         "dtype": ("bfloat16", one_of(*DTYPES)),  # of the computation; parameters, softmax and loss are float32
         "remat": ("full", one_of(*REMAT)),  # "none", or "attention": recompute a layer except attention's output
+        # Products of the layers in training and scoring, forward and for the gradients of activations: quantise.py. An
+        # estimate by jpeglm.aot counts them at the chip's peak for that format. Sampling computes in `dtype`.
+        "quantise": ("none", one_of(*QUANTISE)),
         "attention": ("auto", one_of(*ATTENTION)),  # or blockwise, splash (TPU), cudnn, triton (GPU): attention.py
     }
     FREE: ClassVar = ("remat", "attention")
@@ -55,6 +59,7 @@ class LlamaConfig(Model):
     mask_documents: bool = False
     dtype: str = "float32"
     remat: str = "none"
+    quantise: str = "none"
     attention: str = "auto"
     stacked: bool = True  # stacked layers, for training; False: separate layers, for decoding
 
@@ -89,8 +94,8 @@ class LlamaConfig(Model):
         return dataclasses.replace(self, attention="auto")
 
     def for_decoding(self) -> "LlamaConfig":
-        """With separate layers."""
-        return dataclasses.replace(self, stacked=False)
+        """With separate layers, and no products in 8 bits."""
+        return dataclasses.replace(self, stacked=False, quantise="none")
 
     def decoding_parameters(self, params: Any) -> Any:
         """Separate layers; matrices in `dtype`, norms in float32."""
@@ -140,6 +145,15 @@ class LlamaConfig(Model):
         mixing = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1)
         forward = self.flops_per_token(seq_len) / 3 - 2 * head
         return {"none": 0.0, "attention": forward - 2 * mixing, "full": forward}[self.remat]
+
+    @property
+    def quantised_flops_per_token(self) -> float:
+        """Products of the layers' matrices, forward, for the gradients of activations, and recomputed ones."""
+        if self.quantise == "none":
+            return 0.0
+        attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
+        matrices = self.num_layers * (attention + 3 * self.width * self.ffn_width)
+        return (4.0 if self.remat == "none" else 6.0) * matrices
 
     def decode_flops(self, capacity: int) -> float:
         """FLOPs of decoding one token, attending over all `capacity` entries of a cache."""

@@ -63,6 +63,7 @@ _CHART_STYLE: dict[Any, Any] = {  # matplotlib's rcParams
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "scikit-image", "pillow", "tokenizers")
 _PICTURE_SIDE = 64  # CSS pixels to which a small picture is enlarged, by an integer factor
 _CLIP_SIDE = 96
+_FIRST_LOOK = 12  # pictures a line
 _LARGEST_SIDE = 128  # CSS pixels to which a large picture is shrunk
 
 
@@ -111,6 +112,7 @@ def write(table: Table, path: Path, facts: dict[str, Any]) -> None:
         floors_of=lambda ratio: [row for row in table.floors if row.ratio == ratio],
         groups=_by_ratio(table.rows),
         bar=functools.partial(_bar, _farthest(table, shown)),
+        look=_first_look(table),
         grids=[_grid(table, ratio) for ratio in _by_ratio(table.rows)],
         loss_chart=_loss_chart(table),
         distance_chart=_distance_chart(table)
@@ -186,6 +188,34 @@ def _grid(table: Table, ratio: float) -> dict[str, Any]:
         "rows": list(zip(*cells, strict=True)),
         "width": round(factor * width),
         "height": round(factor * height),
+    }
+
+
+def _first_look(table: Table) -> dict[str, Any] | None:
+    """Pictures for the top of the page: completions by the trained network of the least distance at the middle ratio.
+
+    With the grammar, if there is one. None if the table has no trained network.
+    """
+    ratios = sorted(_by_ratio(table.rows))
+    ratio = ratios[len(ratios) // 2]
+    rows = [row for row in table.rows if row.ratio == ratio and REGISTRY[row.method].is_trained]
+    if not rows:
+        return None
+    grammar = _samplings(rows)[-1]
+    best = min(rows, key=lambda row: row.distance_by(grammar))
+    lines = {
+        "given": (ratio, "prompt", False),
+        "completed": (ratio, best.method, grammar),
+        "original": (None, FLOOR, False),
+    }
+    fps = table.codec.fps
+    return {
+        "title": title_of(best.method, grammar),
+        "ratio": ratio,
+        "lines": {
+            name: _cells(table.shown[key], fps)[:_FIRST_LOOK] for name, key in lines.items() if key in table.shown
+        },
+        "side": _CLIP_SIDE if fps else _PICTURE_SIDE,
     }
 
 

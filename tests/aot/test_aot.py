@@ -15,7 +15,7 @@ from benchmarks import pods
 from jpeglm.aot import estimate, hlo
 from jpeglm.aot.cost import Cost, cost_of, decode_cost, prefill_cost, sampling_peak, train_cost
 from jpeglm.aot.report import sample_report, train_report
-from jpeglm.aot.roofline import Roofline
+from jpeglm.aot.roofline import Roofline, compute_seconds
 from jpeglm.aot.search import search_slots, search_train
 from jpeglm.aot.target import describe
 from jpeglm.core import hardware, sharding
@@ -232,6 +232,31 @@ def test_what_is_computed_again_is_the_layers_forward_pass():
     assert again["full"] - again["attention"] == 2 * 4 * 4 * 128 * 513
 
 
+def test_products_in_8_bits_are_compiled_and_counted_at_their_own_peak(v5e):
+    plain, narrow = small(), small(model__quantise="int8")
+    cost = train_cost(narrow, v5e)
+    model, tokens = LlamaConfig.of(narrow), 8 * 512 / 4
+    # Of four layers of seven matrices: forward, for gradients of activations, and forward again.
+    matrices = 4 * (4 * 256 * 512 + 3 * 256 * 512)
+    assert model.quantised_flops_per_token == 6 * matrices
+    saved = 6 * matrices * tokens * (1 / 197e12 - 1 / 393e12)
+    assert compute_seconds(narrow, v5e) == pytest.approx(compute_seconds(plain, v5e) - saved)
+    _, facts = train_report(narrow, v5e, cost)
+    assert facts["roofline"]["compute"] == compute_seconds(narrow, v5e)
+    assert facts["flops_a_chip"] == LlamaConfig.of(plain).flops_per_token(512) * tokens
+
+
+@pytest.mark.parametrize("topology, fits", [("v5e:2x2", False), ("a100:4", False), ("h100:4", True)])
+def test_fp8_is_refused_for_a_chip_that_has_no_such_products(topology, fits):
+    done = run(*aot_flags(topology, **{"model.quantise": "fp8"}))
+    if fits:
+        assert done.returncode == 0, done.stderr
+    else:
+        chip = topology.partition(":")[0]
+        assert done.returncode == 2
+        assert f"config.model.quantise=fp8: {chip} has no products of this format" in done.stderr
+
+
 def test_a_batch_of_the_pipeline_is_what_the_step_is_compiled_for(tiny_data):
     batch = batches.Chunks(tiny_data, "train", 64).batch([0])
     found = {name: (array.shape[1:], array.dtype) for name, array in batch.items()}
@@ -298,7 +323,7 @@ def test_a_step_on_two_slices_sends_each_gradient_once_to_the_other():
 def test_the_bandwidth_between_slices_bounds_a_step(bandwidth, seconds):
     target = describe("v5p:2x2x1", 2, bandwidth)  # 6.25 GB/s a chip
     cost = Cost(1e9, 1e9, {"fsdp": 60e9, hlo.SLICES: 12.5e9}, awaited=6e9, traffic=0.1 * 2765e9)
-    roofline = Roofline(target.chip, 0.3 * 459e12, cost)
+    roofline = Roofline(target.chip, 0.3, cost)
     assert roofline.facts() == {
         "compute": pytest.approx(0.3), "memory": pytest.approx(0.1), "network": pytest.approx(0.1), "dcn": seconds,
         "awaited": pytest.approx(0.01), "least": seconds, "binds": "dcn",
@@ -310,7 +335,7 @@ def test_the_bandwidth_between_slices_bounds_a_step(bandwidth, seconds):
 
 
 def test_one_slice_has_no_data_centres_network_in_its_table():
-    roofline = Roofline(describe("v5p:2x2x1").chip, 0.3 * 459e12, Cost(1e9, 1e9, {"fsdp": 60e9}))
+    roofline = Roofline(describe("v5p:2x2x1").chip, 0.3, Cost(1e9, 1e9, {"fsdp": 60e9}))
     assert "dcn" not in str(roofline) and roofline.facts()["dcn"] == 0
 
 
