@@ -51,7 +51,7 @@ def test_its_held_out_loss_is_that_of_its_metrics(demo_data):
     params = checkpoint.restore_model(epath.Path(DEMO), config.steps, networks.laid_out(MODELS.of(config), mesh))
     graphdef, _ = networks.abstract(llama.LlamaConfig.of(config))
     loss_of = jax.jit(lambda batch: make_loss(graphdef, 0.0)(params, batch, jnp.ones(()))[1])
-    chunks = batches.Chunks(str(demo_data), "heldout", config.data.seq_len)
+    chunks = batches.Chunks(str(demo_data), "heldout", config.data.seq_len, config.model.mask_documents)
     sums = np.zeros(2)
     for batch in batches.eval_batches(chunks, 16, range(16)):
         sums += float(loss_of(batch)), batch["loss_weights"].sum()

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from jpeglm.core import hardware, sharding
+from jpeglm.core import hardware, libtpu, sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.hardware import Chip
 
@@ -79,6 +79,7 @@ def describe(topology: str, slices: int = 1, dcn_bandwidth: float | None = None)
 
 def _describe_tpu(topology: str, slices: int) -> list[jax.Device]:
     os.environ.update(LIBTPU | os.environ)
+    libtpu.set_flags()
     from jax.experimental import topologies
 
     options = {"num_slices": slices} if slices > 1 else {}

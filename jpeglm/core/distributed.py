@@ -13,6 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from jpeglm.core import libtpu
 from jpeglm.core.errors import InputError
 
 PLATFORMS = {"": None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
@@ -44,6 +45,8 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
         jax.config.update("jax_platforms", PLATFORMS[platform])
     if deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
+    if not will_use_cpus(platform):
+        libtpu.set_flags()
     if not jax.distributed.is_initialized():
         _join_processes(platform, 100 + int(watchdog))
     try:

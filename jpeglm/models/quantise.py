@@ -67,12 +67,14 @@ def _scaled_product(x: jax.Array, w: jax.Array, kept: int, dtype: Any, form: For
 def quantised(x: jax.Array, axis: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """x as whole or small numbers of `dtype`, and float32 scales with size 1 along `axis`, to multiply them with.
 
-    The largest magnitude along `axis` becomes the largest of `dtype`. Where all are zero, the scale is 1; where one is
-    not finite, the scale is not either, and so neither is the product.
+    The largest magnitude along `axis` becomes the largest of `dtype`. Where all are zero, or so small that the scale
+    is no normal float32, the scale is 1; where one is not finite, the scale is not either, and so neither is the
+    product.
     """
     wide = x.astype(jnp.float32)
     info = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
     largest = jnp.max(jnp.abs(wide), axis=axis, keepdims=True)
-    scales = jnp.where(largest == 0, 1, largest / float(info.max))
+    scales = largest / float(info.max)
+    scales = jnp.where(scales < jnp.finfo(jnp.float32).tiny, 1, scales)
     scaled = wide / scales
     return (jnp.rint(scaled) if jnp.issubdtype(dtype, jnp.integer) else scaled).astype(dtype), scales

@@ -178,17 +178,21 @@ def _grid(table: Table, ratio: float) -> dict[str, Any]:
                 columns[ratio, row.method, grammar] = title_of(row.method, grammar)
     fps = table.codec.fps
     cells = [_cells(table.shown[column], fps) for column in columns]
-    originals = table.shown[None, FLOOR, False].pictures
-    height, width = originals.shape[2:4] if fps else originals.shape[1:3]
-    side = _CLIP_SIDE if fps else _PICTURE_SIDE
-    factor = side // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
     return {
         "ratio": ratio,
         "titles": list(columns.values()),
         "rows": list(zip(*cells, strict=True)),
-        "width": round(factor * width),
-        "height": round(factor * height),
+        "size": _size(table),
     }
+
+
+def _size(table: Table) -> dict[str, int]:
+    """Width and height of a picture on the page, in CSS pixels."""
+    fps, originals = table.codec.fps, table.shown[None, FLOOR, False].pictures
+    height, width = originals.shape[2:4] if fps else originals.shape[1:3]
+    side = _CLIP_SIDE if fps else _PICTURE_SIDE
+    factor = side // max(height, width) or min(1.0, _LARGEST_SIDE / max(height, width))
+    return {"width": round(factor * width), "height": round(factor * height)}
 
 
 def _first_look(table: Table) -> dict[str, Any] | None:
@@ -208,14 +212,12 @@ def _first_look(table: Table) -> dict[str, Any] | None:
         "completed": (ratio, best.method, grammar),
         "original": (None, FLOOR, False),
     }
-    fps = table.codec.fps
+    cells = {name: _cells(table.shown[key], table.codec.fps) for name, key in lines.items() if key in table.shown}
     return {
         "title": title_of(best.method, grammar),
         "ratio": ratio,
-        "lines": {
-            name: _cells(table.shown[key], fps)[:_FIRST_LOOK] for name, key in lines.items() if key in table.shown
-        },
-        "side": _CLIP_SIDE if fps else _PICTURE_SIDE,
+        "lines": {name: line[:_FIRST_LOOK] for name, line in cells.items()},
+        "size": _size(table),
     }
 
 

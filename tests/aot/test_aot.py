@@ -232,6 +232,17 @@ def test_what_is_computed_again_is_the_layers_forward_pass():
     assert again["full"] - again["attention"] == 2 * 4 * 4 * 128 * 513
 
 
+def test_transfers_run_beside_products_unless_the_user_says_otherwise(tmp_path):
+    facts = {}
+    for name, env in (("ours", {}), ("none", {"LIBTPU_INIT_ARGS": ""})):
+        done = finish(start(*aot_flags("v5p:2x2x1"), f"--json={tmp_path / name}", **env))
+        assert done.returncode == 0, done.stderr
+        facts[name] = json.loads((tmp_path / name).read_text())
+    awaited = {name: found["roofline"]["awaited"] for name, found in facts.items()}
+    assert awaited["ours"] < 0.8 * awaited["none"], awaited
+    assert facts["ours"]["peak_bytes"] < 1.05 * facts["none"]["peak_bytes"]
+
+
 def test_products_in_8_bits_are_compiled_and_counted_at_their_own_peak(v5e):
     plain, narrow = small(), small(model__quantise="int8")
     cost = train_cost(narrow, v5e)

@@ -77,6 +77,8 @@ def test_zeros_stay_and_what_is_not_finite_shows(name):
     x[0, 0] = 0
     found = np.asarray(quantise.product(x, w, name))
     assert (found[0, 0] == 0).all() and np.isfinite(found).all()
+    x[0, 0] = 1e-43
+    assert np.isfinite(np.asarray(quantise.product(x, w, name))).all()
     for bad in (np.nan, np.inf):
         x[1, 2, 3] = bad
         found = np.asarray(quantise.product(x, w, name))

@@ -113,7 +113,12 @@ def test_pictures_are_embedded_without_loss_and_invalid_ones_are_marked(page):
     methods = [("prompt", False), ("trained", False), ("trained", True), ("untrained", False), ("untrained", True)]
     methods.append(("flat", False))
     columns = [[(None, "heldout", False), *((ratio, *method) for method in methods)] for ratio in (0.25, 0.5)]
+    # On top the pictures of the better of the trained networks, at the middle ratio.
+    look = [(0.5, "prompt", False), (0.5, "trained", True), (None, "heldout", False)]
     expected = [
+        (p, bool(v)) for column in look for p, v in zip(*dataclasses.astuple(table.shown[column]), strict=True)
+    ]
+    expected += [
         (table.shown[column].pictures[row], bool(table.shown[column].valid[row]))
         for grid in columns
         for row in range(3)
@@ -122,7 +127,12 @@ def test_pictures_are_embedded_without_loss_and_invalid_ones_are_marked(page):
     assert len(page.images) == len(expected)
     titles = ["original", "given", "trained model", "trained model with grammar", "untrained model"]
     titles += ["untrained model with grammar", "prompt + flat blocks"]
-    assert [image["alt"].removesuffix(", not valid") for image in page.images[: len(titles)]] == titles
+    assert [image["alt"].removesuffix(", not valid") for image in page.images[9:][: len(titles)]] == titles
+    assert [image["alt"].removesuffix(", not valid") for image in page.images[:9:3]] == [
+        "given",
+        "completed",
+        "original",
+    ]
     for image, (pixels, valid) in zip(page.images, expected, strict=True):
         file = io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))
         np.testing.assert_array_equal(np.asarray(Image.open(file)), pixels)
