@@ -1,10 +1,14 @@
 """The benchmarks' own arithmetic and choices; what they measure is faked here."""
 
+import hashlib
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks import decode, report, train_step
+from benchmarks import agreement, decode, report, train_step
+from jpeglm.core.errors import InputError
 from jpeglm.models.llama import LlamaConfig
 from tests.tiny_config import get_config
 
@@ -109,3 +113,36 @@ def test_a_step_of_decoding_reads_all_matrices_but_the_embedding_and_the_past():
     [row] = decode.table(config, taken, 50, 101, bandwidth=1e6)
     share = rate / 3 * decode.bytes_a_step(config, 3, 75.5) / 1e6
     assert row == ["3", "150", "out of memory", "", "50", "out of memory", "", "", f"{share:.1%}", "not known"]
+
+
+def samples_folder(folder, rows):
+    """What jpeglm.sample leaves: for each row its file's bytes, whether it is valid, and its original."""
+    lines = []
+    for number, (file, valid, original) in enumerate(rows):
+        (folder / f"digit-s{number}.jpg").write_bytes(file)
+        row = {"name": f"digit-s{number}", "valid": valid, "original": original}
+        lines.append(json.dumps(row | {"sha256": hashlib.sha256(file).hexdigest()}))
+    (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines))
+    return str(folder)
+
+
+def test_an_invalid_file_agrees_with_nothing(tmp_path):
+    rows = [(b"3", True, "a"), (b"5", True, "a"), (b"3", False, "a"), (b"5", True, "b")]
+    samples = agreement.read_samples(samples_folder(tmp_path, rows))
+    digits = SimpleNamespace(labels={"a": 3, "b": 5}, classify=lambda files: np.array([int(file) for file in files]))
+    assert agreement.measure(digits, samples) == {"valid": 0.75, "agree": 0.5, "guess": 0.75}
+    digits.classify = lambda files: 1 / 0  # nothing to classify
+    assert agreement.measure(digits, samples[2:3]) == {"valid": 0, "agree": 0, "guess": 1}
+
+
+def test_samples_that_complete_nothing_or_were_altered_are_refused(tmp_path):
+    folder = samples_folder(tmp_path, [(b"3", True, "a")])
+    (tmp_path / "digit-s0.jpg").write_bytes(b"4")
+    with pytest.raises(InputError, match="digit-s0 is no completion, or not the file"):
+        agreement.read_samples(folder)
+    with pytest.raises(InputError, match="is no completion"):
+        agreement.read_samples(samples_folder(tmp_path, [(b"3", True, None)]))
+    with pytest.raises(InputError, match="holds no samples"):
+        agreement.read_samples(samples_folder(tmp_path, [(b"3", True, "a")][:0]))
+    with pytest.raises(InputError, match="No such file"):
+        agreement.read_samples(str(tmp_path / "none"))
