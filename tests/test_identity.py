@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from configs import jpeglm_demo_long
 from jpeglm.convert import slim
 from jpeglm.core import checkpoint, sharding
 from jpeglm.core.errors import InputError
@@ -18,7 +19,7 @@ from jpeglm.core.workdir import read_config
 from jpeglm.models import networks
 
 DEMO = epath.Path(__file__).parents[1] / "pretrained" / "demo"
-STEP = 6000
+STEP = jpeglm_demo_long.get_config().steps
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,8 @@ def test_one_changed_bit_in_any_array_makes_other_weights(params):
 
 def test_a_checkpoint_that_is_not_whole_is_one_line(tmp_path):
     shutil.copytree(DEMO, tmp_path / "run")
-    for path in (tmp_path / "run/checkpoints/6000/default").rglob("*"):
+    for path in (tmp_path / f"run/checkpoints/{STEP}/default").rglob("*"):
         if path.is_file() and "METADATA" in path.name:
             path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(InputError, match="step 6000 cannot be read: "):
+    with pytest.raises(InputError, match=f"step {STEP} cannot be read: "):
         checkpoint.weights_hash(epath.Path(tmp_path / "run"), STEP)

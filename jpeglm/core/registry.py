@@ -112,11 +112,17 @@ class Registry:
         return {f"{self.section}.{key}": range_ for key, range_ in own.items()}
 
     def identity(self, section: ConfigDict) -> dict[str, Any]:
-        """The section as a part of what a result is known by, without the default's name.
+        """The section as a part of what a sample is known by, for given weights.
 
-        So that results stay known that were made when nothing had a name.
+        Without the default's name, so that results stay known that were made when nothing had a name, and without the
+        keys that the kind lists in `IN_TRAINING_ALONE`.
         """
-        return {key: value for key, value in section.to_dict().items() if (key, value) != ("name", self.default)}
+        left_out = getattr(self.kind(section.get("name", self.default)), "IN_TRAINING_ALONE", ())
+        return {
+            key: value
+            for key, value in section.to_dict().items()
+            if (key, value) != ("name", self.default) and key not in left_out
+        }
 
 
 CODECS = Registry(  # `Codec` in jpeglm/data/codecs/base.py

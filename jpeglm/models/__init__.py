@@ -24,6 +24,8 @@ class Model(Protocol):
     """The keys of `config.model` but `name`, each with its default and its range."""
     FREE: ClassVar[Sequence[str]] = ()
     """Those that change nothing that is learnt or drawn, but for rounding: a run that goes on may change them."""
+    IN_TRAINING_ALONE: ClassVar[Sequence[str]] = ()
+    """Those that samples do not depend on, for given weights."""
     REMAT_POLICIES: ClassVar[Sequence[str]] = ("none",)
     """What the key `remat` may be, from the least memory to the least computing, where there is such a key."""
     SPREADS_SEQUENCE: ClassVar[bool] = False

@@ -42,6 +42,7 @@ class LlamaConfig(Model):
         "attention": ("auto", one_of(*ATTENTION)),  # or blockwise, splash (TPU), cudnn, triton (GPU): attention.py
     }
     FREE: ClassVar = ("remat", "attention")
+    IN_TRAINING_ALONE: ClassVar = ("quantise",)
     REMAT_POLICIES: ClassVar = ("full", "attention", "none")
     SPREADS_SEQUENCE: ClassVar = True
     CACHE_AXES: ClassVar = ("batch", "kv_heads", None, None)

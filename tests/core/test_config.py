@@ -77,6 +77,7 @@ BAD = {
     "model.dtype": ["float16", "int8", None],
     "model.remat": ["some", None, True],
     "model.attention": ["flash", None],
+    "model.quantise": ["int4", "", None, 8, True],
     "task.name": ["classify", None, 0],
     "optim.batch_size": COUNT,
     "optim.accumulate": [*COUNT, 3, 16],
