@@ -28,10 +28,7 @@ from jpeglm.data.augment import variant
 from jpeglm.data.codecs.pictures import PictureCodec
 from jpeglm.data.sources.listing import SAMPLES_LOG
 
-_DATA = flags.DEFINE_string("data", None, "Folder that jpeglm.prepare made of embedded:mnist.", required=True)
-_SAMPLES = flags.DEFINE_list("samples", None, "Folders that jpeglm.sample wrote.", required=True)
-_VARIANTS = flags.DEFINE_integer("variants", 2, "Variants of each training digit.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "Folder for the result as JSON and Markdown.")
+FLAGS = flags.FLAGS
 
 
 class Digits:
@@ -117,11 +114,11 @@ def measure(digits: Digits, samples: list[dict]) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
     """Trains the classifier, applies it to all folders and prints the table."""
-    result = report.Results(_OUT.value, "agreement", "A classifier's agreement on completed digits")
-    digits = Digits(_DATA.value, _VARIANTS.value)
+    result = report.Results(FLAGS.out, "agreement", "A classifier's agreement on completed digits")
+    digits = Digits(FLAGS.data, FLAGS.variants)
     rows: list[list[str]] = [["originals", f"{digits.held_out:,}", "100.0%", f"{digits.accuracy:.1%}", ""]]
     raw: list[dict] = [{"folder": None, "files": digits.held_out, "agree": digits.accuracy}]
-    for folder in _SAMPLES.value:
+    for folder in FLAGS.samples:
         samples = read_samples(folder)
         found = measure(digits, samples)
         rows.append([folder, f"{len(samples):,}", *(f"{found[key]:.1%}" for key in ("valid", "agree", "guess"))])
@@ -134,4 +131,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("data", None, "Folder that jpeglm.prepare made of embedded:mnist.", required=True)
+    flags.DEFINE_list("samples", None, "Folders that jpeglm.sample wrote.", required=True)
+    flags.DEFINE_integer("variants", 2, "Variants of each training digit.", lower_bound=0)
+    flags.DEFINE_string("out", None, "Folder for the result as JSON and Markdown.")
     app.run(main)
