@@ -14,7 +14,8 @@ from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import MODELS, TASKS
 from jpeglm.models import networks
-from jpeglm.sample.engine import STEPS_A_CALL, Engine, Settings
+from jpeglm.sample.engine import Engine
+from jpeglm.sample.settings import Settings
 from jpeglm.train.memory import device_memory
 from jpeglm.train.step import batch_shapes, build_programs
 
@@ -110,12 +111,9 @@ def prefill_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
 
 
 def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
-    """The cost of one decoding step. A call of the program runs `STEPS_A_CALL` of them."""
+    """The cost of one decoding step with full caches."""
     engine, mesh = sampling_engine(config, target, slots)
-    cost = cost_of(engine.lower_decode(), mesh)
-    sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
-    awaited, traffic = cost.awaited / STEPS_A_CALL, cost.traffic / STEPS_A_CALL
-    return dataclasses.replace(cost, sent=sent, awaited=awaited, traffic=traffic)
+    return cost_of(engine.lower_step(), mesh)
 
 
 def sampling_peak(prefill: Cost, step: Cost) -> float:

@@ -29,8 +29,8 @@ from jpeglm.core.workdir import read_config
 from jpeglm.data import documents
 from jpeglm.data.codecs import Codec
 from jpeglm.sample import job, too_long
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
+from jpeglm.sample.settings import Settings
 
 FLAGS = flags.FLAGS
 

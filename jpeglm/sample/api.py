@@ -18,9 +18,9 @@ from jpeglm.core.workdir import read_config
 from jpeglm.data import render
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources.reading import read_file
-from jpeglm.sample.engine import Settings, integer
 from jpeglm.sample.sampler import Completion, Sampler
 from jpeglm.sample.scoring import Scorer
+from jpeglm.sample.settings import Settings, integer
 
 Given = Image.Image | np.ndarray | bytes | str | os.PathLike  # one picture or clip
 

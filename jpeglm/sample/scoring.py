@@ -19,8 +19,8 @@ from jpeglm.data import tokenizers
 from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.models import Model, networks
 from jpeglm.models.loss import cross_entropy
-from jpeglm.sample.engine import bucket
 from jpeglm.sample.filters import NOT_FINITE, are_finite
+from jpeglm.sample.programs import bucket
 from jpeglm.sample.too_long import TooLong
 
 

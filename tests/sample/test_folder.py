@@ -21,10 +21,10 @@ from PIL import Image
 from jpeglm.core import checkpoint, files
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import CODECS
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.folder import Samples
 from jpeglm.sample.job import Job, complete, generate
 from jpeglm.sample.sampler import Completion, sampling_key
+from jpeglm.sample.settings import Settings
 from tests.photographs import photographs
 from tests.tiny_config import get_config
 
