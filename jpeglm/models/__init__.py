@@ -92,6 +92,10 @@ class Model(Protocol):
     def decode_flops(self, capacity: int) -> float:
         """FLOPs of decoding one token with caches of this capacity."""
 
+    def cache_read(self, filled: float, capacity: int, platform: str) -> float:
+        """How many entries of caches with `filled` on average a decoding step reads; `platform`: cpu, gpu or tpu."""
+        return capacity
+
     def step_bytes(self, tokens: int, tensor: int) -> float:
         """Estimated bytes that a training step needs on one device, besides the state and the gradients.
 

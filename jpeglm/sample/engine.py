@@ -26,6 +26,8 @@ from jpeglm.sample.scheduler import Lane, Queue, Request, Written
 from jpeglm.sample.settings import Settings
 from jpeglm.sample.too_long import TooLong
 
+LARGEST_IN_LANES = 32 << 20  # bytes of parameters
+
 
 class Engine:
     """Decodes many requests with one set of parameters.
@@ -83,7 +85,7 @@ class Engine:
             raise InputError(f"slots={settings.slots} do not divide over {members} devices")
         self.settings = settings
         self._grammar, self._rules = self._grammar_and_rules if settings.grammar else (None, None)
-        self._lanes = min(settings.slots, _lanes(self._mesh))
+        self._lanes = min(settings.slots, _lanes(self._mesh, self._params))
         slots = -(-settings.slots // self._lanes)
         self._programs = Programs(self._model, self._mesh, settings, slots, self._eos, self._grammar)
 
@@ -126,14 +128,16 @@ class Engine:
             )
 
 
-def _lanes(mesh: Mesh) -> int:
+def _lanes(mesh: Mesh, params: Any) -> int:
     """How many threads decode at the same time, each with slots of its own.
 
-    The steps of a small model keep one core of a CPU busy, so each core gets a lane. An accelerator is one lane.
+    The steps of a small model keep only one core of a CPU busy, so each core gets a lane. The products of a large one
+    use all cores, and each lane would read its parameters again. An accelerator is one lane.
     """
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return 1
-    return len(os.sched_getaffinity(0))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    return len(os.sched_getaffinity(0)) if size <= LARGEST_IN_LANES else 1
 
 
 def _merged(lanes: list[Generator[list[Written]]]) -> Generator[list[Written]]:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jpeglm.core import sharding
 from jpeglm.data.codecs.grammar import Place
 from jpeglm.models import Model, networks
+from jpeglm.models.llama_config import WINDOW
 from jpeglm.sample.filters import are_finite, draw, filtered_probabilities
 from jpeglm.sample.grammar import Rules, TokenGrammar
 from jpeglm.sample.settings import Settings
@@ -80,11 +81,14 @@ def bucket(length: int, limit: int) -> int:
     return min(size, limit)
 
 
-def capacities(limit: int) -> list[int]:
+def capacities(limit: int, platform: str) -> list[int]:
     """The capacities of caches of at most `limit` tokens, ascending: quarters by doubling.
 
-    A step reads the whole capacity. Each one is compiled by itself, so there are few.
+    A step reads the whole capacity, and each one is compiled by itself. On TPUs it reads only what is filled, so there
+    is only one, of whole windows.
     """
+    if platform == "tpu":
+        return [-(-limit // WINDOW) * WINDOW]
     found = {limit} | {size for part in (4, 2) if (size := -(-limit // part)) >= SMALLEST_CAPACITY}
     return sorted(found)
 
@@ -108,7 +112,7 @@ class Programs:
         self._model, self._mesh, self._settings = model, mesh, settings
         self._eos, self._grammar = eos, grammar
         self._graphdef, _ = networks.abstract(model)
-        self.slots, self.capacities = slots, capacities(settings.max_tokens)
+        self.slots, self.capacities = slots, capacities(settings.max_tokens, mesh.devices.flat[0].platform)
         self._members = sharding.num_parts(mesh, "batch")
         # The slots have the same sharding before and after each call: another one would compile the program again.
         whole = NamedSharding(mesh, PartitionSpec())

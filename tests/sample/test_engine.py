@@ -94,7 +94,7 @@ def test_the_mesh_does_not_change_the_ids(sampled, on_eight_devices):
 
 def test_one_program_decodes_and_one_a_bucket_prefills(on_eight_devices):
     buckets = {bucket(len(request.prompt) - 1, LIMIT) for request in requests()}
-    assert buckets == {0, 32, 48} and capacities(LIMIT) == [LIMIT]
+    assert buckets == {0, 32, 48} and capacities(LIMIT, "cpu") == [LIMIT]
     assert on_eight_devices[1].count("Compiling jit(_decoded)") == 1
     assert on_eight_devices[1].count("Compiling jit(_prefilled)") == len(buckets)
     assert on_eight_devices[1].count("Compiling jit(_seated)") == len(buckets)
@@ -102,7 +102,7 @@ def test_one_program_decodes_and_one_a_bucket_prefills(on_eight_devices):
 
 def test_the_capacity_of_the_caches_grows_and_shrinks_and_changes_nothing(sampled, monkeypatch):
     monkeypatch.setattr(programs, "SMALLEST_CAPACITY", 8)
-    assert capacities(LIMIT) == [12, 24, 48]
+    assert capacities(LIMIT, "cpu") == [12, 24, 48]
     resized = mock.Mock(side_effect=programs.Programs.resize, autospec=True)
     monkeypatch.setattr(programs.Programs, "resize", lambda *arguments: resized(*arguments))
     for order in (1, -1):  # the longest first: then the caches shrink
