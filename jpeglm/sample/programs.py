@@ -286,7 +286,7 @@ class Programs:
     def _draw(self, logits: jax.Array, slots: Slots) -> jax.Array:
         settings = self._settings
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
-        return draw(probabilities, jax.vmap(_uniform)(slots.keys, slots.lengths))
+        return draw(probabilities, jax.vmap(uniform)(slots.keys, slots.lengths))
 
 
 def _first_walks(places: Place) -> Walks:
@@ -303,7 +303,8 @@ def _log_probability(logits: jax.Array, token: jax.Array) -> jax.Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
+def uniform(key: jax.Array, position: jax.Array) -> jax.Array:
+    """A number in [0, 1) from a request's key [2] and the position of the token that it draws."""
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     return jax.random.uniform(jax.random.fold_in(key, position))
 
