@@ -23,8 +23,10 @@ from jpeglm.models.loss import cross_entropy
 from jpeglm.sample.filters import NOT_FINITE, are_finite
 from jpeglm.sample.too_long import TooLong
 
-TOKENS_A_BATCH = 4_096
+# Tokens of a batch. On CPUs larger ones are slower (docs/measurements.md); on accelerators nothing was measured.
+TOKENS_A_BATCH = {"cpu": 1_024, "gpu": 16_384, "tpu": 16_384}
 SHORTEST = 32  # tokens to which a shorter document is padded
+FINER_FROM = 512  # tokens; for shorter documents it would take longer to compile more programs than to pad
 THREADS = 2  # each runs a batch
 AHEAD = 1_024  # documents after the oldest unfinished one that may be read before it is scored
 
@@ -34,9 +36,9 @@ Group = list[tuple[int, np.ndarray]]  # documents of one padded length: number, 
 class Scorer:
     """The negative log-likelihood of documents, each scored alone between BOS and EOS.
 
-    Documents of about the same length make a batch: rows of one padded length, TOKENS_A_BATCH tokens in all. Every
-    batch of a length has the same shape, if need be with empty rows, so there is one program for each length, and what
-    a document gets does not depend on which others are in its batch.
+    Documents of about the same length make a batch: rows of one padded length, together about TOKENS_A_BATCH tokens,
+    which also bounds the memory for logits. Every batch of a length has the same shape, if need be with empty rows. So
+    there is one program for each length, and a document's result does not depend on which others are in its batch.
     """
 
     def __init__(self, model: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, limit: int, name: str):
@@ -150,9 +152,9 @@ class Scorer:
         return self._programs[length]
 
     def _rows(self, length: int) -> int:
-        """Rows of a batch of this padded length: TOKENS_A_BATCH tokens, and a multiple of the mesh's devices."""
-        members = sharding.num_parts(self._mesh, "batch")
-        return members * max(1, TOKENS_A_BATCH // (length * members))
+        """Rows of a batch of this padded length: TOKENS_A_BATCH tokens on each device, at least one row."""
+        tokens = TOKENS_A_BATCH[self._mesh.devices.flat[0].platform]
+        return sharding.num_parts(self._mesh, "batch") * max(1, tokens // length)
 
     def _ids(self, document: bytes) -> np.ndarray:
         """int32 [tokens + 2], with BOS and EOS."""
@@ -163,10 +165,12 @@ class Scorer:
 
 
 def padded_length(length: int, limit: int) -> int:
-    """The next power of two or three quarters of one, from SHORTEST on; at most `limit`."""
+    """The next power of two, from FINER_FROM on also three quarters of one; at least SHORTEST and at most `limit`."""
     size = SHORTEST
     while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        size *= 2
+    if size > FINER_FROM and length <= size * 3 // 4:
+        size = size * 3 // 4
     return min(size, limit)
 
 

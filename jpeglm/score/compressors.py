@@ -177,9 +177,11 @@ def zstd(files: Sequence[bytes], is_bare: bool) -> list[int]:
         return [path.stat().st_size for path in results]
 
 
+FILE = Uncompressed(lambda codec, document: codec.restore(document))
+DOCUMENT = Uncompressed(lambda codec, document: document)
 COMPRESSORS: dict[str, Compressor] = {
-    "file": Uncompressed(lambda codec, document: codec.restore(document)),
-    "document": Uncompressed(lambda codec, document: document),
+    "file": FILE,
+    "document": DOCUMENT,
     "xz -9e": General(xz),
     "xz -9e, all as one": General(xz, is_solid=True),
     "zstd --ultra -22": General(zstd, ("zstd",), "zstd"),

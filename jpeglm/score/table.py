@@ -10,7 +10,7 @@ from tqdm import tqdm
 from jpeglm.core.errors import printable
 from jpeglm.data.codecs import Codec
 from jpeglm.sample.scoring import Scorer
-from jpeglm.score.compressors import Compressor, Sizes, Uncompressed
+from jpeglm.score.compressors import DOCUMENT, FILE, Compressor, Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def print_comparison(
     bits, header_bits = sum(row.bits for row in scored), sum(row.header_bits for row in scored)
     found = {"this model, ideal": Sizes(bits / 8, (bits - header_bits) / 8)}
     found |= {name: compressor.sizes(codec, given) for name, compressor in compressors.items()}
-    document, file = (Uncompressed(form).sizes(codec, given) for form in (lambda _, x: x, Codec.restore))
+    document, file = DOCUMENT.sizes(codec, given), FILE.sizes(codec, given)
 
     def columns(size: float, document: float, file: float) -> tuple[float, ...]:
         return size / len(given), 8 * size / document, 8 * size / len(given) / codec.pixels, size / file

@@ -83,7 +83,7 @@ def test_documents_are_read_as_they_are_needed(scorer):
     results = scorer.nats_of(endless())
     for number in range(3000):
         assert len(next(results)) == (LIMIT - 2 if (number + 1) % 500 else 8)
-        assert read - number <= AHEAD + 4 * TOKENS_A_BATCH // SHORTEST
+        assert read - number <= AHEAD + 4 * TOKENS_A_BATCH["cpu"] // SHORTEST
     results.close()
 
 
@@ -94,13 +94,20 @@ def test_groups_are_full_or_were_waited_for_long_enough():
     assert numbers == [(4, [0, 2]), (4, [3, 4]), (16, [1]), (4, [5, 6]), (16, [7, 8])]
 
 
-def test_lengths_are_padded_by_less_than_half():
+def test_there_are_few_padded_lengths_and_long_documents_are_padded_by_less_than_half():
     limit = 12_288
-    for length in range(1, limit + 1):
-        padded = padded_length(length, limit)
-        assert length <= padded <= max(SHORTEST, length * 3 / 2) and padded <= limit
-    assert len({padded_length(length, limit) for length in range(1, limit + 1)}) == 18
-    assert padded_length(250, 251) == 251
+    padded = {length: padded_length(length, limit) for length in range(1, limit + 1)}
+    assert sorted(set(padded.values())) == [
+        32,
+        64,
+        128,
+        256,
+        512,
+        *(k * 256 for k in (3, 4, 6, 8, 12, 16, 24, 32, 48)),
+    ]
+    assert all(length <= size for length, size in padded.items())
+    assert max(size / length for length, size in padded.items() if length > 512) < 1.5
+    assert padded_length(129, 251) == 251
 
 
 @pytest.mark.parametrize("case", CORRUPTIONS)

@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,14 +11,12 @@ import pytest
 from PIL import Image
 
 from jpeglm.core.errors import InputError
-from jpeglm.data import batches, sources
+from jpeglm.data import sources
 from jpeglm.data.codecs.avc import AvcCodec
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.codecs.jpeg_header import without_unused_tables
-from jpeglm.sample.scoring import Scorer
 from jpeglm.score import compressors
-from jpeglm.score.compressors import COMPRESSORS, JpegTranscoder, Sizes
-from tests.commands import run
+from jpeglm.score.compressors import COMPRESSORS, JpegTranscoder
 from tests.photographs import photographs
 
 GREY, COLOUR = JpegCodec(32, 32, "L", 25), JpegCodec(64, 64, "RGB", 25)
@@ -121,42 +118,3 @@ def test_a_program_that_fails_is_told_in_its_own_words(broken, digits):
 def test_clips_are_compared_with_general_compressors_alone():
     found = compressors.for_codec(AvcCodec(32, 32, 5, 15, 37, False))
     assert found.keys() == COMPRESSORS.keys() - {CJXL}
-
-
-def rows(told: str) -> dict[str, list[float]]:
-    """The numbers of each row of a comparison."""
-    split = [re.split(r"\s{2,}", line.strip()) for line in told.splitlines()]
-    return {name: list(map(float, numbers)) for name, *numbers in split if len(numbers) == 8 and name[0] != "-"}
-
-
-def test_the_model_is_compared_on_the_same_files(tiny_run_of_256, tiny_data):
-    flags = (f"--workdir={tiny_run_of_256}", f"--images={tiny_data}", "--num=9", "--compare")
-    done = run("jpeglm.score", *flags)
-    assert done.returncode == 0, done.stderr
-    found = rows(done.stdout)
-    assert found.keys() == {"this model, ideal", *COMPRESSORS}
-    given = list(batches.documents(tiny_data, "heldout", 9))
-    scorer = Scorer.load(tiny_run_of_256)
-    nats = list(scorer.nats_of(given))
-    header = scorer.num_tokens(GREY.header)
-    expected = {name: compressor.sizes(GREY, given) for name, compressor in COMPRESSORS.items()}
-    expected["this model, ideal"] = Sizes(
-        sum(each.sum() for each in nats) / np.log(256), sum(each[header:].sum() for each in nats) / np.log(256)
-    )
-    documents, files = expected["document"], expected["file"]
-    for name, sizes in expected.items():
-        for column, size, document, file in (
-            (0, sizes.whole, documents.whole, files.whole),
-            (4, sizes.rest, documents.rest, files.rest),
-        ):
-            numbers = (size / 9, 8 * size / document, 8 * size / 9 / 1024, size / file)
-            assert found[name][column : column + 4] == pytest.approx(numbers, abs=6e-3), name
-
-
-def test_a_missing_program_is_named_before_anything_is_scored(tiny_run_of_256, tiny_data, tmp_path):
-    (tmp_path / "zstd").symlink_to(shutil.which("zstd"))
-    flags = (f"--workdir={tiny_run_of_256}", f"--images={tiny_data}", "--compare")
-    done = run("jpeglm.score", *flags, PATH=str(tmp_path))
-    assert done.returncode == 2 and not done.stdout
-    told = "error: --compare needs the program cjxl: on Debian, apt install libjxl-tools"
-    assert done.stderr.splitlines()[-1] == f"python -m jpeglm.score: {told}"
