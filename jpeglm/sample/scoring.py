@@ -23,11 +23,11 @@ from jpeglm.models.loss import cross_entropy
 from jpeglm.sample.filters import NOT_FINITE, are_finite
 from jpeglm.sample.too_long import TooLong
 
-# Tokens of a batch. On CPUs larger ones are slower (docs/measurements.md); on accelerators nothing was measured.
-TOKENS_A_BATCH = {"cpu": 1_024, "gpu": 16_384, "tpu": 16_384}
+TOKENS_A_BATCH = 16_384  # on each device; not measured
+TOKENS_ON_CPUS = 1_024  # there larger batches are slower: docs/measurements.md
 SHORTEST = 32  # tokens to which a shorter document is padded
 FINER_FROM = 512  # tokens; for shorter documents it would take longer to compile more programs than to pad
-THREADS = 2  # each runs a batch
+THREADS = 2  # each runs a batch, on a mesh of one device
 AHEAD = 1_024  # documents after the oldest unfinished one that may be read before it is scored
 
 Group = list[tuple[int, np.ndarray]]  # documents of one padded length: number, and ids int32 [tokens]
@@ -36,7 +36,7 @@ Group = list[tuple[int, np.ndarray]]  # documents of one padded length: number, 
 class Scorer:
     """The negative log-likelihood of documents, each scored alone between BOS and EOS.
 
-    Documents of about the same length make a batch: rows of one padded length, together about TOKENS_A_BATCH tokens,
+    Documents of about the same length make a batch: rows of one padded length, of about TOKENS_A_BATCH tokens in all,
     which also bounds the memory for logits. Every batch of a length has the same shape, if need be with empty rows. So
     there is one program for each length, and a document's result does not depend on which others are in its batch.
     """
@@ -119,11 +119,13 @@ class Scorer:
     def _scored(self, groups: Iterable[tuple[int, Group]]) -> Iterator[dict[int, np.ndarray]]:
         """The results of each group by number, in the order of the groups."""
         running: collections.deque[Future[dict[int, np.ndarray]]] = collections.deque()
-        with ThreadPoolExecutor(THREADS) as pool:
+        # Several devices must get programs that communicate in one order, so only one thread may start them.
+        threads = THREADS if self._mesh.size == 1 else 1
+        with ThreadPoolExecutor(threads) as pool:
             for length, group in groups:
                 program = self._program(length)  # compiled here, so that no two threads compile the same one
                 running.append(pool.submit(self._score, program, length, group))
-                if len(running) > THREADS:
+                if len(running) > threads:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
@@ -137,7 +139,7 @@ class Scorer:
             nats, is_finite = jax.device_get(program(self._params, *given))
         if not is_finite:
             raise InputError(f"{self._name}: {NOT_FINITE}")
-        return {number: nats[row, : len(ids) - 1] for row, (number, ids) in enumerate(group)}
+        return {number: nats[row, : len(ids) - 1].copy() for row, (number, ids) in enumerate(group)}
 
     def _program(self, length: int) -> Any:
         """The program for documents of this padded length, compiled when it is first asked for."""
@@ -153,7 +155,7 @@ class Scorer:
 
     def _rows(self, length: int) -> int:
         """Rows of a batch of this padded length: TOKENS_A_BATCH tokens on each device, at least one row."""
-        tokens = TOKENS_A_BATCH[self._mesh.devices.flat[0].platform]
+        tokens = TOKENS_ON_CPUS if self._mesh.devices.flat[0].platform == "cpu" else TOKENS_A_BATCH
         return sharding.num_parts(self._mesh, "batch") * max(1, tokens // length)
 
     def _ids(self, document: bytes) -> np.ndarray:

@@ -11,7 +11,7 @@ from flax import nnx
 from jpeglm.core.errors import InputError
 from jpeglm.models import networks
 from jpeglm.sample import too_long
-from jpeglm.sample.scoring import AHEAD, SHORTEST, TOKENS_A_BATCH, Scorer, grouped, padded_length
+from jpeglm.sample.scoring import AHEAD, SHORTEST, TOKENS_ON_CPUS, Scorer, grouped, padded_length
 from jpeglm.sample.too_long import TooLong
 from tests.sample.engine_tools import CONFIG, LIMIT, one_device, params
 from tests.sample.test_engine import CORRUPTIONS, with_changed
@@ -83,7 +83,7 @@ def test_documents_are_read_as_they_are_needed(scorer):
     results = scorer.nats_of(endless())
     for number in range(3000):
         assert len(next(results)) == (LIMIT - 2 if (number + 1) % 500 else 8)
-        assert read - number <= AHEAD + 4 * TOKENS_A_BATCH["cpu"] // SHORTEST
+        assert read - number <= AHEAD + 4 * TOKENS_ON_CPUS // SHORTEST
     results.close()
 
 

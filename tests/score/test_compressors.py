@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,7 +17,7 @@ from jpeglm.data.codecs.avc import AvcCodec
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.codecs.jpeg_header import without_unused_tables
 from jpeglm.score import compressors
-from jpeglm.score.compressors import COMPRESSORS, JpegTranscoder
+from jpeglm.score.compressors import COMPRESSORS, JpegTranscoder, Sizes
 from tests.photographs import photographs
 
 GREY, COLOUR = JpegCodec(32, 32, "L", 25), JpegCodec(64, 64, "RGB", 25)
@@ -118,3 +119,19 @@ def test_a_program_that_fails_is_told_in_its_own_words(broken, digits):
 def test_clips_are_compared_with_general_compressors_alone():
     found = compressors.for_codec(AvcCodec(32, 32, 5, 15, 37, False))
     assert found.keys() == COMPRESSORS.keys() - {CJXL}
+
+
+def test_the_header_of_a_clip_ends_where_its_first_slice_and_a_token_begin():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for strip_headers in (False, True):
+        codec = AvcCodec(32, 32, 5, 3, 37, strip_headers)
+        document = codec.encode_frames(frames)
+        header, rest = codec.header_of(document), document[len(codec.header_of(document)) :]
+        # The tag of the aspect may differ, which is in front.
+        assert not header if strip_headers else header[-500:] == codec.header[-500:]
+        assert re.match(rb"\x00?\x00\x00\x01\x65", rest)
+        text = "".join(chr(0x2800 + byte) for byte in document)
+        assert any(found.start() == len(header) for found in re.finditer(codec.separator_regex, text))
+        assert COMPRESSORS["document"].sizes(codec, [document]) == Sizes(len(document), len(rest))
+        for name in compressors.for_codec(codec):
+            assert COMPRESSORS[name].sizes(codec, [document] * 2).rest <= 2 * len(rest) + 8, name
