@@ -1,6 +1,5 @@
 """Scoring: the model's own log-probabilities, or one line."""
 
-import warnings
 from types import SimpleNamespace
 
 import jax
@@ -60,14 +59,14 @@ def test_a_documents_result_does_not_depend_on_its_neighbours(scorer):
         np.testing.assert_array_equal(next(scorer.nats_of([first, *neighbours])), next(scorer.nats_of([first])))
 
 
-def test_one_program_serves_each_padded_length(scorer):
-    lengths = {padded_length(len(document) + 2, LIMIT) for document in many_documents()}
-    for _ in range(2):
-        list(scorer.nats_of(many_documents()))
-        assert scorer._programs.keys() == lengths
-    with jax.log_compiles(), warnings.catch_warnings(record=True) as told:
-        list(scorer.nats_of(many_documents()[:7]))
-    assert not told
+def test_one_program_is_compiled_for_each_padded_length(caplog):
+    mesh = one_device()
+    fresh = Scorer(CONFIG, params(mesh), mesh, TOKENIZER, LIMIT, "run, step 3")
+    with jax.log_compiles():
+        for documents in (many_documents(), many_documents()[:7], many_documents()[:1]):
+            list(fresh.nats_of(documents))
+    assert {padded_length(len(document) + 2, LIMIT) for document in many_documents()} == {32, LIMIT}
+    assert sum("Compiling jit(nats)" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_documents_are_read_as_they_are_needed(scorer):

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from jpeglm.data import batches
+from jpeglm.core.errors import InputError
+from jpeglm.data import batches, documents
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.sample.scoring import Scorer
 from jpeglm.score.compressors import COMPRESSORS, Sizes
@@ -69,12 +70,11 @@ def test_several_devices_give_the_scores_of_one(tiny_run_of_256, tiny_data):
     assert table[5][0] == "mean"
 
 
-def test_data_without_held_out_files_are_refused(tiny_run_of_256, tiny_data, tmp_path):
+def test_data_without_held_out_files_are_refused(tiny_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["splits"]["heldout"]["shards"] = []
     (data / "manifest.json").write_text(json.dumps(manifest))
-    done = run("jpeglm.score", f"--workdir={tiny_run_of_256}", f"--images={data}")
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr.splitlines()[-1].endswith(f"error: {data} was prepared without held-out pictures")
+    with pytest.raises(InputError, match=f"^{data} was prepared without held-out pictures$"):
+        documents.read(str(data), GREY)
