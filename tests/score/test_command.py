@@ -37,11 +37,11 @@ def test_the_model_is_compared_on_the_same_files(tiny_run_of_256, tiny_data):
     expected["this model, ideal"] = Sizes(
         sum(each.sum() for each in nats) / np.log(256), sum(each[header:].sum() for each in nats) / np.log(256)
     )
-    documents, files = expected["document"], expected["file"]
+    plain, files = expected["document"], expected["file"]
     for name, sizes in expected.items():
         for column, size, document, file in (
-            (0, sizes.whole, documents.whole, files.whole),
-            (4, sizes.rest, documents.rest, files.rest),
+            (0, sizes.whole, plain.whole, files.whole),
+            (4, sizes.rest, plain.rest, files.rest),
         ):
             numbers = (size / 9, 8 * size / document, 8 * size / 9 / 1024, size / file)
             assert found[name][column : column + 4] == pytest.approx(numbers, abs=6e-3), name
