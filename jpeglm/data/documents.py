@@ -39,7 +39,10 @@ def read(path: str, codec: Codec, limit: int | None = None, background: str = DE
     source, left_out, passed_over = sources.open_source(path), 0, PassedOver()
     found: dict[str, bytes] = {}
     if (prepared := source.documents(codec, limit)) is not None:
-        return {f"heldout-{number:05d}": document for number, document in enumerate(prepared)}
+        found = {f"heldout-{number:05d}": document for number, document in enumerate(prepared)}
+        if not found:
+            raise InputError(f"{printable(path)} was prepared without held-out {codec.item}s")
+        return found
     check(source, codec)
     for name in codec.items.names(source, passed_over):
         if limit is not None and len(found) == limit:
