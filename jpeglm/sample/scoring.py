@@ -21,7 +21,6 @@ from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.models import Model, networks
 from jpeglm.models.loss import cross_entropy
 from jpeglm.sample.filters import NOT_FINITE, are_finite
-from jpeglm.sample.programs import bucket
 from jpeglm.sample.too_long import TooLong
 
 TOKENS_A_BATCH = 16_384  # on each device; not measured
