@@ -27,7 +27,7 @@ def margin(request: Request, ids: list[int]) -> float:
         place = jnp.arange(len(tokens))[None]
         logits = nnx.merge(graphdef, params)(tokens[None], place, jnp.ones_like(place))[0, -1]
     at = grammar.places([tokenizer.decode(tokens[1:])])
-    fits = grammar.choices(grammar.rules, at, jnp.array([LIMIT - len(tokens)])).fits[0]
+    fits = grammar.choices(jax.device_put(grammar.rules), at, jnp.array([LIMIT - len(tokens)])).fits[0]
     probabilities = filtered_probabilities(jnp.where(fits, logits[: len(fits)], -jnp.inf), *FILTERS.values())
     thresholds = np.concatenate([[0], np.cumsum(probabilities)])
     return float(np.min(np.abs(thresholds / thresholds[-1] - uniform(request.key, len(tokens)))))
