@@ -62,12 +62,14 @@ class Written(NamedTuple):
       ids: generated ones, int32 [n], without EOS.
       ended: whether EOS came; with a grammar, also that the token budget never removed a legal token.
       removed: the mean share of the model's probability that the grammar removed per token; None without one.
+      log_likelihood: sum of ln p of the generated tokens, EOS included.
     """
 
     number: int
     ids: np.ndarray
     ended: bool
     removed: float | None
+    log_likelihood: float = float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
