@@ -146,7 +146,7 @@ def _separate_gpus() -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = len(visible.split(",")) if visible else len(glob.glob("/dev/nvidia[0-9]*"))
         share = range(int(local) * gpus // here, (int(local) + 1) * gpus // here)
-        if share:  # otherwise there are fewer GPUs than processes, so each sees its own
+        if gpus >= here:  # otherwise each sees its own
             jax.config.update("jax_cuda_visible_devices", ",".join(map(str, share)))
         return
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,16 @@ class Samples:
             settings = (json.dumps(self._identity | dict(self._about), indent=1) + "\n").encode()
             if self._part.is_alone or not _is(self.out / SETTINGS, settings):
                 write_whole(self.out / SETTINGS, settings)
-            logs = self._logs() if self._part.is_alone else [self._log]
-            with replacing(self._log) as temporary, open(temporary, "wb") as mended:
-                written: set[str] = set()
-                for log in logs:
-                    for line, row in self._rows(log):
-                        if self._files.get(row["name"]) == row["sha256"] and row["name"] not in written:
-                            written.add(row["name"])
-                            mended.write(line + b"\n")
-            for log in logs:
-                if log != self._log:
-                    log.unlink(missing_ok=True)
+            if self._part.is_alone:
+                self._mend(self._log, self._logs())
+                for log in self._logs()[1:]:
+                    log.unlink()
+            else:  # the indexes of other parts of this job are theirs; nobody writes those of another number of parts
+                for log in {
+                    self._log,
+                    *(log for log in self._logs() if not log.stem.endswith(f"-of-{self._part.of}")),
+                }:
+                    self._mend(log, [log])
             self._files.clear()
 
     def path(self, name: str) -> Path:
@@ -164,6 +163,16 @@ class Samples:
         found = sorted(name for name in os.listdir(self.out) if SAMPLES_LOGS.fullmatch(name))
         return sorted((self.out / name for name in found), key=lambda log: log != self._log)
 
+    def _mend(self, log: Path, sources: Sequence[Path]) -> None:
+        """Writes an index anew from the lines of others: those of whole samples, each once."""
+        with replacing(log) as temporary, open(temporary, "wb") as mended:
+            written: set[str] = set()
+            for source in sources:
+                for line, row in self._rows(source):
+                    if self._files.get(row["name"]) == row["sha256"] and row["name"] not in written:
+                        written.add(row["name"])
+                        mended.write(line + b"\n")
+
     def _rows(self, log: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """The complete lines of an index without their ends, and the rows in them; one cut off is left out."""
         try:
@@ -218,12 +227,10 @@ class Samples:
                 found = _UNFINISHED.fullmatch(name)
                 if not found or not (folder / name).is_file():
                     continue
-                if self._part.is_alone or not (found[1] or "-of-" in name):
+                if self._part.is_alone or not found[1]:  # what is of no sample is written by one part at a time
                     (folder / name).unlink(missing_ok=True)
-                elif found[1]:
+                else:
                     self._leftovers.setdefault(found[1], []).append(folder / name)
-                elif name.startswith(f".{self._log.name}."):
-                    (folder / name).unlink(missing_ok=True)
 
 
 def _is(path: Path, content: bytes) -> bool:
