@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,8 @@ def replacing(path: AnyPath, beside: AnyPath | None = None) -> Iterator[AnyPath]
       path: local, or on a store that etils knows (gs://).
       beside: the folder to write in, on the same file system; that of `path` if None.
     """
-    temporary = (beside or path.parent) / f".{path.name}.{os.getpid()}"
+    # Not the process's number: that of a process on another host may be the same.
+    temporary = (beside or path.parent) / f".{path.name}.{secrets.randbits(48)}"
     try:
         yield temporary
         temporary.replace(path)

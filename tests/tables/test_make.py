@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from jpeglm.core import distributed, files, sharding
 from jpeglm.core.errors import InputError
+from jpeglm.core.parts import Part
 from jpeglm.core.workdir import read_config
 from jpeglm.data import batches
 from jpeglm.data.codecs.jpeg import JpegCodec
@@ -95,6 +96,15 @@ def test_every_row_has_all_pictures_and_each_is_extracted_once(made):
     assert {row.num for row in made.table.all_rows} == {NUM}
     assert made.table.metric == "FD-projection"
     assert made.extractor.seen == NUM * (2 + (len(ROWS) + len(networks())) * len(RATIOS))
+
+
+def test_parts_make_the_table_of_one_process(made, config):
+    extractors = Projection(), Projection()
+    assert make.make(config, extractors[0], part=Part(1, 2)) is None
+    table = make.make(config, extractors[1], part=Part(2, 2))
+    assert table.all_rows == made.table.all_rows and table.notes == made.table.notes
+    shares = [extractor.seen - 2 * NUM for extractor in extractors]  # besides reference and floor
+    assert min(shares) >= 0 and sum(shares) == made.extractor.seen - 2 * NUM
 
 
 def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
