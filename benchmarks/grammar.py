@@ -28,25 +28,35 @@ from jpeglm.data.codecs.jpeg_grammar import Place
 from jpeglm.data.tokenizers import BOS, EOS, bpe
 from jpeglm.models import networks
 from jpeglm.models.llama import LlamaConfig
-from jpeglm.sample.engine import STEPS_A_CALL, Engine, Request, Settings
+from jpeglm.sample.engine import Engine
 from jpeglm.sample.grammar import TokenGrammar
+from jpeglm.sample.programs import LONGEST_CALL, Arrivals
+from jpeglm.sample.settings import Settings
 
 HEADERS = ["at once", "plain, ms a step", "by the grammar", "added", "range"]
 FLAGS = flags.FLAGS
 
 
-def step_seconds(engine: Engine, slots: int, place: Place) -> list[float]:
-    """Seconds per decoding step in each of `--calls` calls, after a first call that is not counted."""
-    request = Request(np.array([BOS], np.int32), np.zeros(2, np.uint32), place)
-    with jax.set_mesh(engine._mesh):
-        state = engine._start()
-        for slot in range(slots):
-            state = engine._prefill(state, slot, request)
-        found = []
-        for _ in range(1 + FLAGS.calls):
-            started = time.perf_counter()
-            state = jax.block_until_ready(engine._decode(engine._params, engine._rules, state))
-            found.append((time.perf_counter() - started) / STEPS_A_CALL)
+def step_seconds(engine: Engine, place: Place) -> list[float]:
+    """Seconds per decoding step of a lane in each of `--calls` calls, after a first call that is not counted.
+
+    The caches have their largest capacity.
+    """
+    programs, params = engine._programs, engine._params
+    slots = programs.slots
+    ones = np.ones(slots, np.int32)
+    arrivals = Arrivals(
+        number=np.int32(slots), rows=0 * ones, seats=np.arange(slots, dtype=np.int32), last=BOS * ones, lengths=ones,
+        keys=np.zeros((slots, 2), np.uint32), places=jax.tree.map(lambda x: np.full(slots, x), place),
+    )  # fmt: skip
+    rows = programs.rows(0)
+    caches = programs.prefill(params, np.zeros((rows, 0), np.int32), np.ones(rows, np.int32))
+    state = programs.seat(programs.start(programs.capacities[-1]), caches, arrivals)
+    found = []
+    for _ in range(1 + FLAGS.calls):
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(programs.decode(params, engine._rules, state, LONGEST_CALL, slots + 1))
+        found.append((time.perf_counter() - started) / LONGEST_CALL)
     return found[1:]
 
 
@@ -82,10 +92,9 @@ def main(_: list[str]) -> None:
         by_grammar = Engine(config, params, mesh, Settings(FLAGS.tokens, slots=slots), EOS, rules)
         sides = [by_grammar.with_settings(Settings(FLAGS.tokens, slots=slots, grammar=False)), by_grammar]
         for engine in sides:
-            step_seconds(engine, slots, grammar.start)  # compiles
+            step_seconds(engine, grammar.start)  # compiles
         turns = [
-            [statistics.median(step_seconds(engine, slots, grammar.start)) for engine in sides]
-            for _ in range(FLAGS.rounds)
+            [statistics.median(step_seconds(engine, grammar.start)) for engine in sides] for _ in range(FLAGS.rounds)
         ]
         added = [with_grammar / plain - 1 for plain, with_grammar in turns]
         medians = [f"{1e3 * statistics.median(column):.2f}" for column in zip(*turns, strict=True)]

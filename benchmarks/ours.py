@@ -5,6 +5,7 @@
 is started by `benchmarks.train_step` and `benchmarks.decode`, and prints one line of JSON.
 """
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -21,7 +22,8 @@ from benchmarks import report
 from jpeglm.core import checkpoint, config, hardware, sharding
 from jpeglm.core.workdir import read_metrics
 from jpeglm.models import llama, networks
-from jpeglm.sample.engine import Engine, Request, Settings
+from jpeglm.sample.engine import Engine, Request
+from jpeglm.sample.settings import Settings
 from jpeglm.train.loop import set_up, take_steps
 
 
@@ -78,32 +80,25 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
         top_k, top_p).
 
     Returns:
-      seconds of whole calls, seconds of only the prefills of all slots, and the most bytes in use on the device.
+      seconds of whole calls, seconds of calls for one new token, and the most bytes in use on the device.
     """
     model, slots = llama.LlamaConfig(**job["model"]), job["slots"]
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     settings = Settings(job["length"], slots=slots, **job["settings"])
-    engine = Engine(model, jax.jit(lambda: networks.init(model, 0))(), mesh, settings, eos=-1)
+    whole = Engine(model, jax.jit(lambda: networks.init(model, 0))(), mesh, settings, eos=-1)
+    first = whole.with_settings(dataclasses.replace(settings, max_tokens=job["prompt"] + 1))
     prompts = np.random.default_rng(0).integers(3, model.vocab_size, (slots, job["prompt"]), np.int32)
     requests = [Request(prompt, np.array([0, slot], np.uint32)) for slot, prompt in enumerate(prompts)]
 
-    def run() -> None:
-        assert sum(len(written.ids) for written in engine.generate(requests)) == slots * (
-            job["length"] - job["prompt"]
-        )
+    def timed(engine: Engine) -> list[float]:
+        def run() -> None:
+            new = engine.settings.max_tokens - job["prompt"]
+            assert [len(written.ids) for written in engine.generate(requests)] == [new] * slots
 
-    def prefill() -> None:
-        with jax.set_mesh(mesh):
-            state = engine._start()
-            for slot, request in enumerate(requests):
-                state = engine._prefill(state, slot, request)
-            jax.block_until_ready(state)
-
-    def timed(run: Any) -> list[float]:
         run()  # compiles
         return [report.seconds(run) for _ in range(job["repeats"])]
 
-    return {"seconds": timed(run), "prefill_seconds": timed(prefill), "peak_bytes": _peak_bytes()}
+    return {"seconds": timed(whole), "prefill_seconds": timed(first), "peak_bytes": _peak_bytes()}
 
 
 def _peak_bytes() -> int | None:

@@ -13,9 +13,13 @@ if [ "${1:-}" = --gpu ]; then
 fi
 source launch/env.sh requirements-dev.txt
 
-# Encoders and transcoders that share no code with ours, as oracles. Debian's names; elsewhere install libjpeg-turbo.
+# Encoders and transcoders that share no code with ours, as oracles, and compressors to compare with. Debian's names;
+# elsewhere install libjpeg-turbo, zstd, libjxl and xz.
 missing=()
 command -v cjpeg djpeg jpegtran >/dev/null || missing+=(libjpeg-turbo-progs)
+command -v zstd >/dev/null || missing+=(zstd)
+command -v djxl >/dev/null || missing+=(libjxl-tools)
+command -v xz >/dev/null || missing+=(xz-utils)
 if [ ${#missing[@]} -gt 0 ]; then
     as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)

@@ -108,6 +108,9 @@ def test_clips_are_scored(workdir):
     done = run("jpeglm.score", f"--workdir={workdir}", f"--images={FILMS}", "--num=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split()[0] == "clip" and "mean" in done.stdout
+    done = run("jpeglm.score", f"--workdir={workdir}", f"--images={FILMS}", "--num=2", "--compare")
+    assert done.returncode == 0, done.stderr
+    assert "this model" in done.stdout and "zstd" in done.stdout and "cjxl" not in done.stdout
 
 
 def test_clips_are_completed_in_python(workdir, data):

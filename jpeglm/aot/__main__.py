@@ -48,8 +48,8 @@ def main() -> None:
         rows, facts = train_report(config, target, cost)
         facts["largest_microbatch"] = largest
     else:
-        slots, *costs = search_slots(config, target) if FLAGS.search else try_slots(config, target, FLAGS.slots)
-        rows, facts = sample_report(config, target, slots, *costs)
+        found = search_slots(config, target) if FLAGS.search else try_slots(config, target, FLAGS.slots)
+        rows, facts = sample_report(config, target, *found, filled=FLAGS.filled)
     if not target.devices:
         rows.insert(0, ("ESTIMATE", "from the shapes alone (jpeglm/aot/estimate.py), not compiled"))
     print(tabulate(rows, tablefmt="plain"))
@@ -69,6 +69,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_enum("what", "train", ["train", "sample"], "Which program.")
     flags.DEFINE_integer("slots", 8, "Sequences sampled at once.", lower_bound=1)
+    flags.DEFINE_integer("filled", None, "Mean tokens of a sequence while sampling; data.seq_len if not given.", 1)
     flags.DEFINE_bool("search", False, "Find the fastest microbatch and remat policy that fit, or the most slots.")
     flags.DEFINE_string("json", None, "File for the numbers.")
     cli.run(main, required=("config", "topology"))

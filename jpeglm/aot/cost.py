@@ -1,11 +1,12 @@
 """The cost of compiled programs on one chip: the training step, prefill and decoding."""
 
 import dataclasses
+import math
 import time
 
 import jax
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jpeglm.aot import estimate, hlo
@@ -14,7 +15,8 @@ from jpeglm.core import sharding
 from jpeglm.core.errors import InputError
 from jpeglm.core.registry import MODELS, TASKS
 from jpeglm.models import networks
-from jpeglm.sample.engine import STEPS_A_CALL, Engine, Settings
+from jpeglm.sample.engine import Engine
+from jpeglm.sample.settings import Settings
 from jpeglm.train.memory import device_memory
 from jpeglm.train.step import batch_shapes, build_programs
 
@@ -29,6 +31,7 @@ class Cost:
       sent: bytes sent over the network, by mesh axes; those sent to other slices are under hlo.SLICES.
       awaited: bytes of `sent` whose transfer does not overlap with computation.
       traffic: bytes read from and written to the chip's main memory.
+      cache: of decoding, bytes of the caches; `traffic` counts all of them as read.
       seconds: time to compile.
     """
 
@@ -37,6 +40,7 @@ class Cost:
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
     awaited: float = 0.0
     traffic: float = 0.0
+    cache: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -66,7 +70,7 @@ def cost_of(lowered: jax.stages.Lowered, mesh: Mesh) -> Cost:
     held, temporary = device_memory(compiled)
     found = program.collectives(_one_slice(mesh))
     awaited = sum(collective.bytes * collective.times for collective in found if not collective.is_overlapped)
-    return Cost(held, temporary, hlo.by_axis(found), awaited, program.memory_traffic(), seconds)
+    return Cost(held, temporary, hlo.by_axis(found), awaited, program.memory_traffic(), seconds=seconds)
 
 
 def _one_slice(mesh: Mesh) -> Mesh:
@@ -110,12 +114,12 @@ def prefill_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
 
 
 def decode_cost(config: ConfigDict, target: Target, slots: int) -> Cost:
-    """The cost of one decoding step. A call of the program runs `STEPS_A_CALL` of them."""
+    """The cost of one decoding step with full caches."""
     engine, mesh = sampling_engine(config, target, slots)
-    cost = cost_of(engine.lower_decode(), mesh)
-    sent = {axes: size / STEPS_A_CALL for axes, size in cost.sent.items()}
-    awaited, traffic = cost.awaited / STEPS_A_CALL, cost.traffic / STEPS_A_CALL
-    return dataclasses.replace(cost, sent=sent, awaited=awaited, traffic=traffic)
+    caches = jax.eval_shape(lambda: engine.weights[0].empty_caches(slots, config.data.seq_len))
+    layout = NamedSharding(mesh, sharding.spec(engine.weights[0].CACHE_AXES))
+    cache = sum(math.prod(layout.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(caches))
+    return dataclasses.replace(cost_of(engine.lower_step(), mesh), cache=cache)
 
 
 def sampling_peak(prefill: Cost, step: Cost) -> float:

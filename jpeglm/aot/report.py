@@ -1,5 +1,6 @@
 """Reports on compiled programs: rows of a table for people, and the same numbers for programs."""
 
+import dataclasses
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
@@ -63,25 +64,31 @@ def train_report(config: ConfigDict, target: Target, cost: Cost) -> tuple[list[t
 
 
 def sample_report(
-    config: ConfigDict, target: Target, slots: int, prefill: Cost, step: Cost
+    config: ConfigDict, target: Target, slots: int, prefill: Cost, step: Cost, filled: int | None = None
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """The report on sampling with `slots` sequences: rows of (label, text), and the same numbers by name."""
+    """The report on sampling with `slots` sequences: rows of (label, text), and the same numbers by name.
+
+    `filled`: the mean number of tokens of a sequence at a step; data.seq_len if not given.
+    """
     model = MODELS.of(config)
     mesh = sharding.inference_mesh(model.tensor_parallelism, True, target.devices)
     seq_len = config.data.seq_len
     forward = model.flops_per_token(seq_len) / 3
     used = mesh.size
-    # A prompt is prefilled by the devices over which its heads are sharded. A decoding step attends over the whole
-    # capacity of the cache.
+    filled = min(filled or seq_len, seq_len)
+    read = model.cache_read(filled, seq_len, mesh.devices.flat[0].platform)
+    step = dataclasses.replace(step, traffic=step.traffic - step.cache * (1 - read / seq_len))
+    needed = step.held - step.cache * (1 - filled / seq_len)
+    # A prompt is prefilled by the devices over which its heads are sharded.
     peak_flops = target.chip.flops
     prompts = Roofline(target.chip, forward * seq_len / sharding.num_parts(mesh, "kv_heads") / peak_flops, prefill)
-    steps = Roofline(target.chip, model.decode_flops(seq_len) * slots / used / peak_flops, step)
+    steps = Roofline(target.chip, model.decode_flops(int(read)) * slots / used / peak_flops, step)
     peak = sampling_peak(prefill, step)
     facts = {
         "chips": used, "mesh": dict(mesh.shape), "slots": slots, "capacity": seq_len, "peak_bytes": peak,
         "memory_bytes": target.chip.memory, "prefill_roofline": prompts.facts(), "step_roofline": steps.facts(),
         "sent_bytes": step.sent, "traffic_bytes": step.traffic, "compile_seconds": prefill.seconds + step.seconds,
-        "slices": target.slices, "dcn_bandwidth": target.chip.dcn,
+        "slices": target.slices, "dcn_bandwidth": target.chip.dcn, "filled": filled, "needed_bytes": needed,
     }  # fmt: skip
     rows = [
         *_opening(target, mesh, model),
@@ -91,6 +98,10 @@ def sample_report(
         ("while prefilling", f"{human_bytes(prefill.temporary)} more, a prompt of {seq_len - 1:,} tokens"),
         ("peak", peak_words(peak, target.chip)),
         *_traffic(step, target),
+        (
+            "needed of it",
+            f"{human_bytes(needed)}, {filled:,} tokens in a cache; read {step.traffic / needed:.2f} times",
+        ),
         ("least time of a prefill", str(prompts)),
         ("least time of a step", str(steps)),
         ("there", f"{human_count(slots / steps.bound)} tokens/s of all slots, {1 / steps.bound:,.0f} of each"),

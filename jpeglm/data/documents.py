@@ -88,7 +88,9 @@ class Documents:
             self.names.append(name)
             if document is not None and wants(name):
                 yield name, document
-        if not self.names and not self._is_prepared:
+        if not self.names and self._is_prepared:
+            raise InputError(f"{printable(self._path)} was prepared without held-out {self._codec.item}s")
+        if not self.names:
             why = self._passed_over.after("; ")
             raise InputError(f"{printable(self._path)} holds no {self._codec.item} that can be read{why}")
 

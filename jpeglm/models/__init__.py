@@ -59,10 +59,10 @@ class Model(Protocol):
 
           __call__(tokens, positions, segment_ids) -> logits: all inputs int32 [batch, length]; float32
             [batch, length, vocab_size or more], for the token after each position. For training and scoring.
-          prefill(tokens, lengths) -> (logits, caches): prompts int32 [batch, bucket] from position 0, with `lengths`
-          [batch] real tokens and then arbitrary padding, on which no later logits may depend. Logits as above; caches
-          as from `empty_caches(batch, bucket)`. decode(tokens, positions, caches) -> (logits, caches): one token of
-          each sequence, int32 [batch], at
+          prefill(tokens, lengths) -> caches: prompts int32 [batch, bucket] from position 0, with `lengths` [batch]
+            real tokens (at least one) and then arbitrary padding, on which nothing later may depend; caches as from
+            `empty_caches(batch, bucket)`.
+          decode(tokens, positions, caches) -> (logits, caches): one token of each sequence, int32 [batch], at
             `positions` [batch]; logits [batch, vocab_size or more], and caches of the same shapes and dtypes.
 
         Only the network of `for_decoding` is asked for `prefill` and `decode`.
@@ -92,6 +92,10 @@ class Model(Protocol):
     def decode_flops(self, capacity: int) -> float:
         """FLOPs of decoding one token with caches of this capacity."""
 
+    def cache_read(self, filled: float, capacity: int, platform: str) -> float:
+        """How many entries of caches with `filled` on average a decoding step reads; `platform`: cpu, gpu or tpu."""
+        return capacity
+
     def step_bytes(self, tokens: int, tensor: int) -> float:
         """Estimated bytes that a training step needs on one device, besides the state and the gradients.
 
@@ -118,6 +122,7 @@ class Model(Protocol):
     def empty_caches(self, slots: int, capacity: int) -> Any:
         """The state that `decode` keeps of earlier tokens: any pytree of arrays whose first axis is the slots.
 
-        The caches of a prompt, [1, ...] and possibly of smaller capacity, are written to the beginning of a slot's,
-        which may still hold an earlier sequence. Runs inside `jax.jit`.
+        Of a larger capacity, an array may be larger along any of its axes, and then holds one of a smaller capacity
+        in its beginning: prompts' caches are written there, over an earlier sequence, and those of running sequences
+        when the capacity changes. Runs inside `jax.jit`.
         """

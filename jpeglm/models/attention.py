@@ -72,6 +72,8 @@ def causal_attention(
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
     """One query per sequence against a cache with the keys and values up to and including its own position.
 
+    On TPUs a step reads only the filled part of each sequence's cache, elsewhere the whole capacity.
+
     Args:
       q: [batch, heads, head_dim].
       k, v: [batch, kv_heads, capacity, head_dim].
@@ -81,6 +83,10 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
       [batch, heads, head_dim] of q's dtype.
     """
     batch, heads, head_dim = q.shape
+    if kernels.can_read_windows(k):
+        cache = ("batch", "kv_heads", None, None)
+        axes = ("batch", "heads", None), cache, cache, ("batch",)
+        return sharding.per_device(kernels.windowed, axes, axes[0])(q, k, v, positions + 1)
     visible = jnp.arange(k.shape[2])[None, None, :] <= positions[:, None, None]  # [batch, 1, capacity]
     q = q.reshape(batch, k.shape[1], -1, 1, head_dim)
     return _attend(q, k, v, visible).reshape(batch, heads, head_dim)

@@ -12,10 +12,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jpeglm.core import sharding
+from jpeglm.models.llama_config import LANES, WINDOW
 
 SAVED = "attention"  # name of the values that the remat policy "attention" saves
 LARGEST_SPLASH_BLOCK = 1024  # several times faster than splash's default of 128
-SMALLEST_SPLASH_BLOCK = 128  # the lanes of a TPU
+SMALLEST_SPLASH_BLOCK = LANES
 TRITON_BLOCK = 128
 
 PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "triton": ("gpu", "cpu")}
@@ -124,6 +125,35 @@ def splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: j
         of_keys = sharding.whole_sequence(segment_ids, 1) if is_spread else segment_ids
         mixed = jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segment_ids, of_keys))
     return mixed.swapaxes(1, 2)  # splash itself names its output and logsumexp for remat
+
+
+def can_read_windows(cache: jax.Array) -> bool:
+    """Whether `windowed` can attend to a cache [batch, kv_heads, capacity, head_dim] on this platform."""
+    fits = cache.shape[3] % LANES == 0 and cache.shape[2] % WINDOW == 0
+    return sharding.platform() == "tpu" and fits and cache.dtype == jnp.bfloat16  # the kernel would round float32
+
+
+def windowed(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Attends to the first `lengths` [batch] entries of caches, and reads no more than the windows that hold these.
+
+    JAX's paged attention for TPUs: each head of each sequence counts as a sequence, whose pages are the windows of its
+    cache, in order. Other shapes as in `cached_attention`.
+    """
+    batch, kv_heads, capacity, head_dim = k.shape
+    sequences, pages = batch * kv_heads, capacity // WINDOW
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    has_two_cores = device is not None and device.num_cores == 2 and sequences % 2 == 0
+    from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
+
+    mixed = paged_attention(
+        (q.astype(jnp.float32) * head_dim**-0.5).reshape(sequences, -1, head_dim),
+        *(x.reshape(1, sequences * pages, WINDOW, head_dim) for x in (k, v)),
+        jnp.repeat(lengths, kv_heads),
+        jnp.arange(sequences * pages, dtype=jnp.int32).reshape(sequences, pages),
+        pages_per_compute_block=1,
+        megacore_mode="batch" if has_two_cores else None,
+    )
+    return mixed.reshape(q.shape).astype(q.dtype)
 
 
 def _stripe(length: int, parts: int) -> int:

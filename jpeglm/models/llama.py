@@ -183,8 +183,8 @@ class Llama(nnx.Module):
             return self._logits(x)
         return self._logits(x.reshape(-1, x.shape[-1]), is_cut=True).reshape(*tokens.shape, -1)
 
-    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[Cache]]:
-        """Runs prompts [batch, bucket] from position 0; logits at every position, and caches of this length.
+    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> list[Cache]:
+        """Runs prompts [batch, bucket] from position 0, and returns their caches, of capacity `bucket`.
 
         Cache entries after a prompt's end (`lengths`) are overwritten before any query attends to them. The mesh must
         not shard the sequence, because the tokens are in natural order. Prompts may have any length, so the
@@ -198,10 +198,10 @@ class Llama(nnx.Module):
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
             return causal_attention(q, k, v), Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-        x, caches = self._layers(tokens, positions, attend)
+        _, caches = self._layers(tokens, positions, attend)
         if self.config.stacked:
             caches = [jax.tree.map(lambda stack: stack[i], caches) for i in range(self.config.num_layers)]  # noqa: B023
-        return self._logits(x), caches
+        return caches
 
     def decode(
         self, tokens: jax.Array, positions: jax.Array, caches: Sequence[Cache]

@@ -16,6 +16,8 @@ DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "attention")
 QUANTISE = ("none", "int8", "fp8")
 ATTENTION = ("auto", "blockwise", "splash", "cudnn", "triton")
+LANES = 128  # of a TPU
+WINDOW = 512  # entries of a cache that a decoding step on TPUs reads at a time
 VOCAB_MULTIPLE = 128  # arrays are padded to a multiple of this: full TPU lanes, and divisible over `tensor`
 
 
@@ -160,6 +162,12 @@ class LlamaConfig(Model):
         """FLOPs of decoding one token, attending over all `capacity` entries of a cache."""
         mixing = self.num_layers * self.num_heads * self.head_dim
         return self.flops_per_token(0) / 3 + 2 * mixing * (2 * capacity - 1)
+
+    def cache_read(self, filled: float, capacity: int, platform: str) -> float:
+        """On TPUs whole windows (`kernels.windowed`), the last of which is half full on average."""
+        if platform != "tpu" or self.dtype != "bfloat16" or self.head_dim % LANES or capacity % WINDOW:
+            return capacity
+        return min(filled + WINDOW / 2, capacity)
 
     def step_bytes(self, tokens: int, tensor: int) -> float:
         """Bytes of a training step on one device, besides state and gradients.

@@ -41,8 +41,8 @@ from jpeglm.data import documents
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources.listing import SAMPLES_LOGS
 from jpeglm.sample import job, too_long
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
+from jpeglm.sample.settings import Settings
 
 FLAGS = flags.FLAGS
 _DRAWING: dict[str, Callable[[str], float]] = {"temperature": float, "top_p": float, "top_k": int}

@@ -18,9 +18,9 @@ from jpeglm.core.workdir import read_config
 from jpeglm.data import render
 from jpeglm.data.codecs import Codec
 from jpeglm.data.sources.reading import read_file
-from jpeglm.sample.engine import Settings, integer
 from jpeglm.sample.sampler import Completion, Sampler
 from jpeglm.sample.scoring import Scorer
+from jpeglm.sample.settings import Settings, integer
 
 Given = Image.Image | np.ndarray | bytes | str | os.PathLike  # one picture or clip
 
@@ -156,7 +156,7 @@ class Model:
         scorer = self._scorer = self._scorer or self._sampler.scorer()
         documents = self._documents(images)
         _refuse_first(scorer.too_long(_numbered(documents)))
-        return [scorer.nats(document) / math.log(2) for document in documents]
+        return [float(nats.sum(dtype=np.float64)) / math.log(2) for nats in scorer.nats_of(documents)]
 
     def _with(self, temperature: float, top_k: int, top_p: float, grammar: bool) -> Sampler:
         """The sampler with these settings; reuses that of the last call if they are the same."""

@@ -25,9 +25,9 @@ from jpeglm.core.registry import MODELS
 from jpeglm.data import render
 from jpeglm.data.codecs import Codec
 from jpeglm.sample import too_long
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.folder import Samples
 from jpeglm.sample.sampler import Completion, Sampler, Task
+from jpeglm.sample.settings import Settings
 
 GRID_ROWS = 16
 

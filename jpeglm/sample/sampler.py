@@ -20,9 +20,10 @@ from jpeglm.core.workdir import read_config
 from jpeglm.data import tokenizers
 from jpeglm.data.tokenizers import Tokenizer
 from jpeglm.models import networks
-from jpeglm.sample.engine import Engine, Request, Settings, integer
+from jpeglm.sample.engine import Engine, Request
 from jpeglm.sample.grammar import TokenGrammar
 from jpeglm.sample.scoring import Scorer
+from jpeglm.sample.settings import Settings, integer
 from jpeglm.sample.too_long import TooLong
 
 _NO_KEY = np.zeros(2, np.uint32)  # for a request that is only checked

@@ -16,8 +16,8 @@ from jpeglm.core.registry import CODECS
 from jpeglm.core.workdir import read_config, read_manifest
 from jpeglm.data import batches, records, tokenizers
 from jpeglm.data.tokenizers import Tokenizer
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.grammar import TokenGrammar
+from jpeglm.sample.settings import Settings
 
 # The mean of this many training pictures is within a grey level or two of the mean of all. Random training pictures
 # are also drawn from them.

@@ -26,7 +26,7 @@ from jpeglm.data import batches
 from jpeglm.data.codecs import Codec
 from jpeglm.fid import extractors
 from jpeglm.fid.extractors.base import Extractor
-from jpeglm.sample.engine import Settings
+from jpeglm.sample.settings import Settings
 from jpeglm.tables import notes
 from jpeglm.tables.cells import Cells
 from jpeglm.tables.context import Context, Run

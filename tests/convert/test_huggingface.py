@@ -21,7 +21,8 @@ from jpeglm.core.errors import InputError
 from jpeglm.core.workdir import read_config
 from jpeglm.data.tokenizers import BOS, EOS
 from jpeglm.data.tokenizers.bpe import BpeTokenizer
-from jpeglm.sample.engine import Engine, Request, Settings
+from jpeglm.sample.engine import Engine, Request
+from jpeglm.sample.settings import Settings
 from tests.commands import run
 from tests.convert import llamas
 from tests.convert.test_sentencepiece import train

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from jpeglm.core.errors import InputError
 from jpeglm.models import kernels
-from jpeglm.models.attention import causal_attention
-from jpeglm.models.llama_config import ATTENTION
+from jpeglm.models.attention import cached_attention, causal_attention
+from jpeglm.models.llama_config import ATTENTION, WINDOW
 from tests.forks import run
 from tests.models.spread_attention import inputs, reference, value_and_grads
 
@@ -130,3 +131,18 @@ def test_cudnn_refuses_to_ignore_a_mask_of_documents(monkeypatch):
     x = jnp.zeros((1, 256, 2, 32), jnp.bfloat16)
     with pytest.raises(InputError, match="model.attention=cudnn: cannot mask documents"):
         causal_attention(x, x, x, jnp.ones((1, 256), int), "cudnn")
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2)], ids=["multi_head", "grouped_queries"])
+def test_windows_of_caches_are_attended_to_as_the_whole_and_no_others_are_read(heads, kv_heads):
+    """JAX's kernel for TPUs, interpreted. A value that is not a number tells a window that was read."""
+    lengths = np.array([1, WINDOW, WINDOW + 1, 2 * WINDOW - 3], np.int32)
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (4, heads, 128))
+    k, v = (jax.random.normal(key, (4, kv_heads, 2 * WINDOW, 128), jnp.bfloat16) for key in keys[1:])
+    expected = cached_attention(q, k.astype(jnp.float32), v.astype(jnp.float32), jnp.asarray(lengths) - 1)
+    needless = np.arange(2 * WINDOW) >= -(-lengths // WINDOW)[:, None] * WINDOW
+    k, v = (jnp.where(needless[:, None, :, None], jnp.nan, x) for x in (k, v))
+    with pltpu.force_tpu_interpret_mode():
+        found = kernels.windowed(q, k, v, jnp.asarray(lengths))
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -80,21 +80,29 @@ def test_logits_equal_transformers_llama(config):
     state = jax.tree.map(lambda x: 3 * x + 0.1 * jax.random.normal(key, x.shape), nnx.state(model))
     nnx.update(model, state)
     tokens = random_tokens((2, 300))
+    ids = torch.from_numpy(np.array(tokens, np.int64))
     with torch.no_grad():
-        twin = huggingface_twin(model).double()  # in float32 it rounds as much as we do, and the two would add up
-        expected = twin(torch.from_numpy(np.array(tokens, np.int64))).logits.numpy()
-    np.testing.assert_allclose(run(model, tokens)[..., :320], expected, atol=1e-4, rtol=1e-4)
+        narrow = huggingface_twin(model)(ids).logits.numpy()
+        exact = huggingface_twin(model).double()(ids).logits.numpy()
+    ours, theirs = (np.abs(logits - exact) for logits in (run(model, tokens)[..., :320], narrow))
+    assert theirs.max() < 1e-4 * exact.std()
+    # Both round in float32, and how much depends on the processor: ours may not round much more than theirs.
+    assert np.sqrt(np.mean(ours**2)) < 1.5 * np.sqrt(np.mean(theirs**2))
+    assert ours.max() < 2 * theirs.max()
 
 
 def test_padded_vocabulary_is_impossible():
     model, tokens, targets = make(SMALL), random_tokens((1, 8)), random_tokens((1, 8), 1)
     cut = run(model, tokens)
-    padded, _ = nnx.jit(lambda m: m.prefill(tokens, jnp.full(1, 8)))(model)
-    assert cut.shape[-1] == 320 and padded.shape[-1] == 384
+    caches, position = llama.Cache.zeros(SMALL, batch=8, capacity=8), jnp.zeros(8, jnp.int32)
+    padded, _ = nnx.jit(lambda m, c: m.decode(tokens[0], position, c))(one_by_one(model), caches)  # eight beginnings
+    assert cut.shape[-1] == 320 and padded.shape == (8, 384)
     assert np.all(np.asarray(padded[..., 320:]) == -np.inf)
-    expected = -jax.nn.log_softmax(padded[..., :320])[0, np.arange(8), np.asarray(targets)[0]]
-    for logits in (cut, padded):
-        np.testing.assert_allclose(cross_entropy(logits, targets)[0][0], expected, rtol=1e-6)
+    first = np.asarray(targets)[0, 0]
+    np.testing.assert_allclose(
+        cross_entropy(padded[:1], targets[0, :1])[0][0], -jax.nn.log_softmax(padded[0, :320])[first], rtol=1e-6
+    )
+    np.testing.assert_allclose(padded[0, :320], cut[0, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["multi_head", "grouped_queries"])
@@ -103,8 +111,7 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_position(config):
     full = run(model, tokens)
     model = one_by_one(model)
     prompt = 24
-    logits, prefix = nnx.jit(lambda m: m.prefill(tokens[:, :prompt], jnp.full(3, prompt)))(model)
-    np.testing.assert_allclose(logits[..., :320], full[:, :prompt], atol=1e-4)
+    prefix = nnx.jit(lambda m: m.prefill(tokens[:, :prompt], jnp.full(3, prompt)))(model)
     caches = llama.Cache.zeros(config, batch=3, capacity=128)
     caches = jax.tree.map(lambda all_, some: all_.at[:, :, :prompt].set(some), caches, prefix)
     decode = nnx.jit(lambda m, t, p, c: m.decode(t, p, c))

@@ -24,10 +24,10 @@ from jpeglm.core.registry import MODELS
 from jpeglm.core.workdir import check_resumable, read_manifest
 from jpeglm.data import batches
 from jpeglm.models import networks
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.job import Job
 from jpeglm.sample.sampler import Sampler
 from jpeglm.sample.scoring import Scorer
+from jpeglm.sample.settings import Settings
 from jpeglm.train.optimizer import make_optimizer, make_schedule
 from jpeglm.train.step import build_programs
 from tests.commands import run
@@ -48,8 +48,7 @@ def test_prefill_and_decoding_agree_with_the_whole_forward_pass_whatever_a_promp
     full = model(tokens, None, None)
     rows = jnp.arange(3)
     padded = jnp.where(jnp.arange(32) < lengths[:, None], tokens, 39)
-    logits, caches = model.prefill(padded, lengths)
-    np.testing.assert_allclose(logits[rows, lengths - 1], full[rows, lengths - 1], atol=1e-5)
+    caches = model.prefill(padded, lengths)
     for step in range(12):
         positions = lengths + step
         logits, caches = model.decode(tokens[rows, positions], positions, caches)

@@ -64,9 +64,8 @@ class GruNetwork(nnx.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         return self._states(tokens) @ self.head[...]
 
-    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states = self._states(tokens)
-        return states @ self.head[...], states[jnp.arange(len(lengths)), lengths - 1]
+    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        return self._states(tokens)[jnp.arange(len(lengths)), lengths - 1]
 
     def decode(self, tokens: jax.Array, positions: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = self._step(state, tokens)

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from jpeglm.core import sharding
 from jpeglm.models import llama, networks
-from jpeglm.sample.engine import Engine, Request, Settings
+from jpeglm.sample.engine import Engine, Request
+from jpeglm.sample.settings import Settings
 
 EOS = 2
 LIMIT = 48

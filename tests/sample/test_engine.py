@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,12 @@ from scipy import stats
 
 from jpeglm.core.errors import InputError
 from jpeglm.models import networks
-from jpeglm.sample.engine import Request, Settings, bucket
+from jpeglm.sample import programs
+from jpeglm.sample.engine import Request
+from jpeglm.sample.programs import bucket, capacities
 from jpeglm.sample.sampler import sampling_key
+from jpeglm.sample.scheduler import LOOKAHEAD
+from jpeglm.sample.settings import Settings
 from tests.commands import run
 from tests.sample.engine_tools import CONFIG, EOS, LIMIT, SAMPLED, engine, one_device, params, requests, results
 
@@ -87,9 +93,75 @@ def test_the_mesh_does_not_change_the_ids(sampled, on_eight_devices):
 
 
 def test_one_program_decodes_and_one_a_bucket_prefills(on_eight_devices):
-    assert len({bucket(len(request.prompt), LIMIT) for request in requests()}) == 2
-    assert on_eight_devices[1].count("Compiling jit(_decode_impl)") == 1
-    assert on_eight_devices[1].count("Compiling jit(_insert_impl)") == 2
+    buckets = {bucket(len(request.prompt) - 1, LIMIT) for request in requests()}
+    assert buckets == {0, 32, 48} and capacities(LIMIT, "cpu") == [LIMIT]
+    assert on_eight_devices[1].count("Compiling jit(_decoded)") == 1
+    assert on_eight_devices[1].count("Compiling jit(_prefilled)") == len(buckets)
+    assert on_eight_devices[1].count("Compiling jit(_seated)") == len(buckets)
+
+
+def test_the_capacity_of_the_caches_grows_and_shrinks_and_changes_nothing(sampled, monkeypatch):
+    monkeypatch.setattr(programs, "SMALLEST_CAPACITY", 8)
+    assert capacities(LIMIT, "cpu") == [12, 24, 48]
+    resized = mock.Mock(side_effect=programs.Programs.resize, autospec=True)
+    monkeypatch.setattr(programs.Programs, "resize", lambda *arguments: resized(*arguments))
+    for order in (1, -1):  # the longest first: then the caches shrink
+        asked = sorted(requests(), key=lambda request: order * len(request.prompt))
+        names = [request.key.tobytes() for request in requests()]
+        made = engine(one_device(), dataclasses.replace(SAMPLED, slots=1))
+        written = results(made, asked)
+        assert {names.index(asked[number].key.tobytes()): ids for number, ids in written.items()} == sampled[1]
+    assert {call.args[2] for call in resized.call_args_list} == {12, 24, 48}
+
+
+def test_equal_prompts_are_prefilled_once(sampled, monkeypatch):
+    lengths = []
+    prefill = programs.Programs.prefill
+    monkeypatch.setattr(
+        programs.Programs, "prefill", lambda *a: lengths.extend(n for n in a[3] if n > 1) or prefill(*a)
+    )
+    prompt = requests()[1].prompt
+    asked = [Request(prompt, np.array([0, n], np.uint32)) for n in range(4)]  # fewer than a lane has slots
+    made = engine(one_device(), dataclasses.replace(SAMPLED, slots=64))
+    together = results(made, asked)
+    assert lengths == [len(prompt) - 1]
+    assert len({tuple(ids) for ids, _ in together.values()}) == 4
+    assert {n: results(sampled[0], [request])[0] for n, request in enumerate(asked)} == together
+
+
+def test_requests_are_read_only_when_slots_are_free():
+    read = 0
+
+    def many():
+        nonlocal read
+        while True:
+            read += 1
+            yield requests([3 + read % 40])[0]
+
+    made = engine(one_device(), dataclasses.replace(SAMPLED, slots=4))
+    written = made.generate(many())
+    taken = list(itertools.islice(written, 30))
+    assert len({each.number for each in taken}) == 30
+    assert read <= 30 + 2 * (LOOKAHEAD + 2) * 4
+    written.close()  # ends the threads, which would read for ever
+
+
+def test_the_log_likelihood_is_that_of_the_whole_model(sampled):
+    logits = whole_model()
+    for written in sampled[0].generate(requests()[:3]):
+        prompt = requests()[written.number].prompt
+        ids = np.concatenate([prompt, written.ids, [EOS] * written.ended]).astype(np.int32)
+        wanted = jax.nn.log_softmax(logits(ids[:-1]))[np.arange(len(prompt) - 1, len(ids) - 1), ids[len(prompt) :]]
+        assert written.log_likelihood == pytest.approx(float(np.sum(wanted)), rel=1e-5)
+
+
+def test_an_error_while_requests_are_read_ends_all_lanes():
+    def broken():
+        yield from requests()
+        raise InputError("no more")
+
+    with pytest.raises(InputError, match="no more"):
+        list(engine(one_device(), SAMPLED).generate(broken()))
 
 
 def test_a_sequence_ends_with_its_end_token_or_with_the_budget(sampled):

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from jpeglm.sample.filters import draw, filtered_probabilities
+from jpeglm.sample.programs import uniform
+from jpeglm.sample.sampler import sampling_key
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -53,3 +56,28 @@ def test_draws_have_the_given_frequencies_and_never_an_impossible_token():
     np.testing.assert_allclose(np.bincount(drawn, minlength=6) / 100_000, probabilities, atol=0.005)
     edges = draw(jnp.broadcast_to(probabilities, (2, 6)), jnp.asarray([0.0, np.nextafter(np.float32(1), 0)]))
     np.testing.assert_array_equal(edges, [0, 5])
+
+
+@pytest.fixture(scope="module")
+def uniforms() -> jax.Array:
+    """The engine's uniform numbers of 100,000 requests, each at a position of its own."""
+    keys = np.stack([sampling_key(0, b"a file", sample) for sample in range(100_000)])
+    return jax.jit(jax.vmap(uniform))(keys, np.arange(100_000) % 977)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [0, 3, 9])
+@pytest.mark.parametrize("top_p", [0.4, 0.9, 1.0])
+def test_100_000_draws_have_the_frequencies_of_hugging_faces_warpers(uniforms, temperature, top_k, top_p):
+    logits = np.random.default_rng(1).normal(scale=1.5, size=12).astype(np.float32)
+    theirs = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits)[None])
+    theirs = TopKLogitsWarper(top_k)(None, theirs) if top_k else theirs
+    theirs = TopPLogitsWarper(top_p)(None, theirs) if top_p < 1 else theirs
+    expected = len(uniforms) * torch.softmax(theirs.double(), -1)[0].numpy()
+    probabilities = filtered_probabilities(jnp.asarray(logits), temperature, top_k, top_p)
+    drawn = draw(jnp.broadcast_to(probabilities, (len(uniforms), 12)), uniforms)
+    counts = np.bincount(drawn, minlength=12)
+    possible = expected > 0
+    assert not counts[~possible].any()
+    if possible.sum() > 1:
+        assert stats.chisquare(counts[possible], expected[possible]).pvalue > 1e-4

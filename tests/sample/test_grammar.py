@@ -19,9 +19,10 @@ from jpeglm.data.codecs.jpeg_grammar import JpegGrammar, Place
 from jpeglm.data.tokenizers import BOS, EOS, bpe
 from jpeglm.models import networks
 from jpeglm.models.llama import LlamaConfig
-from jpeglm.sample.engine import Engine, Request, Settings
+from jpeglm.sample.engine import Engine, Request
 from jpeglm.sample.grammar import TokenGrammar
 from jpeglm.sample.sampler import Sampler, sampling_key
+from jpeglm.sample.settings import Settings
 from tests.data.codecs.jpeg_tools import jpegtran
 from tests.photographs import photographs
 from tests.tiny_config import get_config

@@ -10,9 +10,9 @@ import numpy as np
 from jpeglm.core.parts import ALONE, Part
 from jpeglm.core.registry import CODECS
 from jpeglm.sample import job as jobs
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.job import Job
 from jpeglm.sample.sampler import Completion, Task
+from jpeglm.sample.settings import Settings
 from tests.photographs import photographs
 from tests.tiny_config import get_config
 

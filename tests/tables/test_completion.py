@@ -14,8 +14,8 @@ from jpeglm.core.errors import InputError
 from jpeglm.data import batches
 from jpeglm.data.codecs.jpeg import JpegCodec
 from jpeglm.data.codecs.pictures import PictureEvaluation
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
+from jpeglm.sample.settings import Settings
 from jpeglm.tables.context import Context
 from jpeglm.tables.judges import judge
 from jpeglm.tables.methods import Completed, complete, identity, networks

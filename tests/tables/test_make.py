@@ -30,8 +30,9 @@ from jpeglm.data.tokenizers.bpe import BpeTokenizer
 from jpeglm.fid.frechet import Moments, frechet_distance
 from jpeglm.models import llama
 from jpeglm.models.networks import abstract
-from jpeglm.sample.engine import Engine, Settings
+from jpeglm.sample.engine import Engine
 from jpeglm.sample.sampler import Completion, Sampler
+from jpeglm.sample.settings import Settings
 from jpeglm.tables import context as context_lib
 from jpeglm.tables import make, methods, ngram, report
 from jpeglm.tables import rows as table_rows

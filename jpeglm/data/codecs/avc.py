@@ -109,6 +109,12 @@ class AvcCodec(ClipCodec):
         nals = avc_header.split(stream)
         return stream[: next(nal.start for nal in nals if nal.type == IDR)]
 
+    def header_of(self, document: bytes) -> bytes:
+        """SPS, PPS and x264's message, as `header`, but with the clip's own tags of colour and aspect."""
+        if self.strip_headers:
+            return b""
+        return document[: next((nal.start for nal in avc_header.split(document) if nal.type == IDR), 0)]
+
     def check_encoder(self) -> None:
         """Raises InputError if ffmpeg or its x264 does not work here."""
         try:

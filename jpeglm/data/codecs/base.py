@@ -162,6 +162,14 @@ class Codec(abc.ABC):
         """The automaton of all canonical documents, or None. The first call may take a while."""
         return None
 
+    def header_of(self, document: bytes) -> bytes:
+        """The beginning of a document that is not about its item: it follows from the codec's settings. Often b"".
+
+        It ends where the tokenizer's merges end.
+        """
+        del document
+        return b""
+
     def checked(self, document: bytes) -> bytes:
         """Returns an encoder's document after checking that it parses and survives `restore` and `strip`.
 

@@ -120,6 +120,34 @@ def read(data: bytes, quantisation_elsewhere: bool = False) -> Header:
         offset = next_offset
 
 
+def without_unused_tables(file: bytes) -> bytes:
+    """The file without DQT and DHT segments all of whose tables no component uses: an equivalent file.
+
+    libjpeg writes the chrominance's tables into files of one component, too, and libjxl refuses them there.
+
+    Raises:
+      JpegError: the header is not one that `read` accepts.
+    """
+    components = read(file).components
+    offset, marker, frame = 2, SOI, b""
+    segments: list[tuple[int, bytes, int, int]] = []  # marker, body, start, end
+    while marker != SOS:
+        start = offset
+        marker, body, offset = read_segment(file, offset)
+        segments.append((marker, body, start, offset))
+        frame = body if marker == SOF0 else frame
+    quantisation = set(frame[8::3])
+    huffman = {(0, each.dc_table) for each in components} | {(1, each.ac_table) for each in components}
+    kept = [file[:2]]
+    for marker, body, start, end in segments:
+        is_unused = (marker == DQT and not quantisation & read_quantisation_tables(body, start).keys()) or (
+            marker == DHT and not huffman & read_huffman_tables(body, start).keys()
+        )
+        if not is_unused:
+            kept.append(file[start:end])
+    return b"".join(kept) + file[offset:]
+
+
 def marker_name(marker: int) -> str:
     if RST0 <= marker <= RST0 + 7:
         return f"RST{marker - RST0}"

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from jpeglm.core.registry import MODELS
 from jpeglm.data.codecs import Codec
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
+from jpeglm.sample.settings import Settings
 from jpeglm.tables.context import Context
 from jpeglm.tables.methods.base import Completed, Method
 

@@ -15,8 +15,8 @@ from jpeglm.core.registry import CODECS, TOKENIZERS
 from jpeglm.core.workdir import read_config
 from jpeglm.data import batches, records, tokenizers
 from jpeglm.prepare import plan, verify
-from jpeglm.sample.engine import Settings
 from jpeglm.sample.sampler import Sampler
+from jpeglm.sample.settings import Settings
 from tests.commands import run
 from tests.data.tokenizers.plain import PlainTokenizer
 from tests.data.tokenizers.plain_config import get_config
