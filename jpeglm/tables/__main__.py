@@ -24,7 +24,7 @@ def main() -> None:
     """Makes the table of the config, writes its files and prints it."""
     config = _CONFIG.value
     make.check(config)
-    part = parts.start(flags.FLAGS.part, config.platform)
+    part = parts.start(_PART.value, config.platform)
     out = Path(config.out)
     with parts.owned(out, part):
         table = make.make(config, part=part)
@@ -42,5 +42,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     _CONFIG = cli.define_config("The table's config file; single keys as --config.KEY=VALUE.")
-    flags.DEFINE_string("part", None, "K/N: make part K of N, from 1/N to N/N; the launcher says it if not given.")
+    _PART = flags.DEFINE_string("part", None, "K/N: make part K of N, from 1/N; the launcher says it if not given.")
     cli.run(main, required=("config",))

@@ -86,12 +86,15 @@ class Cells:
         return floors
 
     def make_share(self, methods: Iterable[str], part: Part) -> None:
-        """Makes those cells that fall to this part, and keeps them in the store; errors as of `row`."""
-        for method in methods:
-            for ratio in self.given:
-                for grammar in (False, True) if self._has_grammar(method) else (False,):
-                    if part.takes(f"{method} {ratio:g} {grammar}"):
-                        self._fill(method, ratio, grammar)
+        """Makes every N-th cell for a part of N, and keeps them in the store; errors as of `row`."""
+        cells = [
+            (method, ratio, grammar)
+            for method in methods
+            for ratio in self.given
+            for grammar in ((False, True) if self._has_grammar(method) else (False,))
+        ]
+        for cell in cells[part.number - 1 :: part.of]:
+            self._fill(*cell)
 
     def row(self, method: str, ratio: float) -> MethodRow:
         """The row of one method at one ratio; for a network also with the grammar, if the codec has one.
