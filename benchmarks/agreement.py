@@ -26,7 +26,7 @@ from jpeglm.core.registry import CODECS
 from jpeglm.data import documents, records
 from jpeglm.data.augment import variant
 from jpeglm.data.codecs.pictures import PictureCodec
-from jpeglm.data.sources.listing import SAMPLES_LOG
+from jpeglm.data.sources.listing import SAMPLES_LOG, SAMPLES_LOGS
 
 FLAGS = flags.FLAGS
 
@@ -87,11 +87,13 @@ def read_samples(folder: str) -> list[dict]:
       InputError: there are none, they complete no pictures, or a file is not the one that was written.
     """
     found = []
-    with reading(Path(folder) / SAMPLES_LOG, "samples"):
-        for line in (Path(folder) / SAMPLES_LOG).read_text().splitlines():
-            row = json.loads(line)
-            row["file"] = (Path(folder) / f"{row['name']}.jpg").read_bytes()
-            found.append(row)
+    logs = sorted(path for path in Path(folder).glob("*.jsonl") if SAMPLES_LOGS.fullmatch(path.name))
+    for log in logs or [Path(folder) / SAMPLES_LOG]:
+        with reading(log, "samples"):
+            for line in log.read_text().splitlines():
+                row = json.loads(line)
+                row["file"] = (Path(folder) / f"{row['name']}.jpg").read_bytes()
+                found.append(row)
     for row in found:
         if row["original"] is None or _sha256(row["file"]) != row["sha256"]:
             raise InputError(f"{folder}: {row['name']} is no completion, or not the file that jpeglm.sample wrote")

@@ -22,7 +22,7 @@ OTHERS = (
 FLAGS_OF_OTHERS = {
     "--gpus-per-node", "--partition", "--time", "--gres", "--gpus-per-task", "--signal", "--node-count", "--nodes",
     "--kill-on-bad-exit", "--wait", "--gpu-bind", "--cpu-bind", "--node", "--worker", "--output-directory", "--spot",
-    "--constraint", "--requirement", "--no-deps", "--exclusive",
+    "--constraint", "--requirement", "--no-deps", "--exclusive", "--array", "--ntasks-per-node",
 }  # fmt: skip
 FLAG = re.compile(r"--(?:no)?[A-Za-z][\w.-]*")
 FOLDERS = "jpeglm|tests|configs|launch|benchmarks|docs|pretrained"
@@ -62,6 +62,8 @@ def files_of(words: tuple[str, ...]) -> list[str]:
 def fault(command: Command) -> str:
     """Why a command cannot be as the page shows it; "" where nothing is wrong. Unknown programs are a fault."""
     program, *arguments = command.words
+    if program == "srun" and arguments:
+        return fault(Command(command.page, tuple(arguments), command.in_block))
     missing = [name for name in files_of(command.words) if not (ROOT / name).is_file()]
     if missing:
         return f"no file {missing[0]}"

@@ -27,12 +27,14 @@ _PIECE = 256 << 20  # bytes sent over the network, and held by devices, at a tim
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 
-def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) -> list[jax.Device]:
+def start(
+    platform: str = "", watchdog: float = 0, deterministic: bool = False, is_alone: bool = False
+) -> list[jax.Device]:
     """Starts JAX and returns all devices of the job. `platform`: "", cpu, gpu or tpu; InputError if it is absent.
 
     `watchdog`: seconds after which the watchdog ends a process that hangs. JAX aborts all processes if one sends no
     heartbeat, so its timeout is set longer than that. `deterministic`: bit-identical results on GPUs too, at the cost
-    of some speed.
+    of some speed. `is_alone`: joins no other process (see parts.py).
 
     The processes of a job join first: by the three PROCESS_VARIABLES (HOST:PORT of process 0, the number of processes,
     the number of this one), or by JAX's own detection under Slurm and Open MPI (one process per GPU, unless
@@ -47,7 +49,7 @@ def start(platform: str = "", watchdog: float = 0, deterministic: bool = False) 
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
     if not will_use_cpus(platform):
         libtpu.set_flags()
-    if not jax.distributed.is_initialized():
+    if not (is_alone or jax.distributed.is_initialized()):
         _join_processes(platform, 100 + int(watchdog))
     try:
         devices = jax.devices()

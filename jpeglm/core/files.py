@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,8 @@ def replacing(path: AnyPath, beside: AnyPath | None = None) -> Iterator[AnyPath]
       path: local, or on a store that etils knows (gs://).
       beside: the folder to write in, on the same file system; that of `path` if None.
     """
-    temporary = (beside or path.parent) / f".{path.name}.{os.getpid()}"
+    # Not the process's number: that of a process on another host may be the same.
+    temporary = (beside or path.parent) / f".{path.name}.{secrets.randbits(48)}"
     try:
         yield temporary
         temporary.replace(path)
@@ -136,13 +138,14 @@ def check_store(folder: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def owned(folder: str | os.PathLike) -> Iterator[None]:
+def owned(folder: str | os.PathLike, is_shared: bool = False) -> Iterator[None]:
     """Makes `folder` and locks it, so that no second command writes there. A killed command releases the lock.
 
     If this made the folder and nothing was written to it, it is removed again.
 
-    It uses the system's lock on FOLDER/.lock, which also works between the hosts of an NFS. On a file system without
-    locks it only logs a warning.
+    Args:
+      folder: where the command writes.
+      is_shared: whether other commands that share it may write there, too: see `parts.owned`.
 
     Raises:
       InputError: another command holds it, or it cannot be made.
@@ -150,19 +153,45 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
     is_new = not os.path.exists(folder)
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
-        lock = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    busy = f"{folder}: another command is writing here; wait for it, or take another"
+    try:
+        with lock(Path(folder, ".lock"), busy, is_shared):
+            yield
+    finally:
+        with contextlib.suppress(OSError, InputError):  # it may be gone; another may share it
+            # the command was refused before it wrote anything
+            if is_new and all(name.startswith(".lock") for name in os.listdir(folder)):
+                with lock(Path(folder, ".lock"), busy):
+                    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str = "", is_shared: bool = False, waits: bool = False) -> Iterator[None]:
+    """Holds the system's lock on a file, which is made; it also works between the hosts of an NFS.
+
+    On a file system without locks it only logs a warning.
+
+    Args:
+      path: of the file, in a folder that is to be locked.
+      busy: the message if another command holds the lock.
+      is_shared: whether others may hold it in the same way.
+      waits: whether to wait for another command that holds it.
+
+    Raises:
+      InputError: another command holds it, or the file cannot be made.
+    """
+    with writing(path.parent):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | (0 if waits else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError(f"{folder}: another command is writing here; wait for it, or take another") from error
+                raise InputError(busy) from error
             if error.errno not in _NO_LOCKS:
-                raise InputError(f"cannot lock {folder}: {error.strerror}") from error
-            logging.warning("%s: this file system has no locks; let no second command write here", folder)
+                raise InputError(f"cannot lock {path.parent}: {error.strerror}") from error
+            logging.warning("%s: this file system has no locks; let no second command write here", path.parent)
         yield
     finally:
-        with contextlib.suppress(OSError):  # it may be gone
-            if is_new and os.listdir(folder) == [".lock"]:  # the command was refused before it wrote anything
-                shutil.rmtree(folder)
-        os.close(lock)
+        os.close(descriptor)

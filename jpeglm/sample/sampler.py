@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,32 @@ from jpeglm.sample.settings import Settings, integer
 from jpeglm.sample.too_long import TooLong
 
 _NO_KEY = np.zeros(2, np.uint32)  # for a request that is only checked
+# Tasks that are prepared at once: the grammar reads the prompts of many in hardly more time than that of one.
+_AT_ONCE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One file to write. Its draws depend on document, seed and sample alone.
+
+    Attributes:
+      document: the canonical document whose beginning is given; None: nothing is given.
+      ratio: share of its units that is given, 0 to 1.
+      seed: any whole number.
+      sample: number of the sample.
+      tag: whatever the caller recognises the task by.
+    """
+
+    document: bytes | None
+    ratio: float = 0.0
+    seed: int = 0
+    sample: int = 0
+    tag: Any = None
+
+    @property
+    def key(self) -> np.ndarray:
+        """Of the draws, as `Request.key`."""
+        return sampling_key(self.seed, hashlib.sha256(self.document or b"").digest(), self.sample)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,22 +60,33 @@ class Completion:
     """One generated file.
 
     Attributes:
-      index: number of the prompt that it completes.
-      sample: number of the sample for this prompt.
+      task: what was asked.
       document: prompt and continuation as canonical bytes; may not be a valid file.
       prompt_units: units of the codec (MCUs of a JPEG) that were given.
       tokens: how many were generated.
       ended: whether the model ended the file itself; with a grammar, also that the token budget never restricted it.
       removed: the mean share of its probability that the grammar removed per token; None without a grammar.
+      log_likelihood: ln p of the generated tokens, EOS included, under the model at temperature 1, without filters or
+        grammar.
     """
 
-    index: int
-    sample: int
+    task: Task
     document: bytes
     prompt_units: int
     tokens: int
     ended: bool
     removed: float | None
+    log_likelihood: float
+
+    @property
+    def index(self) -> Any:
+        """For the results of `Sampler.complete`: the number of the document."""
+        return self.task.tag
+
+    @property
+    def sample(self) -> int:
+        """The number of the sample."""
+        return self.task.sample
 
 
 class Sampler:
@@ -128,10 +166,8 @@ class Sampler:
             except InputError as error:
                 raise InputError(f"{printable(name)}: {error}") from error
         for name, request in zip(documents, self._requests(prefixes, [_NO_KEY] * len(prefixes)), strict=True):
-            try:
-                self._engine.check(request)
-            except TooLong as error:
-                found[name] = str(error)
+            if why := self._why_too_long(request):
+                found[name] = why
         return found
 
     def complete(
@@ -152,13 +188,13 @@ class Sampler:
           TooLong: a document, named by its number, leaves no room; raised before any is started.
         """
         samples, seed = integer("samples", samples, 0), integer("seed", seed)
-        prompts = [self.codec.cut(document, ratio) for document in documents]
-        keys = [
-            sampling_key(seed, hashlib.sha256(document).digest(), sample)
-            for document in documents
+        for name, why in self.too_long({f"prompt {n}": each for n, each in enumerate(documents)}, ratio).items():
+            raise TooLong(f"{name}: {why}")
+        yield from self.run(
+            Task(document, ratio, seed, sample, index)
+            for index, document in enumerate(documents)
             for sample in range(samples)
-        ]
-        yield from self._run(prompts, keys, samples)
+        )
 
     def generate(self, num: int, seed: int = 0, done: Collection[int] = ()) -> Iterator[Completion]:
         """Writes `num` files, 0 or more, from BOS alone, except those numbered in `done`.
@@ -166,28 +202,57 @@ class Sampler:
         Raises as `complete` does.
         """
         num, seed = integer("num", num, 0), integer("seed", seed)
-        numbers = [number for number in range(num) if number not in done]
-        keys = [sampling_key(seed, hashlib.sha256(b"").digest(), number) for number in numbers]
-        for completion in self._run([(b"", 0)], keys, len(keys)):
-            yield dataclasses.replace(completion, sample=numbers[completion.sample])
+        yield from self.run(Task(None, seed=seed, sample=number) for number in range(num) if number not in done)
 
-    def _run(
-        self, prompts: Sequence[tuple[bytes, int]], keys: Sequence[np.ndarray], samples: int
+    def run(
+        self, tasks: Iterable[Task], on_too_long: Callable[[Task, str], object] | None = None
     ) -> Iterator[Completion]:
-        """`samples` files for each prompt; `keys` has one key per file, prompt by prompt."""
-        if not keys:
-            return
-        requests = self._requests([prefix for prefix, _ in prompts for _ in range(samples)], keys)
-        for number, request in enumerate(requests[::samples]):  # before the first one is started
-            try:
-                self._engine.check(request)
-            except TooLong as error:
-                raise TooLong(f"prompt {number}: {error}") from error
-        for written in self._engine.generate(requests):
-            index, sample = divmod(written.number, samples)
-            prefix, units = prompts[index]
+        """Writes a file for each task, as they finish; only a few tasks more than there are slots are read ahead.
+
+        Tasks with the same prompt should follow each other: they share its prefill.
+
+        Args:
+          tasks: possibly read in another thread.
+          on_too_long: called with a task that leaves no room, and the reason, in the thread that reads the tasks.
+
+        Raises:
+          InputError: an argument is out of range, or logits are not finite.
+          TooLong: a task leaves no room, and there is no `on_too_long`.
+        """
+        pending: dict[int, tuple[Task, bytes, int]] = {}  # read, and not yet written; by the number of the request
+        numbers = itertools.count()
+
+        def requests() -> Iterator[Request]:
+            for some in _in_groups(tasks, _AT_ONCE):
+                cuts = [self._cut(task) for task in some]
+                prepared = self._requests([prefix for prefix, _ in cuts], [task.key for task in some])
+                for task, (prefix, units), request in zip(some, cuts, prepared, strict=True):
+                    if why := self._why_too_long(request):
+                        if on_too_long is None:
+                            raise TooLong(why)
+                        on_too_long(task, why)
+                        continue
+                    pending[next(numbers)] = task, prefix, units
+                    yield request
+
+        for written in self._engine.generate(requests()):
+            task, prefix, units = pending.pop(written.number)
             document = prefix + self.tokenizer.decode(written.ids)
-            yield Completion(index, sample, document, units, len(written.ids), written.ended, written.removed)
+            yield Completion(
+                task, document, units, len(written.ids), written.ended, written.removed, written.log_likelihood
+            )
+
+    def _cut(self, task: Task) -> tuple[bytes, int]:
+        """The prompt of a task and the number of its units."""
+        return (b"", 0) if task.document is None else self.codec.cut(task.document, task.ratio)
+
+    def _why_too_long(self, request: Request) -> str:
+        """Why a request leaves no room; "" if it fits."""
+        try:
+            self._engine.check(request)
+        except TooLong as error:
+            return str(error)
+        return ""
 
     def _requests(self, prefixes: Sequence[bytes], keys: Sequence[np.ndarray]) -> list[Request]:
         """One request for each prefix and its key."""
@@ -202,6 +267,13 @@ class Sampler:
                 for number, prefix in enumerate(distinct)
             }
         return [Request(encoded[prefix], key, places[prefix]) for prefix, key in zip(prefixes, keys, strict=True)]
+
+
+def _in_groups(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
+    """Groups of at most `size` tasks, in order."""
+    reading = iter(tasks)
+    while group := list(itertools.islice(reading, size)):
+        yield group
 
 
 def sampling_key(seed: int, digest: bytes, sample: int) -> np.ndarray:

@@ -1,13 +1,14 @@
 """The cells of a table: completions of one method at one ratio, and their measures."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jpeglm.core.errors import InputError
+from jpeglm.core.parts import Part
 from jpeglm.fid.extractors.base import Extractor, extract
 from jpeglm.fid.frechet import Moments, frechet_distance
 from jpeglm.tables import methods
@@ -84,6 +85,17 @@ class Cells:
         self._show(None, FLOOR, self._originals)
         return floors
 
+    def make_share(self, methods: Iterable[str], part: Part) -> None:
+        """Makes every N-th cell for a part of N, and keeps them in the store; errors as of `row`."""
+        cells = [
+            (method, ratio, grammar)
+            for method in methods
+            for ratio in self.given
+            for grammar in ((False, True) if self._has_grammar(method) else (False,))
+        ]
+        for cell in cells[part.number - 1 :: part.of]:
+            self._fill(*cell)
+
     def row(self, method: str, ratio: float) -> MethodRow:
         """The row of one method at one ratio; for a network also with the grammar, if the codec has one.
 
@@ -106,7 +118,7 @@ class Cells:
             video_distance=self._distance("video", measured, kept) if self._video_extractor else None,
             scores=scores_of_row(measured, self._truths[kept]),
         )
-        if REGISTRY[method].is_network and self._codec.grammar():
+        if self._has_grammar(method):
             completed, measured = self._fill(method, ratio, grammar=True)
             row = dataclasses.replace(
                 row,
@@ -123,6 +135,10 @@ class Cells:
             shown = [self._evaluation.show_prompt(*prompt) for prompt in prompts]
             if None not in shown:
                 self._show(ratio, "prompt", shown)
+
+    def _has_grammar(self, method: str) -> bool:
+        """Whether a method is sampled with the grammar, too."""
+        return REGISTRY[method].is_network and self._codec.grammar() is not None
 
     def _fill(self, method: str, ratio: float, grammar: bool = False) -> tuple[Completed, Measures]:
         """The completions of one cell, and their measures."""

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from jpeglm.core import config as config_lib
 from jpeglm.core.errors import InputError
 from jpeglm.core.files import check_outside
+from jpeglm.core.parts import ALONE, Part
 from jpeglm.core.workdir import read_metrics
 from jpeglm.data import batches
 from jpeglm.data.codecs import Codec
@@ -31,7 +33,7 @@ from jpeglm.tables.context import Context, Run
 from jpeglm.tables.losses import language_models
 from jpeglm.tables.methods import REGISTRY, add_installed, rows_of, runs_of
 from jpeglm.tables.rows import Table
-from jpeglm.tables.store import Store
+from jpeglm.tables.store import Missing, Store
 
 
 def check(config: ConfigDict) -> None:
@@ -93,7 +95,12 @@ def _rows_for(codec: Codec) -> tuple[str, ...]:
     return tuple(name for name, method in REGISTRY.items() if method.fits(codec))
 
 
-def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor: Extractor | None = None) -> Table:
+def make(
+    config: ConfigDict,
+    extractor: Extractor | None = None,
+    video_extractor: Extractor | None = None,
+    part: Part = ALONE,
+) -> Table | None:
     """Completes, judges and measures everything that `config` names (see configs/eval/demo.py and demo_avc.py).
 
     All input is checked before anything is sampled.
@@ -102,6 +109,10 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
       config: of the table.
       extractor: replaces the one that `config.extractor` names.
       video_extractor: replaces the one that `config.video_extractor` names, if `config.video_weights` is set.
+      part: whose cells are made. The reference and the losses, which all cells need, are made by each part.
+
+    Returns:
+      The table; None if cells of other parts are not there yet.
 
     Raises:
       InputError: a key, the run or the data are wrong in a way that the user can fix, numbers are not finite, or the
@@ -123,8 +134,14 @@ def make(config: ConfigDict, extractor: Extractor | None = None, video_extractor
 
     cells = Cells(config, context, store, documents, *used)
     floors = cells.floors()
-    # row by row, so that each model is loaded once
-    made = {(row, ratio): cells.row(row, ratio) for row in rows for ratio in config.ratios}
+    if not part.is_alone:
+        cells.make_share(rows, part)
+        store.makes = False
+    try:  # row by row, so that each model is loaded once
+        made = {(row, ratio): cells.row(row, ratio) for row in rows for ratio in config.ratios}
+    except Missing as missing:
+        logging.info("part %s is done; the cell %s of another part is not there yet", part, missing)
+        return None
     cells.show_prompts()
     table = Table(
         metric=used[0].metric,

@@ -15,14 +15,22 @@ from jpeglm.core.files import npz, write_whole
 Arrays = dict[str, np.ndarray]
 
 
+class Missing(LookupError):
+    """A set of arrays is not in the store, and is not to be made."""
+
+
 class Store:
     """Named sets of arrays in a folder, each with an identity: all that it depends on.
 
     A set is made again if its identity has changed.
+
+    Attributes:
+      makes: whether `get` makes what is missing; otherwise it raises Missing.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self.makes = True
 
     def get(
         self, name: str, identity: dict, make: Callable[[], Arrays], needed: Collection[str] = frozenset()
@@ -37,6 +45,7 @@ class Store:
 
         Raises:
           InputError: the file cannot be written, or cannot be read for another reason than damage.
+          Missing: there is no such set, and `makes` is false.
         """
         path = self._folder / f"{name}.npz"
         fingerprint = json.dumps(identity, sort_keys=True)
@@ -50,6 +59,8 @@ class Store:
                 logging.info("%s is of other settings or metrics: made again", path)
             except Exception as error:  # a damaged file can make the reader fail in any way
                 logging.warning("%s cannot be read (%s): made again", path, error)
+        if not self.makes:
+            raise Missing(name)
         arrays = make()
         content = npz({"fingerprint": np.array(fingerprint), "names": np.array(" ".join(arrays)), **arrays})
         with writing(self._folder):

@@ -189,9 +189,73 @@ def test_samples_within_the_pictures_are_refused(tiny_run, pictures):
     assert sorted(pictures.iterdir()) == before
 
 
-@pytest.mark.slow
-def test_a_job_of_several_processes_is_refused(tiny_run, tmp_path):
-    flags = (f"--workdir={tiny_run}", "--num=2", f"--out={tmp_path / 'out'}")
+############################ Several jobs in one command, and several processes ############################
+
+
+GRID = ("--num=3", "--samples=2", "--ratio=0.25,0.75", "--seed=0,1", "--top_p=0.9,1", "--max_tokens=256", "--slots=4")
+
+
+@pytest.fixture(scope="module")
+def grid(tiny_run, tiny_data, tmp_path_factory) -> Path:
+    """Two ratios, two seeds and two settings of the draws, by two processes that a launcher has started."""
+    out = tmp_path_factory.mktemp("grid") / "out"
+    flags = (f"--workdir={tiny_run}", f"--images={tiny_data}", f"--out={out}", *GRID)
     for done in map(finish, start_job("jpeglm.sample", *flags)):
-        assert done.returncode == 2 and "this job has 2: start it once" in done.stderr
+        assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_each_combination_has_a_folder_as_a_job_of_its_own_writes_it(grid, tiny_run, tiny_data, tmp_path):
+    names = [f"ratio-{r}-seed-{s}-top_p-{p}" for r in ("0.25", "0.75") for s in "01" for p in ("0.9", "1")]
+    assert sorted(path.name for path in grid.iterdir()) == sorted(names)
+    assert all((grid / name / "grid.html").exists() for name in names)
+    out = tmp_path / "out"
+    one = ("--ratio=0.75", "--seed=1", "--top_p=0.9")
+    done = run("jpeglm.sample", f"--workdir={tiny_run}", f"--images={tiny_data}", f"--out={out}", *GRID, *one)
+    assert done.returncode == 0, done.stderr
+    cell = grid / "ratio-0.75-seed-1-top_p-0.9"
+    assert files(out) == files(cell) and len(files(out)) == 6
+    assert (out / "settings.json").read_bytes() == (cell / "settings.json").read_bytes()
+    assert (out / "grid.html").read_bytes() == (cell / "grid.html").read_bytes()
+    of_parts = [json.loads(line) for log in cell.glob("*.jsonl") for line in log.read_text().splitlines()]
+    alone = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    known = {"name", "ratio", "seed", "tokens", "ended", "removed", "log_likelihood", "valid", "prompt_units"}
+    assert all(row.keys() == known | {"original", "sha256", "settings"} for row in alone)
+    for rows in (of_parts, alone):
+        rows.sort(key=lambda row: row["name"])
+        for row in rows:  # the other one may have had other neighbours
+            del row["removed"], row["log_likelihood"]
+    assert of_parts == alone and [row["ratio"] for row in alone] == [0.75] * 6
+
+
+def test_one_process_goes_on_where_two_were(grid, tiny_run, tiny_data, tmp_path):
+    out = shutil.copytree(grid, tmp_path / "out")
+    before = {str(path): path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
+    (out / "ratio-0.25-seed-0-top_p-1" / "heldout-00001-s1.jpg").unlink()
+    done = run("jpeglm.sample", f"--workdir={tiny_run}", f"--images={tiny_data}", f"--out={out}", *GRID)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(page) for page in sorted(out.rglob("grid.html"))]
+    assert {path.name for path in out.rglob("*.jsonl")} == {"samples.jsonl"}
+    after = {str(path): path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
+    assert after.keys() == before.keys() and sum(after[path] != before[path] for path in after) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--ratio=0.5,0.5",), "--ratio=0.5,0.5: 0.5 stands there twice"),
+        (("--ratio=half",), "--ratio=half: a number, or several with commas between them"),
+        (("--seed=1.5",), "--seed=1.5: a whole number, or several"),
+        (("--seed=",), "--seed: a number is needed"),
+        (("--part=5/4",), "--part=5/4: K/N, part K of N, from 1/N to N/N"),
+        (("--ratio=0.5,0.6", "--images="), "without --images nothing is given"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_one_line(tiny_run, tiny_data, tmp_path, flags, message):
+    flags = ("--num=1", f"--images={tiny_data}", *flags)
+    if flags[-1] == "--images=":
+        flags = ("--num=1", flags[2])
+    done = run("jpeglm.sample", f"--workdir={tiny_run}", f"--out={tmp_path / 'out'}", *flags)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

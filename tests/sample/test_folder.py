@@ -1,16 +1,14 @@
 """The folder of samples: done is what has the right content, whatever names, kills and disks did meanwhile."""
 
 import base64
-import dataclasses
 import hashlib
 import io
 import json
 import re
 import resource
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,49 +18,9 @@ from PIL import Image
 
 from jpeglm.core import checkpoint, files
 from jpeglm.core.errors import InputError
-from jpeglm.core.registry import CODECS
 from jpeglm.sample.folder import Samples
-from jpeglm.sample.job import Job, complete, generate
-from jpeglm.sample.sampler import Completion, sampling_key
-from jpeglm.sample.settings import Settings
-from tests.photographs import photographs
+from tests.sample.writer import CODEC, DOCUMENTS, ORIGINALS, Writer, complete, generate, job
 from tests.tiny_config import get_config
-
-CODEC = CODECS.of(get_config())
-DOCUMENTS = [CODEC.encode(picture) for picture in photographs(6, 32, 32, "L")]
-ORIGINALS = dict(zip(("a.png", "b.png", "c.png"), DOCUMENTS, strict=False))
-
-
-class Writer:
-    """Stands for a sampler: the rest of a document depends on the key, as a model's draws do, and takes no time."""
-
-    def __init__(self, **settings: object):
-        self.config = get_config()
-        self.codec = CODEC
-        self.tokenizer = SimpleNamespace(sha256="of the tokenizer")
-        self.settings = Settings(256, **settings)
-        self.written = 0
-
-    def complete(self, documents: list[bytes], ratio: float, samples: int, seed: int) -> Iterator[Completion]:
-        for index, document in enumerate(documents):
-            for number in range(samples):
-                self.written += 1
-                key = sampling_key(seed, hashlib.sha256(document).digest(), number)
-                other = DOCUMENTS[np.random.default_rng(key).integers(len(DOCUMENTS))]
-                prefix, units = CODEC.cut(document, ratio)
-                whole = prefix + other[len(CODEC.cut(other, ratio)[0]) :]
-                yield Completion(index, number, whole, units, 9, True, 0.25)
-
-    def generate(self, num: int, seed: int, done: Collection[int] = ()) -> Iterator[Completion]:
-        for completion in self.complete([DOCUMENTS[0]], 0.0, num, seed):
-            if completion.sample in done:
-                self.written -= 1
-            else:
-                yield dataclasses.replace(completion, prompt_units=0)
-
-
-def job(out: Path, **changes: object) -> Job:
-    return Job(out, **({"weights": "of the run", "samples": 2, "about": {"workdir": "runs/a", "step": 20}} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -224,14 +182,14 @@ def test_a_log_cut_at_any_byte_leaves_the_samples_before_the_cut(out, whole):
     log = out / "samples.jsonl"
     text = b"".join(log.read_bytes().splitlines(keepends=True)[:1])
     identity = job(out).identity(Writer())
-    wanted = {name: row["original"] for name, row in rows(whole).items()}
     lines = text.splitlines(keepends=True)
     ends = np.cumsum([len(line) for line in lines])
     for cut in range(len(text) + 1):
         log.write_bytes(text[:cut])
-        found = Samples(out, ".jpg", identity, {}, wanted)
+        found = Samples(out, ".jpg", identity, {})
+        found.begin()
         before = np.sum(ends - 1 <= cut)  # a line that lacks no more than its end is whole
-        assert list(found.rows) == list(rows(whole))[:before]
+        assert list(found.done) == list(rows(whole))[:before]
         assert log.read_bytes() == b"".join(lines[:before])
 
 
@@ -335,13 +293,15 @@ def test_settings_of_another_program_are_refused_and_left_alone(tmp_path):
 
 
 def test_films_of_an_earlier_sample_of_the_same_name_are_removed(tmp_path):
-    folder = Samples(tmp_path, ".h264", {"seed": 0}, {}, {"a-s0": None, "b-s0": None})
+    folder = Samples(tmp_path, ".h264", {"seed": 0}, {})
+    folder.begin()
     for name in ("a-s0", "b-s0"):
-        folder.add(name, b"first", {})
+        folder.add(name, b"first", {"valid": True})
         folder.add_films(name, {".mp4": b"film of the first", ".webp": b"the same"})
     (tmp_path / "samples.jsonl").unlink()
-    folder = Samples(tmp_path, ".h264", {"seed": 0}, {}, {"a-s0": None, "b-s0": None})
-    folder.add("a-s0", b"second", {})
+    folder = Samples(tmp_path, ".h264", {"seed": 0}, {})
+    folder.begin()
+    folder.add("a-s0", b"second", {"valid": True})
     assert not folder.has_films("a-s0", (".mp4",)) and not folder.has_films("a-s0", (".webp",))
     assert folder.has_films("b-s0", (".mp4", ".webp"))
 

@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jpeglm.core import distributed, files, sharding
+from jpeglm.core import files, sharding
 from jpeglm.core.errors import InputError
+from jpeglm.core.parts import Part
 from jpeglm.core.workdir import read_config
 from jpeglm.data import batches
 from jpeglm.data.codecs.jpeg import JpegCodec
@@ -96,6 +96,15 @@ def test_every_row_has_all_pictures_and_each_is_extracted_once(made):
     assert {row.num for row in made.table.all_rows} == {NUM}
     assert made.table.metric == "FD-projection"
     assert made.extractor.seen == NUM * (2 + (len(ROWS) + len(networks())) * len(RATIOS))
+
+
+def test_parts_make_the_table_of_one_process(made, config):
+    extractors = Projection(), Projection()
+    assert make.make(config, extractors[0], part=Part(1, 2)) is None
+    table = make.make(config, extractors[1], part=Part(2, 2))
+    assert table.all_rows == made.table.all_rows and table.notes == made.table.notes
+    seen = [extractor.seen for extractor in extractors]
+    assert min(seen) > 2 * NUM and sum(seen) == made.extractor.seen  # each cell is made once
 
 
 def test_distances_and_shares_are_those_of_the_files(made, tiny_data):
@@ -473,6 +482,7 @@ def command(controls, monkeypatch):
     from jpeglm.tables import __main__ as module
 
     monkeypatch.setattr(module, "_CONFIG", SimpleNamespace(value=controls), raising=False)
+    monkeypatch.setattr(module, "_PART", SimpleNamespace(value=None), raising=False)
     monkeypatch.setattr(make, "_extractor", lambda config: Projection())
     return module.main
 
@@ -487,14 +497,20 @@ def test_the_command_writes_its_files_once_and_takes_them_from_the_cells_again(c
     assert capsys.readouterr().out == first
 
 
-def test_one_of_several_processes_and_a_second_command_are_refused(command, controls, monkeypatch):
+def test_a_second_command_is_refused(command, controls):
     with files.owned(controls.out), pytest.raises(InputError, match="another command is writing here"):
         command()
-    monkeypatch.setattr(distributed, "start", lambda *_: None)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match="jpeglm.tables runs in one process, and this job has 2"):
-        command()
     assert not (Path(controls.out) / "cells").exists()
+
+
+def test_two_processes_of_a_launcher_make_one_table(command, controls, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    for number in "01":
+        monkeypatch.setenv("JAX_PROCESS_ID", number)
+        command()
+    told = capsys.readouterr().out
+    assert "Part 1/2 is done, others are not yet" in told and told.count("Report: ") == 1
+    assert (Path(controls.out) / "table.md").exists()
 
 
 @pytest.mark.parametrize("where", ["", "below", "cells"])

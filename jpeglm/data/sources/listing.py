@@ -8,7 +8,7 @@ The first line that applies decides:
 | below a hidden folder | passed over with the folder, which counts as one |
 | linked folder that is listed anyway, or holds the folder it is found in (a loop) | passed over |
 | any other linked folder | listed as if it stood there |
-| beside or below `samples.jsonl` and `settings.json` of `jpeglm.sample` | taken if samples.jsonl names it |
+| beside or below `samples.jsonl`, or those of parts, and `settings.json` | taken if one of the former names it |
 | a suffix of what is looked for, in any case | taken |
 | another suffix, or none | taken if its first bytes are those of what is looked for |
 | a member of an archive that a later one of the same name replaces | passed over |
@@ -33,6 +33,7 @@ from jpeglm.core.registry import CODECS
 START = 512  # bytes at the beginning of a file that are checked
 LINKED_FOLDER, NOT_A_SAMPLE, REPLACED, NAMELESS = "linked", "no sample", "replaced", "without a name"
 SAMPLES_LOG, SAMPLES_SETTINGS = "samples.jsonl", "settings.json"
+SAMPLES_LOGS = re.compile(r"samples(?:-\d+-of-\d+)?\.jsonl")  # that of a job alone, and those of the parts of one
 
 _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"),
@@ -189,11 +190,12 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
       InputError: its log is damaged, or names a missing sample.
     """
     by_name = {posixpath.basename(name): name for name in names}
-    if not {SAMPLES_LOG, SAMPLES_SETTINGS} <= by_name.keys():
+    logs = sorted(filter(SAMPLES_LOGS.fullmatch, by_name))
+    if not logs or SAMPLES_SETTINGS not in by_name:
         return None
     suffixes = [CODECS.kind(name).extension for name in CODECS.names]
     found, missing = set(), []
-    for sample in _logged(folder, read(by_name[SAMPLES_LOG])):
+    for sample in {name: None for log in logs for name in _logged(folder, log, read(by_name[log]))}:
         file = next((sample + suffix for suffix in suffixes if sample + suffix in by_name), None)
         if file is None:
             missing.append(sample)
@@ -201,16 +203,16 @@ def sampled(folder: str, names: Iterable[str], read: Callable[[str], bytes]) -> 
             found.add(by_name[file])
     if missing:
         raise InputError(
-            f"{folder}: {len(missing)} of {len(missing) + len(found)} samples in its {SAMPLES_LOG} are missing, "
+            f"{folder}: {len(missing)} of {len(missing) + len(found)} samples in its {', '.join(logs)} are missing, "
             f"the first is {printable(missing[0])}"
         )
     return found
 
 
-def _logged(folder: str, log: bytes) -> dict[str, None]:
-    """The names in samples.jsonl, each once, in order."""
+def _logged(folder: str, log: str, content: bytes) -> dict[str, None]:
+    """The names in an index, each once, in order."""
     names: dict[str, None] = {}
-    for number, line in enumerate(log.splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -218,7 +220,7 @@ def _logged(folder: str, log: bytes) -> dict[str, None]:
         name = row.get("name") if isinstance(row, Mapping) else None
         if not isinstance(name, str) or "/" in name or "\0" in name:
             raise InputError(
-                f"{folder}: line {number} of {SAMPLES_LOG} names no sample (cut off, or damaged): "
+                f"{folder}: line {number} of {log} names no sample (cut off, or damaged): "
                 "start the command that wrote it again, or remove that line"
             )
         names[name] = None
