@@ -504,6 +504,7 @@ def test_a_second_command_is_refused(command, controls):
 
 
 def test_two_processes_of_a_launcher_make_one_table(command, controls, monkeypatch, capsys):
+    controls.ratios = RATIOS
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     for number in "01":
         monkeypatch.setenv("JAX_PROCESS_ID", number)
