@@ -274,15 +274,16 @@ def test_the_commands_about_data_run(digits):
 
 def test_the_commands_for_researchers_run(digits, tiny_data, tiny_run_of_256):
     places = {"WORKDIR": tiny_run_of_256, "DATA": tiny_data, "PICTURES": digits / "FEW"}
-    places |= {name: digits / name for name in ("OUT", "NEW")}
+    places |= {name: digits / name for name in ("OUT", "NEW", "GRID")}
     places["64"] = "4"  # new ones: fewer do as well
     names = ("jpeglm.inspect", "jpeglm.score", "jpeglm.sample")
     found = commands_of("docs/researchers.md", *names)
-    assert [words[0] for words in found] == [*names, "jpeglm.sample"]
+    assert [words[0] for words in found] == [*names, "jpeglm.sample", "jpeglm.sample"]
     for words in found:
         run(words, places)
     assert len([*(digits / "OUT").glob("*.jpg")]) == 6
     assert len([*(digits / "NEW").glob("*.jpg")]) == 4
+    assert sorted(len([*folder.glob("*.jpg")]) for folder in (digits / "GRID").iterdir()) == [2] * 9
 
 
 def test_the_commands_for_hugging_face_run(tmp_path, tiny_run_of_256):
