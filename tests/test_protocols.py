@@ -106,10 +106,11 @@ def test_samples_begin_with_their_pictures(command, workdir, pictures, tmp_path)
 
 def test_scores_are_of_whole_files(command, workdir, pictures):
     *_, mean = command("score", f"--workdir={workdir}", f"--images={pictures}", "--num=3").splitlines()
-    _, size, a_byte, a_pixel = mean.split()
+    _, size, a_byte, a_pixel, of_header = mean.split()
     assert float(size) == len(CODEC.header) + 24 * 21
     np.testing.assert_allclose(float(a_byte) * float(size), float(a_pixel) * 24 * 20, rtol=1e-3)
     assert 1 < float(a_byte) < 8
+    assert 0 <= float(of_header) < float(a_byte) * float(size)
 
 
 def test_a_table_has_the_method_beside_the_network(command, data, workdir, tmp_path):

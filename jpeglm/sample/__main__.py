@@ -1,27 +1,20 @@
 """Completes partial pictures or clips with a trained run, or generates new ones.
 
 python -m jpeglm.sample --workdir=DIR --images=PATH --ratio=0.5 --top_p=0.9 --top_k=40 --samples=3 --out=OUT
-python -m jpeglm.sample --workdir=DIR --images=PATH --ratio=0.25,0.5,0.75 --seed=0,1,2 --top_p=0.9 --out=OUT
-python -m jpeglm.sample --workdir=DIR --images=PATH --frames=10 --top_p=0.9 --out=OUT
+python -m jpeglm.sample --workdir=DIR --images=PATH --ratio=0.25,0.5,0.75 --seed=0,1,2 --out=OUT
 python -m jpeglm.sample --workdir=DIR --num=64 --out=OUT
 
-PATH is a folder of pictures or clips, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). OUT
-receives a file for each sample, as the model wrote it, restored to an ordinary file but not repaired; samples.jsonl,
-with a line for each that says whether it is valid; and the page grid.html (each row: prompt, completions, original).
-For a clip, the file is an H.264 stream; OUT/films has an mp4 and an animated WebP of the decoded stream.
-
-With several values of --ratio, --frames, --seed, --temperature, --top_p or --top_k, every combination is sampled, each
-to a folder of its own in OUT that is named after the values that differ: OUT/ratio-0.5-seed-1.
+PATH is a folder of pictures or clips, or one that `jpeglm.prepare` wrote (then its held-out ones are taken). OUT gets
+a file for each sample, as the model wrote it, restored to an ordinary file but not repaired; samples.jsonl, with a
+line for each that says whether it is valid; grid.html; and of clips OUT/films, an mp4 and an animated WebP of each.
+With several values of a flag, each combination has a folder of its own, such as OUT/ratio-0.5-seed-1.
 
 An interrupted command continues where it stopped; one with other settings, weights or pictures is refused. A picture
 whose prompt leaves no room within --max_tokens is named and left out; the others are done, and the status is 2.
-
-Several processes share the work: started by srun or mpirun, on all workers of a TPU slice, or each with --part=K/N.
-None waits for another, and together they write the same files as one. The last one to finish writes the page.
+Several processes (srun, mpirun, the workers of a TPU slice, --part=K/N) share the work; none waits for another.
 
 With a grammar of legal files (there is one for JPEG), each draw is restricted to tokens that can still lead to a legal
-file, so every file is complete and valid; samples.jsonl records how much of the model's probability this removed.
---nogrammar samples as the papers do.
+file; samples.jsonl says how much of the model's probability this removed. --nogrammar samples as the papers do.
 """
 
 import itertools
@@ -150,19 +143,19 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     flags.DEFINE_string("images", None, "Pictures or clips to complete: a folder, or prepared data.")
-    flags.DEFINE_list("ratio", ["0.5"], "Share of each file that is given, in whole MCUs or frames; one or several.")
-    flags.DEFINE_list("frames", None, "For clips, instead of --ratio: the number of given frames; one or several.")
+    flags.DEFINE_list("ratio", ["0.5"], "Share of each file that is given; one or several.")
+    flags.DEFINE_list("frames", None, "For clips: given frames, instead of --ratio; one or several.")
     flags.DEFINE_integer("samples", 1, "Completions per file.", lower_bound=1)
     flags.DEFINE_integer("num", None, "Number of new files; with --images, the most files to complete.", lower_bound=1)
-    flags.DEFINE_list("temperature", ["1"], "Divides the logits; 0: always the most probable token; one or several.")
+    flags.DEFINE_list("temperature", ["1"], "Divides the logits; 0: no draw; one or several.")
     flags.DEFINE_list("top_k", ["0"], "Draw from the k most probable tokens; 0: from all; one or several.")
     flags.DEFINE_list("top_p", ["1"], "Draw from the most probable tokens that sum to p; one or several.")
     flags.DEFINE_list("seed", ["0"], "Seed of the draws; one or several.")
-    flags.DEFINE_string("part", None, "K/N: do part K of N, from 1/N to N/N; the launcher says it if not given.")
+    flags.DEFINE_string("part", None, "K/N: part K of N, from 1/N; else the launcher says it.")
     flags.DEFINE_integer("step", None, "Checkpoint to use; the last one if not given.")
     flags.DEFINE_integer("slots", 8, "Number of files decoded at once.")
     flags.DEFINE_integer("max_tokens", None, "Largest number of tokens per file; data.seq_len if not given.")
     flags.DEFINE_bool("grammar", True, "Draw only tokens that lead to a legal file; the papers do not.")
-    flags.DEFINE_bool("allow_too_long", False, "Exit with status 0 even if too long pictures were left out.")
+    flags.DEFINE_bool("allow_too_long", False, "Status 0 even if too long pictures were left out.")
     flags.DEFINE_string("out", None, "Folder for the files.")
     cli.run(main, required=("workdir", "out"))

@@ -33,7 +33,7 @@ from jpeglm.sample.settings import Settings
 LONGEST_CALL = 32  # most steps in one call of `decode`
 PREFILLED_TOKENS = 1024  # in one call of `prefill`, if there are that many short prompts
 SMALLEST_BUCKET = 32
-SMALLEST_CAPACITY = 64
+SMALLEST_CAPACITY = 128
 
 
 class Walks(NamedTuple):

@@ -65,8 +65,8 @@ def uniforms() -> jax.Array:
     return jax.jit(jax.vmap(uniform))(keys, np.arange(100_000) % 977)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize("top_k", [0, 3, 9])
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+@pytest.mark.parametrize("top_k", [0, 3])
 @pytest.mark.parametrize("top_p", [0.4, 0.9, 1.0])
 def test_100_000_draws_have_the_frequencies_of_hugging_faces_warpers(uniforms, temperature, top_k, top_p):
     logits = np.random.default_rng(1).normal(scale=1.5, size=12).astype(np.float32)
