@@ -71,7 +71,7 @@ def test_two_processes_each_killed_ten_times_write_what_one_does(tmp_path):
     digits = sources.open_source("embedded:mnist")
     for name, _ in zip(digits.names(), range(200), strict=False):
         digits.load(name).save(pictures / f"{name}.png")
-    flags = ("--workdir=pretrained/demo", f"--images={pictures}", "--ratio=0.5,0.75", "--seed=0,1", "--top_p=0.9")
+    flags = ("--workdir=pretrained/demo", f"--images={pictures}", "--ratio=0.5,0.75", "--seed=0,1", "--slots=1")
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run("jpeglm.sample", *flags, f"--out={whole}").returncode == 0
     random, left, running = np.random.default_rng(0), {1: 10, 2: 10}, {}
@@ -79,7 +79,7 @@ def test_two_processes_each_killed_ten_times_write_what_one_does(tmp_path):
         for part in left:
             if part not in running:
                 running[part] = start("jpeglm.sample", *flags, f"--out={out}", f"--part={part}/2")
-        time.sleep(random.uniform(3, 12))
+        time.sleep(random.uniform(2, 6))  # starting takes longer than the shortest of these
         part = int(random.choice(list(left)))
         if left[part] and running[part].poll() is None:
             running[part].kill()
@@ -88,7 +88,7 @@ def test_two_processes_each_killed_ten_times_write_what_one_does(tmp_path):
         else:
             _, told = running.pop(part).communicate(timeout=1_800)
             assert "Traceback" not in told, told
-            del left[part]
+            assert not left.pop(part), "it was done before it was killed ten times"
     for process in running.values():
         process.communicate()
     assert files(out) == files(whole) and len(files(whole)) == 800
